@@ -1,0 +1,113 @@
+"""The `dmem` command: global options, the table of commands, and the one place where errors become exit codes.
+
+Imports nothing heavy: a command's module is imported when that command runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from deltamem_cli.errors import DeltamemError
+
+# (name, module, help). The module has an `app`, a typer.Typer: with a callback it is a group, without one its
+# single command answers to the name.
+COMMANDS: list[tuple[str, str, str]] = []
+
+
+@dataclass
+class Session:
+    """What the global options say; every command finds it as `ctx.obj`."""
+
+    debug: bool = False
+
+
+class LazyGroup(TyperGroup):
+    """Knows names and help texts from the table, and imports a command's module when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name, _, _ in COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for name, module, _ in COMMANDS:
+            if name == cmd_name:
+                command = get_command(importlib.import_module(module).app)
+                command.name = name
+                return command
+        return None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        # the default asks every command for its help, which would import them all
+        if COMMANDS:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, text) for name, _, text in COMMANDS])
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import deltamem_cli
+
+        typer.echo(f"dmem {deltamem_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dmem(
+    ctx: typer.Context,
+    debug: bool = typer.Option(False, "--debug", help="Show llama.cpp's log, and a traceback when something fails."),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Talk to a local language model that keeps a δ-mem memory between sessions."""
+    if debug:
+        ctx.ensure_object(Session).debug = True
+
+
+def _take_debug(args: list[str]) -> tuple[list[str], bool]:
+    """Takes `--debug` out from wherever it stands before `--`, so that it may follow the command's name."""
+    end = args.index("--") if "--" in args else len(args)
+    kept = [arg for arg in args[:end] if arg != "--debug"] + args[end:]
+    return kept, len(kept) != len(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line; returns the exit code: 0, 1 (failure), 2 (usage), 130 (Ctrl-C)."""
+    args, debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    session = Session(debug=debug)
+    try:
+        get_command(app).main(args, prog_name="dmem", obj=session)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except KeyboardInterrupt:
+        return 130
+    except DeltamemError as error:
+        _report(str(error), session)
+        return error.exit_code
+    except Exception as error:
+        _report(f"dmem failed in a way it should not ({type(error).__name__}: {error}): see why with --debug.", session)
+        return 1
+    return 0
+
+
+def _report(sentence: str, session: Session) -> None:
+    if session.debug:
+        import traceback
+
+        traceback.print_exc()
+    print(sentence, file=sys.stderr)

@@ -1,0 +1,84 @@
+"""Where things lie on this machine; creates nothing and opens nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deltamem_cli.errors import DeltamemError
+
+APP_NAME = "dmem"
+DISTRIBUTION = "deltamem-cli"
+STARTER_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _home() -> Path | None:
+    """DMEM_HOME: one folder for everything, as tests and portable installs want it."""
+    value = os.environ.get("DMEM_HOME")
+    return Path(value).expanduser().absolute() if value else None
+
+
+def data_dir() -> Path:
+    """What must not be lost: the database of memories, adapters, models."""
+    import platformdirs
+
+    return _home() or platformdirs.user_data_path(APP_NAME, appauthor=False)
+
+
+def config_dir() -> Path:
+    """What the user writes: the configuration file."""
+    import platformdirs
+
+    return _home() or platformdirs.user_config_path(APP_NAME, appauthor=False)
+
+
+def cache_dir() -> Path:
+    """What can be made again: fingerprints, synthetic models."""
+    import platformdirs
+
+    home = _home()
+    return home / "cache" if home else platformdirs.user_cache_path(APP_NAME, appauthor=False)
+
+
+def native_dir() -> Path:
+    """The folder that the build filled: lib/, llama_cpp/, licenses/, models/ and build.json.
+
+    DELTAMEM_NATIVE_DIR names another build (the sanitizer's, a developer's). Else it lies beside this file, or, in
+    an editable install, where the distribution was installed while this file lies in the checkout.
+    """
+    override = os.environ.get("DELTAMEM_NATIVE_DIR")
+    if override:
+        path = Path(override).expanduser().absolute()
+        if not (path / "lib").is_dir():
+            raise DeltamemError(
+                f"DELTAMEM_NATIVE_DIR names {path}, which has no lib folder: point it at an installed native build or unset it."
+            )
+        return path
+    for path in _native_candidates():
+        if (path / "lib").is_dir():
+            return path
+    raise DeltamemError(
+        f"The native library of {DISTRIBUTION} is missing, as it is when the package was copied and not installed: "
+        "run `pip install .` in its source folder."
+    )
+
+
+def _native_candidates() -> list[Path]:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    found = [Path(__file__).resolve().parent / "_native"]
+    try:
+        found.append(Path(str(distribution(DISTRIBUTION).locate_file("deltamem_cli/_native"))))
+    except PackageNotFoundError:
+        pass
+    return found
+
+
+def starter_model() -> Path:
+    """The small chat model that comes with the package."""
+    path = native_dir() / "models" / STARTER_MODEL
+    if not path.is_file():
+        raise DeltamemError(
+            f"This build of {DISTRIBUTION} has no starter model ({path} is missing): name a GGUF file with --model."
+        )
+    return path
