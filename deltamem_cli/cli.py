@@ -18,7 +18,9 @@ from deltamem_cli.errors import DeltamemError
 
 # (name, module, help). The module has an `app`, a typer.Typer: with a callback it is a group, without one its
 # single command answers to the name.
-COMMANDS: list[tuple[str, str, str]] = []
+COMMANDS: list[tuple[str, str, str]] = [
+    ("adapter", "deltamem_cli.commands.adapter", "Make, inspect and check adapters."),
+]
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -25,18 +24,10 @@ _PLAIN = {
 }
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What was written."""
-
-    path: Path
-    adapter: Adapter
-
-
-def convert(folder: Path, base: Path, out: Path) -> Conversion:
+def convert(folder: Path, base: Path, out: Path) -> Adapter:
     """Converts the published adapter in folder for the base model in the GGUF file base; replaces out.
 
-    Raises AdapterError when the folder is unsound, or the adapter does not fit the base model.
+    Returns what was written, as read back. Raises AdapterError when the folder is unsound, or the adapter does not fit the base model.
     """
     published = read_published(folder)
     base_model = read_base_model(base)
@@ -48,7 +39,7 @@ def convert(folder: Path, base: Path, out: Path) -> Conversion:
         tensors |= {f"blk.{layer}.deltamem_{name}": weight for name, weight in converted.items()}
         _check_shapes(folder, base, config, layer, tensors, base_model)
     write_adapter(out, config, tensors, _provenance(folder, base_model))
-    return Conversion(out, read_adapter(out))
+    return read_adapter(out)
 
 
 def _config(settings: Settings, layers: tuple[int, ...], base: BaseModel) -> AdapterConfig:
@@ -136,17 +127,17 @@ def _provenance(folder: Path, base: BaseModel) -> Provenance:
     return Provenance(
         name=source,
         license=card.get("license"),
-        description=f"converted by deltamem-cli {_version()}",
+        description=f"converted by {_program()}",
         base_model=card.get("base_model") or base.name,
         source=source,
     )
 
 
-def _version() -> str:
+def _program() -> str:
     try:
-        return metadata.version("deltamem-cli")
+        return f"deltamem-cli {metadata.version('deltamem-cli')}"
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
+        return "deltamem-cli"
 
 
 def _source_name(folder: Path) -> str:

@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,12 +236,11 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def _refuse_legacy(start: bytes) -> None | NoReturn:
+def _refuse_legacy(start: bytes) -> None:
     if start[257:262] == b"ustar" or start[:1] == b"\x80":
         raise _Refused(
             "it has the format of PyTorch before 1.6, which needs PyTorch to be read; save it again with a newer one"
         )
-    return None
 
 
 def _dict_of_tensors(loaded: Any) -> dict[str, Weight]:

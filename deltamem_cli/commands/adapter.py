@@ -1,0 +1,123 @@
+"""`dmem adapter`: makes adapter files and says what is in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.adapter.format import Adapter
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Make, inspect and check adapters."
+)
+
+
+@app.callback()
+def adapter() -> None:
+    """Make, inspect and check adapters."""
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a published adapter.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
+    base: Annotated[Path, typer.Option("--base", metavar="MODEL", help="GGUF file of the base model.")],
+    force: Annotated[bool, typer.Option("-f", "--force", help="Replace FILE if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Turn a published adapter into one GGUF file for a base model."""
+    from deltamem_cli.adapter.convert import convert as convert_adapter
+
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; give -o the name of a file, such as {output / 'adapter.gguf'}")
+    if output.exists() and base.exists() and output.samefile(base):
+        raise UsageError(f"{output} is the base model itself; give -o another name")
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists already; replace it with --force or give -o another name")
+    adapter = convert_adapter(folder, base, output)
+    if as_json:
+        typer.echo(json.dumps(_facts(output, adapter), indent=2))
+    else:
+        typer.echo(f"wrote {output}")
+        _print_facts(output, adapter)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Adapter file (.gguf).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what an adapter file is: base model, variant, layers, size and where it comes from."""
+    from deltamem_cli.adapter.format import read_adapter
+
+    adapter = read_adapter(file)
+    if as_json:
+        typer.echo(json.dumps(_facts(file, adapter), indent=2))
+    else:
+        _print_facts(file, adapter)
+
+
+def _facts(file: Path, adapter: Adapter) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from deltamem_cli.adapter.format import training_summary
+
+    provenance = asdict(adapter.provenance)
+    provenance["training"] = training_summary(adapter.provenance)
+    return {
+        "file": str(file),
+        "size": adapter.size,
+        **asdict(adapter.config),
+        "variant": adapter.config.variant,
+        "parameters": adapter.parameters,
+        "types": adapter.types,
+        "provenance": provenance,
+    }
+
+
+def _print_facts(file: Path, adapter: Adapter) -> None:
+    from deltamem_cli.adapter import shown
+    from deltamem_cli.adapter.published import ranges
+
+    config, provenance = adapter.config, adapter.provenance
+    writes = {"token": "per token", "message_mean": "per message", "sentence_mean": "per sentence"}
+    own_lambda = "coupled to beta" if config.couple_lambda else "its own"
+    if config.state_update == "no_lambda":
+        own_lambda = "none"
+    lines = {
+        "file": f"{file} ({_size(adapter.size)})",
+        "base": f"{config.architecture}, {config.block_count} layers, {config.embedding_length} wide",
+        "variant": f"{config.variant} (writes {writes[config.write_granularity]}, "
+        f"{_count(config.state_heads, 'state head')}, rank {config.rank})",
+        "corrects": ", ".join(config.delta_heads)
+        + (f" (o normed, eps {config.delta_o_norm_eps:.3g})" if config.delta_o_norm_eps is not None else ""),
+        "gates": f"{'per row' if config.rankwise_gates else 'per head'}, lambda {own_lambda}",
+        "update": f"{config.state_update}, q and k {'normalised' if config.normalize_qk else 'raw'}",
+        "layers": f"{ranges(config.layers)} ({len(config.layers)} of {config.block_count})",
+        "parameters": f"{adapter.parameters:,}",
+        "types": ", ".join(f"{name} ({_count(count, 'tensor')})" for name, count in adapter.types.items()),
+        "name": provenance.name,
+        "source": provenance.source,
+        "base model": provenance.base_model,
+        "license": provenance.license,
+        "description": provenance.description,
+        "training": provenance.training,
+    }
+    for label, text in lines.items():
+        if text is not None:
+            # provenance may hold anything; a control character must not reach the terminal
+            typer.echo(f"{label + ':':<13}{text if label == 'file' else shown(text)}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1_000_000 else f"{size / 1e3:.1f} kB"
