@@ -1,0 +1,93 @@
+#pragma once
+
+// The states of a context's sequences, and when they are written. Knows batches and spans, not graphs.
+
+#include "llama-deltamem-adapter.h"
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+struct llama_ubatch;
+
+class llama_deltamem_memory {
+public:
+    explicit llama_deltamem_memory(const llama_deltamem_weights & weights);
+
+    // states; throw std::runtime_error with one sentence
+
+    size_t n_floats() const { return n_floats_seq; }
+    size_t n_bytes()  const;
+    void get  (llama_seq_id seq, float * state) const;
+    void set  (llama_seq_id seq, const float * state);
+    void clear(llama_seq_id seq); // < 0: all
+    void copy (llama_seq_id src, llama_seq_id dst);
+
+    void set_write(bool value) { write_on = value; }
+    void set_spans(const int32_t * ids, size_t n);
+    void pass_begin();
+    void pass_end();
+
+    // decode, in this order; begin throws std::runtime_error with one sentence
+
+    void batch_begin(const llama_batch & batch);
+    void ubatch_begin(const llama_ubatch & ubatch, int n_threads);
+    void ubatch_end(bool ok);
+    void batch_end();
+
+    // the graph's operators, between ubatch_begin and ubatch_end; every thread may call them
+
+    int64_t n_tokens() const { return (int64_t) slot.size(); }
+
+    // memory of thread ith for the projections [n_tokens, stride]
+    float * projections(int ith);
+
+    // Runs the rule of adapted layer `index` over the micro-batch, from raw projections in projections(ith).
+    // Every thread that needs the reads runs it for itself, which costs no more time than waiting for one; the
+    // thread `keeps` = true keeps the outcome. Returns the reads [n_tokens, n_read] in memory of thread ith.
+    const float * scan(int index, int ith, bool keeps);
+
+    // reads [n_tokens, n_read] of the last scan that was kept
+    const float * reads() const { return reads_kept.data(); }
+
+private:
+    struct span_sum {
+        int64_t n = 0;
+        std::vector<double> sum; // [n_layers, n_proj - n_read]: k | v | gates, raw
+    };
+
+    const llama_deltamem_weights & w;
+    const llama_deltamem_kernels & kernels;
+
+    const int64_t n_state;      // floats of a layer
+    const int64_t n_floats_seq; // floats of a sequence
+    const int64_t stride;       // of a row of projections
+
+    std::map<llama_seq_id, std::vector<float>> states; // absent: zero
+
+    bool write_on = true;
+
+    // spans: of the next batch, of this batch
+    std::vector<int32_t> spans_next, spans;
+    bool has_spans_next = false, has_spans = false;
+
+    bool pass_open   = false; // by pass_begin
+    bool pass_failed = false;
+    std::map<std::pair<llama_seq_id, int32_t>, span_sum> sums; // of the open pass; ascending: the order of the writes
+
+    // the micro-batch
+    std::vector<llama_seq_id> slot_seq;   // its sequences
+    std::vector<int32_t>      slot;       // per token: index into slot_seq
+    std::vector<uint8_t>      token_write;
+    std::vector<span_sum *>   token_sum;  // or null
+    std::vector<const float *> slot_state; // states before it; null: zero
+    std::vector<float>        next;       // [n_slots, n_layers, n_state] states after it
+    std::vector<float>        reads_kept;
+
+    std::vector<std::vector<float>> scratch; // per thread
+    int64_t n_scratch_proj = 0, n_scratch_states = 0, n_scratch_reads = 0;
+
+    void check_closed(const char * what) const;
+    void write_spans();
+};
