@@ -121,7 +121,7 @@ def apply_patch(patch: Path, tree: Path) -> None:
     patch_ng.streamhandler.setLevel("CRITICAL")
     parsed = patch_ng.fromfile(str(patch))
     before = {name: (tree / name).read_bytes() for name in patched_paths(patch) if (tree / name).is_file()}
-    changed = bool(before) and bool(parsed) and bool(parsed.apply(strip=1, root=str(tree)))
+    changed = bool(before) and bool(parsed) and bool(parsed.apply(root=str(tree)))
     if not changed or any((tree / name).read_bytes() == old for name, old in before.items()):
         raise PrepareError(
             f"{patch.name} does not apply to {read_pins()['llama_cpp_python']['file']}: "
