@@ -267,3 +267,14 @@ def test_the_norm_of_delta_o_divides_by_the_root_mean_square_over_the_hidden_siz
         expected = raw / math.sqrt(sum(value * value for value in raw) / 6 + 1e-3) * weights.delta_o_norm
         np.testing.assert_allclose(found, expected, atol=1e-14)
     assert np.array_equal(corrections(reads, weights)["q"], reads @ weights.delta["q"].T)
+
+
+def test_keys_shorter_than_eps_are_divided_by_eps_and_a_zero_key_writes_nothing() -> None:
+    params = ScanParams(rank=2, heads=1, beta_bias=np.full(2, 1e4), state_update="no_lambda")
+    p = np.zeros((2, params.n_proj))
+    p[0, 2:4] = 3e-7, -4e-7  # a key of norm 5e-7, half of eps
+    p[:, 4:6] = 1.0
+    _, after_first = delta_rule_scan(p[:1], params, np.zeros((1, 2, 2)))
+    np.testing.assert_allclose(after_first[0], [[0.3, -0.4], [0.3, -0.4]], rtol=1e-9)
+    _, after = delta_rule_scan(p, params, np.zeros((1, 2, 2)))
+    np.testing.assert_array_equal(after, after_first)
