@@ -17,14 +17,14 @@ def random_adapter(
     out: Path,
     *,
     seed: int = 0,
-    scale: float = 0.5,
+    scale: float = 2.0,
     zero_delta: bool = False,
     type: str = "BF16",
     **settings: Any,
 ) -> AdapterConfig:
     """Writes an adapter whose corrections change logits visibly and leave them finite. Returns its settings.
 
-    scale: how large corrections are against what they are added to; zero_delta makes all of them exactly 0
+    scale: 2 makes corrections about a fifth of what they are added to; zero_delta makes all of them exactly 0
     type: F32, F16 or BF16; settings: fields of AdapterConfig, which by default are those of the published adapter
     Raises AdapterError when the model cannot be read or settings are wrong.
     """

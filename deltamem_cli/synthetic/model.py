@@ -58,7 +58,7 @@ def cached_model(name: str, folder: Path, *, seed: int = 0, type: str = "Q4_0") 
         known = ", ".join(SHAPES)
         raise DeltamemError(f"there is no synthetic model called {name}; choose one of: {known}")
     arch, shape = SHAPES[name]
-    needed = _data_nbytes(arch, shape, type)
+    needed = data_nbytes(arch, shape, type)
     path = folder / f"synthetic-{name}-{type}-{_fingerprint(arch, shape, seed, type)}.gguf"
     # The rename at the end of writing makes a file complete; its size tells of copies that were cut short since.
     if path.is_file() and path.stat().st_size >= needed:
@@ -86,7 +86,7 @@ def _fingerprint(arch: str, shape: Shape, seed: int, type: str) -> str:
     return hashlib.sha256(repr(plan).encode()).hexdigest()[:12]
 
 
-def _data_nbytes(arch: str, shape: Shape, type: str) -> int:
+def data_nbytes(arch: str, shape: Shape, type: str) -> int:
     from deltamem_cli.synthetic import weights
 
     tensors = ARCHITECTURES[arch].tensors(shape).values()
