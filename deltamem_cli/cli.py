@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     except DeltamemError as error:
         _report(str(error), session)
         return error.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the last line of defence; --debug shows the traceback)
         _report(f"dmem failed in a way it should not ({type(error).__name__}: {error}): see why with --debug.", session)
         return 1
     return 0

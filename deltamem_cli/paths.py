@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -67,10 +68,8 @@ def _native_candidates() -> list[Path]:
     from importlib.metadata import PackageNotFoundError, distribution
 
     found = [Path(__file__).resolve().parent / "_native"]
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         found.append(Path(str(distribution(DISTRIBUTION).locate_file("deltamem_cli/_native"))))
-    except PackageNotFoundError:
-        pass
     return found
 
 

@@ -52,7 +52,9 @@ def obtain(pin: Mapping[str, str], downloads: Path, environ: Mapping[str, str] =
     if override:
         path = Path(override).expanduser()
         if not path.is_file():
-            raise PrepareError(f"{pin['override']} names {path}, which is not a file: point it at {pin['file']} or unset it.")
+            raise PrepareError(
+                f"{pin['override']} names {path}, which is not a file: point it at {pin['file']} or unset it."
+            )
         check_sha256(path, pin, f"point {pin['override']} at the pinned file or unset it")
         return path
     path = downloads / pin["file"]
@@ -88,7 +90,11 @@ def download(pin: Mapping[str, str], downloads: Path) -> None:
         # pip asks a source distribution for its metadata; our build environment already holds its backend.
         command += ["--no-build-isolation", "--no-binary", pin["requirement"].partition("==")[0]]
     result = subprocess.run(
-        [*command, "--dest", str(downloads), pin["requirement"]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, "--dest", str(downloads), pin["requirement"]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if result.returncode:
         raise PrepareError(
@@ -100,7 +106,11 @@ def download(pin: Mapping[str, str], downloads: Path) -> None:
 def _last_error(stderr: str) -> str:
     """pip's last ERROR line without addresses, which belong to the machine and not to our message."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["pip failed"]
+    errors = (
+        [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+        or lines[-1:]
+        or ["pip failed"]
+    )
     return re.sub(r"\w+://\S+", "…", errors[-1]).rstrip(".")
 
 

@@ -1,0 +1,138 @@
+"""The command line around the commands: lean start, global options, errors to exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytest
+import typer
+
+from deltamem_cli import cli
+from deltamem_cli.errors import DeltamemError, UsageError
+
+HEAVY = {"numpy", "rich", "llama_cpp", "sqlite_utils", "gguf", "torch", "jinja2", "prompt_toolkit", "sqlite3"}
+
+Register = Callable[[Callable[..., None]], None]
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Puts a function into the table of commands as `dmem probe`."""
+
+    def add(function: Callable[..., None]) -> None:
+        module = types.ModuleType("deltamem_cli.commands.probe")
+        module.app = typer.Typer()  # type: ignore[attr-defined]
+        module.app.command()(function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(cli, "COMMANDS", [*cli.COMMANDS, ("probe", module.__name__, "A probe.")])
+
+    return add
+
+
+def imported_by(arguments: str) -> set[str]:
+    code = f"import sys, deltamem_cli.cli as cli; {arguments}; print(*sorted(sys.modules), file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return set(result.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", ["pass", "cli.main(['--version'])", "cli.main(['--help'])"])
+def test_start_imports_nothing_heavy_and_no_command(arguments: str) -> None:
+    modules = imported_by(arguments)
+    assert not modules & HEAVY
+    assert not {name for name in modules if name.startswith("deltamem_cli.commands.")}
+
+
+def test_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dmem {version('deltamem-cli')}\n"
+
+
+def test_help_lists_every_command_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, _, text in cli.COMMANDS:
+        assert f"  {name} " in shown and text.split()[0] in shown
+
+
+@pytest.mark.parametrize("name, module", [(name, module) for name, module, _ in cli.COMMANDS])
+def test_command_in_the_table_exists_and_has_help(name: str, module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert isinstance(importlib.import_module(module).app, typer.Typer)
+    assert cli.main([name, "--help"]) == 0
+    assert f"dmem {name}" in capsys.readouterr().out
+
+
+def test_module_runs_as_the_command_does() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "deltamem_cli", "--version"], capture_output=True, text=True, check=False
+    )
+    assert result.stdout.startswith("dmem ")
+
+
+@pytest.mark.parametrize("error, code", [(DeltamemError, 1), (UsageError, 2)])
+def test_our_errors_are_one_sentence_on_stderr(
+    register: Register, capsys: pytest.CaptureFixture[str], error: type[DeltamemError], code: int
+) -> None:
+    def fail() -> None:
+        raise error("x.gguf is not there: name another file.")
+
+    register(fail)
+    assert cli.main(["probe"]) == code
+    assert capsys.readouterr() == ("", "x.gguf is not there: name another file.\n")
+
+
+def test_unexpected_errors_are_one_sentence_that_names_debug(
+    register: Register, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ValueError("odd")
+
+    register(fail)
+    assert cli.main(["probe"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "ValueError: odd" in err and "--debug" in err
+
+
+@pytest.mark.parametrize("line", [["--debug", "probe"], ["probe", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(
+    register: Register, capsys: pytest.CaptureFixture[str], line: list[str]
+) -> None:
+    def fail(ctx: typer.Context) -> None:
+        assert ctx.obj.debug
+        raise DeltamemError("x.gguf is not there: name another file.")
+
+    register(fail)
+    assert cli.main(line) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("x.gguf is not there: name another file.\n")
+
+
+def test_debug_after_a_double_dash_belongs_to_the_command(
+    register: Register, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def show(ctx: typer.Context, text: str) -> None:
+        typer.echo(f"{text} {ctx.obj.debug}")
+
+    register(show)
+    assert cli.main(["probe", "--", "--debug"]) == 0
+    assert capsys.readouterr().out == "--debug False\n"
+
+
+def test_interrupt_exits_130_without_a_traceback(register: Register, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    register(interrupted)
+    assert cli.main(["probe"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [["nonsense"], ["--nonsense"]])
+def test_usage_errors_exit_2_and_name_the_wrong_word(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(line) == 2
+    assert "nonsense" in capsys.readouterr().err
