@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Builds the native part with AddressSanitizer and UndefinedBehaviorSanitizer (GCC, Linux) and runs a command of the
+# active Python environment against that build: by default the parity cases at micro-batch 1, 8 and 512.
+#
+#   native/sanitize.sh                      tests/golden, every case
+#   native/sanitize.sh pytest tests/x.py    any command that loads the native library
+#
+# Exit status: that of the command; 1 when a sanitizer found something in our sources.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build=$PWD/build/sanitize
+cmake -S native -B "$build" -G Ninja -DDELTAMEM_SANITIZE=ON -DPython3_EXECUTABLE="$(command -v python3)" >"$build.log" 2>&1 ||
+    { tail -n 5 "$build.log" >&2; exit 1; }
+cmake --build "$build" >>"$build.log" 2>&1 || { grep -A 5 -m 1 'error' "$build.log" >&2; exit 1; }
+cmake --install "$build" --prefix "$build/native" --component deltamem >>"$build.log"
+
+# The sanitizers' runtimes must be in the process before Python loads the library; libstdc++ must come with them, or
+# their exception hook has nothing to call.
+runtimes=$(for name in libasan libubsan libstdc++; do "${CXX:-c++}" -print-file-name=$name.so; done | paste -sd' ')
+sanitized() {
+    # Python's own allocator hides overruns from ASan, and its leaks at exit are not ours.
+    env LD_PRELOAD="$runtimes" PYTHONMALLOC=malloc DELTAMEM_NATIVE_DIR="$build/native" \
+        ASAN_OPTIONS="detect_leaks=0:${ASAN_OPTIONS:-}" UBSAN_OPTIONS="print_stacktrace=1:${UBSAN_OPTIONS:-}" "$@"
+}
+
+if [ $# -gt 0 ]; then
+    sanitized "$@"
+else
+    for n_ubatch in 1 8 512; do
+        sanitized python3 -m deltamem_cli adapter verify --ubatch-size "$n_ubatch" tests/golden/*/
+    done
+fi
+echo "sanitize: no error found" >&2
