@@ -1,0 +1,113 @@
+"""Conversations: finding, listing and describing them; knows nothing of what is in a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deltamem_cli.store import profiles
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import NotFound, StoreError
+from deltamem_cli.store.ids import new_id, now
+from deltamem_cli.store.locks import holding
+from deltamem_cli.store.records import Conversation, Profile
+
+HEADING_LENGTH = 60
+
+# What the first user message lends as a heading is never stored: deleting the text deletes it.
+_SELECT = """
+    SELECT conversations.id, profiles.name AS profile, conversations.created, conversations.updated,
+           conversations.origin, conversations.origin_turn, conversations.title,
+           (SELECT count(*) FROM turns WHERE conversation_id = conversations.id) AS n_turns,
+           coalesce(conversations.title, (
+               SELECT substr(messages.text, 1, 200) FROM messages JOIN turns ON turns.id = messages.turn_id
+               WHERE turns.conversation_id = conversations.id AND messages.role = 'user'
+               ORDER BY turns.number, messages.position LIMIT 1), '') AS heading
+    FROM conversations JOIN profiles ON profiles.id = conversations.profile_id
+"""
+
+
+def new(profile: Profile) -> Conversation:
+    """A conversation that exists only in memory until its first turn is committed."""
+    moment = now()
+    return Conversation(id=new_id(), profile=profile.name, created=moment, updated=moment)
+
+
+def insert(store: Store, conversation: Conversation) -> None:
+    """Store a new conversation inside the open transaction; one that is stored already stays as it is."""
+    if store.row("SELECT 1 FROM conversations WHERE id = ?", [conversation.id]):
+        return  # its profile may have been renamed since it was read
+    store.insert(
+        "conversations",
+        id=conversation.id,
+        profile_id=profiles.ensure(store, conversation.profile).id,
+        title=conversation.title,
+        created=conversation.created,
+        updated=conversation.updated,
+        origin=conversation.origin,
+        origin_turn=conversation.origin_turn,
+    )
+
+
+def touch(store: Store, conversation: str) -> None:
+    """Make it its profile's last conversation, inside the open transaction."""
+    store.db.execute("UPDATE conversations SET updated = ? WHERE id = ?", [now(), conversation])
+
+
+def latest(store: Store, profile: Profile) -> Conversation | None:
+    """The one that `dmem chat` continues: the last that something was committed to."""
+    row = store.row(
+        _SELECT + " WHERE profile_id = ? ORDER BY conversations.updated DESC, conversations.id DESC LIMIT 1",
+        [profile.id],
+    )
+    return _conversation(row) if row else None
+
+
+def all_of(store: Store, profile: Profile | None = None) -> list[Conversation]:
+    """The last one first, of one profile or of all."""
+    where, parameters = (" WHERE profile_id = ?", [profile.id]) if profile else ("", [])
+    order = " ORDER BY conversations.updated DESC, conversations.id DESC"
+    return [_conversation(row) for row in store.rows(_SELECT + where + order, parameters)]
+
+
+def get(store: Store, reference: str) -> Conversation:
+    """The conversation whose id is `reference`, or begins or ends with it if only one does."""
+    text = reference.lower()
+    exact = store.rows(_SELECT + " WHERE conversations.id = ?", [text])
+    rows = exact or (
+        store.rows(
+            _SELECT + " WHERE substr(conversations.id, 1, ?) = ? OR substr(conversations.id, -?) = ?",
+            [len(text), text, len(text), text],
+        )
+        if text
+        else []
+    )
+    if len(rows) > 1:
+        raise StoreError(f"{len(rows)} conversations begin or end with {reference}; give more of the id, see: "
+                         "dmem log list --all")  # fmt: skip
+    if not rows:
+        raise NotFound(f"There is no conversation {reference}; see: dmem log list --all")
+    return _conversation(rows[0])
+
+
+def branches(store: Store, conversation: str) -> list[Conversation]:
+    """The conversations that were copied from this one; they keep their own states and texts."""
+    return [_conversation(row) for row in store.rows(_SELECT + " WHERE conversations.origin = ?", [conversation])]
+
+
+def rename(store: Store, conversation: str, title: str | None) -> None:
+    with store.transaction() as db:
+        db.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation])
+
+
+def delete(store: Store, conversation: str) -> None:
+    """Delete it with its turns, states and texts; call store.scrub() to wipe the bytes too."""
+    with holding(store, conversation), store.transaction() as db:
+        db.execute("DELETE FROM conversations WHERE id = ?", [conversation])
+
+
+def _conversation(row: Mapping[str, Any]) -> Conversation:
+    heading = " ".join(row["heading"].split())
+    if len(heading) > HEADING_LENGTH:
+        heading = heading[: HEADING_LENGTH - 1] + "…"
+    return Conversation(**{**row, "heading": heading})

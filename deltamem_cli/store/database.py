@@ -1,0 +1,252 @@
+"""One open database file: safe to open, private, transactional, really erased; knows nothing of turns or profiles.
+
+Durability: WAL with synchronous=FULL. A commit is one fsync of the WAL, so a committed turn survives the death of
+the process and the loss of power; with NORMAL only the first would hold. Checkpoints are kept out of commits
+(`tidy` runs them while the user reads), because they are what makes a commit slow now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltamem_cli.store import migrations
+from deltamem_cli.store.errors import StoreError, as_sentences, sentence
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+    from typing_extensions import Self
+
+    from deltamem_cli.store.locks import ConversationLock
+
+BUSY_SECONDS = 30.0  # a commit takes milliseconds; only a vacuum of a big file comes near
+WAL_PAGES = 4000  # 16 MB: the checkpoint that a commit makes by itself when nobody calls tidy()
+
+
+class Store:
+    """An open database. Not for use by two threads at once."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
+        from sqlite_utils import Database
+
+        self.db: Database = Database(connection, execute_plugins=False)
+        self.path = path
+        self.locks: dict[str, ConversationLock] = {}  # conversations this store holds, see locks.py
+        self._file = _identity(path) if path else None
+
+    @classmethod
+    def open(cls, path: Path | str, *, create: bool = True, migrate_to: int = migrations.LATEST) -> Store:
+        """Open `path`, made and brought up to date as needed.
+
+        With `create` off a missing file reads as an empty database and nothing is made on disk.
+        """
+        path = Path(path)
+        if not path.exists():
+            if not create:
+                return cls.memory()
+            _make_private_file(path)
+        connection = None
+        with as_sentences(path):
+            try:
+                connection = sqlite3.connect(
+                    path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+                )
+                _check_is_ours(connection, path)
+                _close_to_others(path)
+                _use_wal(connection)
+                store = cls(connection, path)
+                store._configure()
+                store._migrate(migrate_to)
+            except BaseException:
+                if connection is not None:
+                    connection.close()
+                raise
+        return store
+
+    @classmethod
+    def memory(cls) -> Store:
+        """A store that lives in this process alone, for temporary and read-only sessions."""
+        store = cls(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), None)
+        store._configure()
+        store._migrate(migrations.LATEST)
+        return store
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.path else "the temporary database"
+
+    def close(self) -> None:
+        """Let go of every conversation and close. The last one to close empties the WAL."""
+        for lock in list(self.locks.values()):
+            lock.release()
+        self.locks.clear()
+        with suppress(sqlite3.Error):
+            self.db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Database]:
+        """All or nothing. Takes the write lock first, so that what is read inside is still true when it commits.
+
+        Inside another transaction it is a part of that one.
+        """
+        if self.db.conn.in_transaction:
+            yield self.db
+            return
+        self._check_still_there()
+        with as_sentences(self.name):
+            try:
+                self.db.execute("BEGIN IMMEDIATE")
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk has rolled back already; its own error is the one to show
+                    self.db.rollback()
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Database]:
+        """Several queries that see one and the same moment, whatever others commit meanwhile; never waits."""
+        if self.db.conn.in_transaction:
+            yield self.db
+            return
+        with as_sentences(self.name):
+            self.db.execute("BEGIN")
+            try:
+                yield self.db
+            finally:
+                self.db.rollback()
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Every row of a query. A list, because a half-read cursor would keep the WAL from being emptied."""
+        with as_sentences(self.name):
+            return list(self.db.query(sql, parameters))
+
+    def row(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, Any] | None:
+        return next(iter(self.rows(sql, parameters)), None)
+
+    def insert(self, table: str, **values: Any) -> int:
+        """Insert one row inside the open transaction and return its rowid."""
+        columns, marks = ", ".join(values), ", ".join("?" * len(values))
+        cursor = self.db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
+        return int(cursor.lastrowid or 0)
+
+    def tidy(self) -> None:
+        """Move what the WAL has gathered into the database; cheap, never waits, for moments when nobody does."""
+        if self.path:
+            with suppress(sqlite3.Error):
+                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def scrub(self) -> None:
+        """Wipe the bytes of everything that was deleted from the database file, its WAL and its search index.
+
+        secure_delete zeroes what a DELETE frees, but copies remain: words in FTS segments, cells that b-tree pages
+        left behind when they were rearranged, old pages in the WAL. So: rebuild the index, write the file anew, and
+        cut the WAL to nothing. Blocks that the file system has freed are out of an application's reach.
+        """
+        try:
+            with self.transaction() as db:
+                db.execute("INSERT INTO messages_fts (messages_fts) VALUES ('rebuild')")
+            with as_sentences(self.name):
+                self.db.execute("VACUUM")
+                busy = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except StoreError as error:
+            raise StoreError(f"It is deleted, but its old bytes could not be wiped yet: {error}") from error
+        if busy and self.path:
+            raise StoreError(
+                f"It is deleted, but its old bytes could not be wiped yet because another program is reading "
+                f"{self.path}; close that one and run the same command again"
+            )
+
+    def check(self) -> list[str]:
+        """What SQLite finds wrong with the file; empty when it is sound."""
+        found = [row["integrity_check"] for row in self.rows("PRAGMA integrity_check")]
+        found += [f"row without its parent in {row['table']}" for row in self.rows("PRAGMA foreign_key_check")]
+        return [line for line in found if line != "ok"]
+
+    def _configure(self) -> None:
+        for pragma in (
+            "foreign_keys = ON",
+            "secure_delete = ON",
+            "synchronous = FULL",
+            "temp_store = MEMORY",  # a VACUUM must not leave transcripts in the system's temporary folder
+            f"wal_autocheckpoint = {WAL_PAGES}",
+        ):
+            self.db.execute(f"PRAGMA {pragma}").fetchall()
+
+    def _migrate(self, target: int) -> None:
+        if self._version() == target:
+            return
+        with self.transaction() as db:  # asked again inside: another process may have migrated meanwhile
+            version = self._version()
+            if version < target:
+                migrations.apply(db, version, target)
+
+    def _version(self) -> int:
+        return int(self.db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _check_still_there(self) -> None:
+        # SQLite would go on writing into a deleted file, and the turn would be lost without a word.
+        if self.path and _identity(self.path) != self._file:
+            raise StoreError(
+                f"{self.path} was removed or replaced while it was in use, so this was not saved; "
+                "put it back or start dmem again"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _make_private_file(path: Path) -> None:
+    with as_sentences(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Made before SQLite sees it: SQLite gives -wal and -shm the mode of the database file.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _close_to_others(path: Path) -> None:
+    for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with suppress(OSError):  # not ours, or not there
+            if os.stat(name).st_mode & 0o077:
+                os.chmod(name, 0o600)
+
+
+def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if application != migrations.APPLICATION_ID and not (empty and version == 0):
+        raise StoreError(sentence(path, sqlite3.DatabaseError("file is not a database")))
+    if version > migrations.LATEST:
+        raise StoreError(
+            f"{path} was written by a newer dmem (layout {version}, this one knows up to {migrations.LATEST}); "
+            "update deltamem-cli, or name another database with --database"
+        )
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # The busy timeout does not cover this switch when two processes meet on a new file.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if "lock" not in str(error).lower() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

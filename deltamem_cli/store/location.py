@@ -1,0 +1,13 @@
+"""Where the database is; opens nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltamem_cli import paths
+
+FILE_NAME = "memory.db"
+
+
+def default_path() -> Path:
+    return paths.data_dir() / FILE_NAME

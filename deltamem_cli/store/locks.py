@@ -1,0 +1,136 @@
+"""Who may change a conversation; knows nothing of what a conversation contains.
+
+One small file per conversation beside the database, locked with the operating system's advisory lock. The kernel
+drops such a lock when its process ends, kill -9 and crash included, so there is no stale lock, no time limit and no
+process id to poll (ids are reused). SQLite's own locks cannot do this: they last for one transaction and cover the
+whole file, and conversations must not wait for each other. What stands *in* the file only tells people who it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import ConversationBusy, Holder, as_sentences
+from deltamem_cli.store.ids import now
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _FAR = 1 << 30  # a byte that is never written: Windows locks bar reading, and others must read the holder
+
+    def _try_lock(file: int) -> None:
+        os.lseek(file, _FAR, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(file: int) -> None:
+        # flock, not lockf: it belongs to the open file, so closing another handle in this process does not drop it.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class ConversationLock:
+    """A held conversation; released by release(), by the store's close(), or by the end of the process."""
+
+    def __init__(self, path: Path, conversation: str) -> None:
+        """Take it or raise ConversationBusy at once."""
+        self.path = path
+        self.conversation = conversation
+        with as_sentences(path):
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._file = self._acquire()
+        _write_holder(self._file)
+
+    def _acquire(self) -> int:
+        while True:
+            file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                _try_lock(file)
+                # release() removes the file: make sure that it was not the old one that we locked
+                if os.fstat(file).st_ino == os.stat(self.path).st_ino:
+                    return file
+            except FileNotFoundError:
+                pass
+            except (BlockingIOError, PermissionError):  # held: flock says the first, Windows the second
+                os.close(file)
+                raise ConversationBusy(self.conversation, read_holder(self.path)) from None
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)
+
+    def release(self) -> None:
+        if self._file < 0:
+            return
+        with suppress(OSError):  # Windows cannot remove an open file; a left-over file is harmless
+            os.unlink(self.path)
+        os.close(self._file)
+        self._file = -1
+
+
+def lock_path(store: Store, conversation: str) -> Path:
+    assert store.path is not None
+    return store.path.with_name(store.path.name + ".locks") / f"{conversation}.lock"
+
+
+def hold(store: Store, conversation: str) -> None:
+    """Hold a conversation until the store closes, or raise ConversationBusy at once; never waits."""
+    if store.path is not None and conversation not in store.locks:
+        store.locks[conversation] = ConversationLock(lock_path(store, conversation), conversation)
+
+
+def let_go(store: Store, conversation: str) -> None:
+    lock = store.locks.pop(conversation, None)
+    if lock:
+        lock.release()
+
+
+def holder(store: Store, conversation: str) -> Holder | None:
+    """Who holds the conversation now, this process included; None when nobody does."""
+    if store.path is None or not lock_path(store, conversation).exists():
+        return None
+    if conversation in store.locks:
+        return read_holder(lock_path(store, conversation))
+    try:
+        ConversationLock(lock_path(store, conversation), conversation).release()
+    except ConversationBusy as busy:
+        return busy.holder
+    return None
+
+
+@contextmanager
+def holding(store: Store, *conversations: str) -> Iterator[None]:
+    """Hold the conversations for the length of a block; those already held stay held."""
+    taken = []
+    try:
+        for conversation in conversations:
+            if conversation not in store.locks:
+                hold(store, conversation)
+                taken.append(conversation)
+        yield
+    finally:
+        for conversation in taken:
+            let_go(store, conversation)
+
+
+def read_holder(path: Path) -> Holder:
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Holder()
+
+
+def _write_holder(file: int) -> None:
+    text = json.dumps({"pid": os.getpid(), "since": now(), "host": socket.gethostname()})
+    with suppress(OSError):  # a full disk must not keep anybody from reading their memory
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, text.encode())

@@ -1,0 +1,121 @@
+"""The database's layout, as numbered steps from empty to today; the step reached stands in `user_version`.
+
+A step that was released is never edited: what is wrong with it is put right by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+APPLICATION_ID = 0x646D656D  # "dmem": tells our files from other programs' SQLite files
+
+
+def m001_profiles_and_conversations(db: Database) -> None:
+    db.executescript(
+        """
+        CREATE TABLE profiles (
+            id INTEGER PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            model TEXT,
+            adapter TEXT,
+            system TEXT,
+            options TEXT NOT NULL DEFAULT '{}',
+            created TEXT NOT NULL
+        );
+        CREATE TABLE conversations (
+            id TEXT PRIMARY KEY,
+            profile_id INTEGER NOT NULL REFERENCES profiles (id) ON DELETE CASCADE,
+            title TEXT,
+            created TEXT NOT NULL,
+            updated TEXT NOT NULL,
+            origin TEXT,
+            origin_turn INTEGER
+        );
+        CREATE INDEX conversations_by_profile ON conversations (profile_id, updated);
+        """
+    )
+
+
+def m002_turns_and_messages(db: Database) -> None:
+    db.executescript(
+        """
+        CREATE TABLE turns (
+            id INTEGER PRIMARY KEY,
+            conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+            number INTEGER NOT NULL CHECK (number > 0),
+            kind TEXT NOT NULL,
+            created TEXT NOT NULL,
+            model_name TEXT NOT NULL,
+            model_fingerprint TEXT NOT NULL,
+            adapter_name TEXT,
+            adapter_fingerprint TEXT,
+            settings TEXT NOT NULL DEFAULT '{}',
+            context TEXT NOT NULL DEFAULT '{}',
+            interrupted INTEGER NOT NULL DEFAULT 0,
+            prompt_tokens INTEGER NOT NULL DEFAULT 0,
+            reply_tokens INTEGER NOT NULL DEFAULT 0,
+            written_tokens INTEGER NOT NULL DEFAULT 0,
+            timings TEXT NOT NULL DEFAULT '{}',
+            UNIQUE (conversation_id, number)
+        );
+        CREATE TABLE messages (
+            id INTEGER PRIMARY KEY,
+            turn_id INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            role TEXT NOT NULL,
+            text TEXT NOT NULL,
+            tokens BLOB NOT NULL DEFAULT x'',
+            spans BLOB,
+            UNIQUE (turn_id, position)
+        );
+        """
+    )
+
+
+def m003_states(db: Database) -> None:
+    # One table for the states after turns and for the state that a conversation begins with (turn_id NULL).
+    db.executescript(
+        """
+        CREATE TABLE states (
+            id INTEGER PRIMARY KEY,
+            conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+            turn_id INTEGER UNIQUE REFERENCES turns (id) ON DELETE CASCADE,
+            model_name TEXT NOT NULL,
+            model_fingerprint TEXT NOT NULL,
+            adapter_name TEXT NOT NULL,
+            adapter_fingerprint TEXT NOT NULL,
+            layers TEXT NOT NULL,
+            n_layers INTEGER NOT NULL,
+            heads INTEGER NOT NULL,
+            rank INTEGER NOT NULL,
+            state BLOB NOT NULL CHECK (length(state) = 4 * n_layers * heads * rank * rank)
+        );
+        CREATE INDEX states_by_conversation ON states (conversation_id);
+        CREATE UNIQUE INDEX states_initial ON states (conversation_id) WHERE turn_id IS NULL;
+        """
+    )
+
+
+def m004_full_text_search(db: Database) -> None:
+    db.table("messages").enable_fts(["text"], create_triggers=True, tokenize="unicode61 remove_diacritics 2")
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (
+    m001_profiles_and_conversations,
+    m002_turns_and_messages,
+    m003_states,
+    m004_full_text_search,
+)
+LATEST = len(MIGRATIONS)
+
+
+def apply(db: Database, version: int, target: int = LATEST) -> None:
+    """Bring an open transaction's database from step `version` to step `target`."""
+    for number in range(version + 1, target + 1):
+        MIGRATIONS[number - 1](db)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {target}")

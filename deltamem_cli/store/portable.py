@@ -1,0 +1,108 @@
+"""One portable file for a conversation: written from a Bundle, read back with nothing taken on trust; no SQL.
+
+A zip with two members: `manifest.json` (who, when, fingerprints, turns and, if wanted, texts with their tokens) and
+`states.f32` (the states one after the other, float32 little-endian). A zip because every system can look into it
+without us, it has a checksum per member, and reading it executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deltamem_cli.store import states
+from deltamem_cli.store.bundle import Bundle
+from deltamem_cli.store.errors import StoreError, as_sentences
+from deltamem_cli.store.ids import now
+from deltamem_cli.store.manifest import FORMAT, VERSION, Malformed, parse
+from deltamem_cli.store.records import Snapshot, Turn
+
+MANIFEST, STATES = "manifest.json", "states.f32"
+MAX_BYTES = 2 << 30  # per member; 100,000 turns of a 36-layer model are half of it
+
+
+def save(path: Path, bundle: Bundle) -> None:
+    """Write the file whole or not at all, readable by its owner alone."""
+    snapshots = ([bundle.initial] if bundle.initial else []) + [bundle.states[n] for n in sorted(bundle.states)]
+    blobs = [states.to_blob(snapshot)[3] for snapshot in snapshots]
+    source = bundle.conversation
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "exported": now(),
+        "conversation": {"id": source.id, "profile": source.profile, "title": source.title, "created": source.created},
+        "states": [_describe(snapshot) for snapshot in snapshots],
+        "states_sha256": hashlib.sha256(b"".join(blobs)).hexdigest(),
+        "turns": [_plain(turn) for turn in bundle.turns],
+    }
+    part = path.with_name(path.name + ".part")
+    try:
+        with as_sentences(path):
+            with (
+                os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file,
+                zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+            ):
+                archive.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, separators=(",", ":")))
+                archive.writestr(STATES, b"".join(blobs))
+            os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def load(path: Path) -> Bundle:
+    """Read and check a file that save() wrote; StoreError says in one sentence what is wrong with it."""
+    try:
+        with as_sentences(path), zipfile.ZipFile(path) as archive:
+            if sorted(archive.namelist()) != [MANIFEST, STATES]:
+                raise Malformed("it is some other zip file")
+            manifest = json.loads(_member(archive, MANIFEST, MAX_BYTES))
+            described = parse(manifest)
+            blob = _member(archive, STATES, described.n_bytes)
+        if len(blob) != described.n_bytes or hashlib.sha256(blob).hexdigest() != described.sha256:
+            raise Malformed("its states are not those that were exported")
+        return described.bundle(blob)
+    except (Malformed, zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError, RecursionError, EOFError) as error:
+        raise StoreError(f"{path} cannot be imported because {_why(error)}; export it again with: "
+                         "dmem memory export") from error  # fmt: skip
+    except NotImplementedError as error:  # zipfile, of a compression that it does not know
+        raise StoreError(f"{path} cannot be imported because it is some other zip file; export it again with: "
+                         "dmem memory export") from error  # fmt: skip
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, Malformed) else f"it is damaged or not a dmem memory file ({error})"
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    # The size that the zip declares is not believed: reading stops past the limit.
+    with archive.open(name) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Malformed(f"its {name} is larger than it may be")
+    return data
+
+
+def _describe(snapshot: Snapshot) -> dict[str, Any]:
+    _, heads, rank, _ = states.to_blob(snapshot)
+    return {
+        "turn": snapshot.turn,
+        "model": asdict(snapshot.model),
+        "adapter": asdict(snapshot.adapter),
+        "layers": list(snapshot.layers),
+        "heads": heads,
+        "rank": rank,
+    }
+
+
+def _plain(turn: Turn) -> dict[str, Any]:
+    plain = asdict(turn)
+    for local in ("id", "conversation", "has_state"):  # true in that database only
+        del plain[local]
+    return plain

@@ -1,0 +1,123 @@
+"""Profiles: a name with its own memory, model, adapter, system prompt and sampling options.
+
+Knows the profiles table; what the settings mean is the callers' business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import NotFound, StoreError
+from deltamem_cli.store.ids import now
+from deltamem_cli.store.locks import holding
+from deltamem_cli.store.records import Profile
+
+DEFAULT = "default"
+NEW = "NEW"  # in `memory copy --to NEW`: a new conversation, so no profile may be called that
+_NAME = re.compile(r"[^\W_][\w.@+-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be one: what may be typed without quotes and stands on one line."""
+    if not _NAME.fullmatch(name) or name.upper() == NEW:
+        raise StoreError(
+            f"{name!r} cannot name a profile; use up to 64 letters, digits and . _ @ + -, "
+            f"beginning with a letter or digit, and not {NEW}"
+        )
+    return name
+
+
+def all_of(store: Store) -> list[Profile]:
+    return [_profile(row) for row in store.rows("SELECT * FROM profiles ORDER BY name")]
+
+
+def find(store: Store, name: str) -> Profile | None:
+    row = store.row("SELECT * FROM profiles WHERE name = ?", [name])
+    return _profile(row) if row else None
+
+
+def get(store: Store, name: str) -> Profile:
+    found = find(store, name)
+    if found:
+        return found
+    names = [profile.name for profile in all_of(store)]
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}? See" if near else "see"
+    raise NotFound(f"There is no profile {name}; {hint}: dmem profile list")
+
+
+def create(
+    store: Store,
+    name: str,
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    system: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Profile:
+    check_name(name)
+    with store.transaction():
+        if find(store, name):
+            raise StoreError(f"There is already a profile {name}; change it with: dmem profile set {name}")
+        store.insert(
+            "profiles",
+            name=name,
+            model=model,
+            adapter=adapter,
+            system=system,
+            options=json.dumps(dict(options or {})),
+            created=now(),
+        )
+    return get(store, name)
+
+
+def ensure(store: Store, name: str) -> Profile:
+    """The profile, made with nothing set when it is not there yet."""
+    found = find(store, name)
+    if found:
+        return found
+    check_name(name)
+    with store.transaction() as db:  # OR IGNORE: two first chats may begin at once
+        db.execute("INSERT OR IGNORE INTO profiles (name, created) VALUES (?, ?)", [name, now()])
+    return get(store, name)
+
+
+def change(store: Store, name: str, **changes: Any) -> Profile:
+    """Set any of model, adapter, system (text or None) and options (the whole mapping)."""
+    if unknown := set(changes) - {"model", "adapter", "system", "options"}:
+        raise TypeError(f"not a setting of a profile: {', '.join(sorted(unknown))}")
+    if "options" in changes:
+        changes["options"] = json.dumps(dict(changes["options"]))
+    with store.transaction() as db:
+        profile = get(store, name)
+        for column, value in changes.items():
+            db.execute(f"UPDATE profiles SET {column} = ? WHERE id = ?", [value, profile.id])
+    return get(store, name)
+
+
+def rename(store: Store, name: str, to: str) -> Profile:
+    check_name(to)
+    with store.transaction() as db:
+        profile = get(store, name)
+        if find(store, to):
+            raise StoreError(f"There is already a profile {to}; choose another name, or delete it with: "
+                             f"dmem profile delete {to}")  # fmt: skip
+        db.execute("UPDATE profiles SET name = ? WHERE id = ?", [to, profile.id])
+    return get(store, to)
+
+
+def delete(store: Store, name: str) -> None:
+    """Delete the profile with all its conversations; call store.scrub() to wipe the bytes too."""
+    profile = get(store, name)
+    ids = [r["id"] for r in store.rows("SELECT id FROM conversations WHERE profile_id = ?", [profile.id])]
+    with holding(store, *ids), store.transaction() as db:
+        db.execute("DELETE FROM profiles WHERE id = ?", [profile.id])
+
+
+def _profile(row: Mapping[str, Any]) -> Profile:
+    return Profile(**{**row, "options": json.loads(row["options"])})

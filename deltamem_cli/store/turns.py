@@ -1,0 +1,233 @@
+"""Turns and their messages: committing, reading, undoing, replaying; a turn and its state are one transaction."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deltamem_cli.store import conversations, states
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import NotFound, StoreError
+from deltamem_cli.store.ids import now
+from deltamem_cli.store.locks import holding
+from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Snapshot, Turn, TurnContext
+
+_SELECT = """
+    SELECT turns.*, EXISTS (SELECT 1 FROM states WHERE states.turn_id = turns.id) AS has_state FROM turns
+    WHERE conversation_id = ?
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """What a replay made of a turn: its new state (None: it left none) and, if that changed, its context."""
+
+    snapshot: Snapshot | None
+    context: TurnContext | None = None
+
+
+def commit(store: Store, conversation: Conversation, turn: NewTurn, *, instead_of: int | None = None) -> Turn:
+    """Append a turn with its state; both are stored or neither. Stores the conversation too if it is new.
+
+    instead_of: number of the last turn, deleted in the same transaction (a regenerated or edited turn).
+    """
+    with holding(store, conversation.id):
+        with store.transaction() as db:
+            conversations.insert(store, conversation)
+            conversations.touch(store, conversation.id)
+            number = last_number(store, conversation.id) + 1
+            if instead_of is not None:
+                if instead_of != number - 1:
+                    raise StoreError(
+                        f"Turn {instead_of} is not the last of conversation {conversation.id}, so it was not replaced; "
+                        "see: dmem memory history"
+                    )
+                number = instead_of
+                db.execute("DELETE FROM turns WHERE conversation_id = ? AND number = ?", [conversation.id, number])
+            insert(store, conversation.id, number, now(), turn)
+        return get(store, conversation.id, number)
+
+
+def insert(store: Store, conversation: str, number: int, created: str, turn: NewTurn) -> None:
+    """Store a turn inside the open transaction."""
+    turn_id = store.insert(
+        "turns",
+        conversation_id=conversation,
+        number=number,
+        kind=turn.kind,
+        created=created,
+        model_name=turn.model.name,
+        model_fingerprint=turn.model.fingerprint,
+        adapter_name=turn.adapter.name if turn.adapter else None,
+        adapter_fingerprint=turn.adapter.fingerprint if turn.adapter else None,
+        settings=json.dumps(dict(turn.settings)),
+        context=json.dumps(turn.context),
+        interrupted=int(turn.interrupted),
+        prompt_tokens=turn.prompt_tokens,
+        reply_tokens=turn.reply_tokens,
+        written_tokens=turn.written_tokens,
+        timings=json.dumps(dict(turn.timings)),
+    )
+    for position, message in enumerate(turn.messages):
+        store.insert(
+            "messages",
+            turn_id=turn_id,
+            position=position,
+            role=message.role,
+            text=message.text,
+            tokens=pack(message.tokens),
+            spans=None if message.spans is None else pack(message.spans),
+        )
+    if turn.snapshot:
+        states.insert(store, conversation, turn_id, turn.snapshot)
+
+
+def last_number(store: Store, conversation: str) -> int:
+    row = store.row("SELECT max(number) AS number FROM turns WHERE conversation_id = ?", [conversation])
+    return int(row["number"] or 0) if row else 0
+
+
+def get(store: Store, conversation: str, number: int) -> Turn:
+    row = store.row(_SELECT + " AND number = ?", [conversation, number])
+    if not row:
+        last = last_number(store, conversation)
+        has = f"its last turn is {last}" if last else "it has none"
+        raise NotFound(f"Conversation {conversation} has no turn {number} ({has}); see: dmem memory history")
+    return _turn(row, _messages(store, [row["id"]]))
+
+
+def all_of(store: Store, conversation: str, *, messages: bool = True) -> list[Turn]:
+    """Every turn in order; without `messages` their texts are not read."""
+    rows = store.rows(_SELECT + " ORDER BY number", [conversation])
+    by_turn = _messages(store, [row["id"] for row in rows]) if messages else {}
+    return [_turn(row, by_turn) for row in rows]
+
+
+def undo(store: Store, conversation: str, count: int = 1) -> list[Turn]:
+    """Delete the last `count` turns and return them; the state is then, byte for byte, the one from before.
+
+    Raises StoreError when there are fewer. The bytes are wiped by the next store.scrub().
+    """
+    with holding(store, conversation), store.transaction() as db:
+        every = all_of(store, conversation)
+        if not 0 < count <= len(every):
+            raise StoreError(
+                f"Cannot undo {count} of {len(every)} turns in conversation {conversation}; see: dmem memory history"
+            )
+        for turn in every[-count:]:
+            db.execute("DELETE FROM turns WHERE id = ?", [turn.id])
+        conversations.touch(store, conversation)
+    return every[-count:]
+
+
+def replace_after_forgetting(
+    store: Store, conversation: str, forgotten: Collection[int], replayed: Mapping[int, Replayed]
+) -> None:
+    """Delete the `forgotten` turns and give the later ones the states of their replay, all at once or not at all.
+
+    Every remaining turn after the earliest forgotten one that has a state must be in `replayed`, for its old state
+    still contains what is to be forgotten. Numbers stay as they are. Call store.scrub() afterwards.
+    """
+    with holding(store, conversation), store.transaction() as db:
+        present = {turn.number: turn for turn in all_of(store, conversation, messages=False)}
+        for number in forgotten:
+            if number not in present:
+                get(store, conversation, number)  # raises, and says which turns there are
+        first = min(forgotten)
+        later = {n: turn for n, turn in present.items() if n > first and n not in forgotten}
+        missing = sorted(n for n, turn in later.items() if turn.has_state and n not in replayed)
+        if missing or set(replayed) - set(later):
+            raise StoreError(
+                f"Conversation {conversation} changed while its turns were replayed, so nothing was forgotten; "
+                "run the same command again"
+            )
+        for number in forgotten:
+            db.execute("DELETE FROM turns WHERE id = ?", [present[number].id])
+        for number, result in replayed.items():
+            turn_id = present[number].id
+            db.execute("DELETE FROM states WHERE turn_id = ?", [turn_id])
+            if result.snapshot:
+                states.insert(store, conversation, turn_id, result.snapshot)
+            if result.context is not None:
+                db.execute("UPDATE turns SET context = ? WHERE id = ?", [json.dumps(result.context), turn_id])
+        conversations.touch(store, conversation)
+
+
+def pack(numbers: Sequence[int]) -> bytes:
+    """Token ids as little-endian int32."""
+    packed = array("i", numbers)
+    if _BIG_ENDIAN:
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack(blob: bytes) -> list[int]:
+    packed = array("i")
+    packed.frombytes(blob)
+    if _BIG_ENDIAN:
+        packed.byteswap()
+    return packed.tolist()
+
+
+def as_new(turn: Turn, snapshot: Snapshot | None) -> NewTurn:
+    """A committed turn as one to commit again elsewhere."""
+    return NewTurn(
+        model=turn.model,
+        messages=turn.messages,
+        snapshot=snapshot,
+        adapter=turn.adapter,
+        kind=turn.kind,
+        settings=turn.settings,
+        context=turn.context,
+        interrupted=turn.interrupted,
+        prompt_tokens=turn.prompt_tokens,
+        reply_tokens=turn.reply_tokens,
+        written_tokens=turn.written_tokens,
+        timings=turn.timings,
+    )
+
+
+def without_messages(turn: Turn) -> Turn:
+    """The turn as it is when its texts are left behind; the context holds texts (the system prompt) too."""
+    return replace(turn, messages=(), context=TurnContext())
+
+
+_BIG_ENDIAN = array("i", [1]).tobytes()[0] == 0
+
+
+def _messages(store: Store, turn_ids: Sequence[int]) -> dict[int, list[Message]]:
+    found: dict[int, list[Message]] = {}
+    for start in range(0, len(turn_ids), 500):  # SQLite takes a limited number of parameters
+        some = turn_ids[start : start + 500]
+        marks = ", ".join("?" * len(some))
+        sql = f"SELECT * FROM messages WHERE turn_id IN ({marks}) ORDER BY turn_id, position"
+        for row in store.rows(sql, some):
+            spans = None if row["spans"] is None else unpack(row["spans"])
+            message = Message(row["role"], row["text"], unpack(row["tokens"]), spans)
+            found.setdefault(row["turn_id"], []).append(message)
+    return found
+
+
+def _turn(row: Mapping[str, Any], messages: Mapping[int, list[Message]]) -> Turn:
+    adapter = Identity(row["adapter_name"], row["adapter_fingerprint"]) if row["adapter_fingerprint"] else None
+    return Turn(
+        id=row["id"],
+        conversation=row["conversation_id"],
+        number=row["number"],
+        kind=row["kind"],
+        created=row["created"],
+        model=Identity(row["model_name"], row["model_fingerprint"]),
+        adapter=adapter,
+        settings=json.loads(row["settings"]),
+        context=json.loads(row["context"]),
+        interrupted=bool(row["interrupted"]),
+        prompt_tokens=row["prompt_tokens"],
+        reply_tokens=row["reply_tokens"],
+        written_tokens=row["written_tokens"],
+        timings=json.loads(row["timings"]),
+        has_state=bool(row["has_state"]),
+        messages=messages.get(row["id"], ()),
+    )
