@@ -39,7 +39,11 @@ _OPCODES = frozenset(
 
 
 class _Refused(Exception):
-    """Why the file is not accepted, as a clause without its name."""
+    """Why the file is not accepted, as a clause without its name, and what to do."""
+
+    def __init__(self, clause: str, step: str = "use the file as it was published") -> None:
+        super().__init__(clause)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.stand_ins:
-            raise _Refused(_forbidden(f"{module}.{name}"))
+            raise _Refused(_forbidden(f"{module} {name}"))
         return self.stand_ins[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -146,7 +150,7 @@ _GLOBALS = frozenset(
 
 
 def _forbidden(name: str) -> str:
-    return f"its pickle names {shown(name)}, which is not part of a tensor and could run as a program"
+    return f"its pickle names {shown(name.replace(' ', '.'))}, which a dict of tensors does not need and which might run a program"
 
 
 class _Archive:
@@ -194,14 +198,22 @@ class _Archive:
 
 def _check_opcodes(pickled: bytes) -> None:
     """Refuses, before anything is loaded, whatever torch.save does not write for a dict of tensors."""
+    strings: list[str] = []
+    culprit: str | None = None
     for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name in ("GLOBAL", "INST") and argument not in _GLOBALS:
-            raise _Refused(_forbidden(str(argument).replace(" ", ".")))
-        if opcode.name not in _OPCODES:
-            raise _Refused(f"its pickle uses {opcode.name}, which a dict of tensors does not need")
+        if opcode.name in ("GLOBAL", "INST"):
+            if argument not in _GLOBALS:
+                raise _Refused(_forbidden(str(argument)))
+        elif isinstance(argument, str):
+            strings.append(argument)
         # The unpickler makes room for every memo number up to the largest one named.
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > _MAX_MEMO:
             raise _Refused("its pickle asks for too much memory")
+        if opcode.name == "STACK_GLOBAL" and " ".join(strings[-2:]) not in _GLOBALS:
+            # A guess, as names may come from the memo too; find_class decides, but here it makes the better message.
+            culprit = culprit or _forbidden(" ".join(strings[-2:]))
+        if opcode.name not in _OPCODES:
+            raise _Refused(culprit or f"its pickle uses {opcode.name}, which a dict of tensors does not need")
 
 
 def read_torch_file(path: Path) -> dict[str, Weight]:
@@ -219,7 +231,7 @@ def read_torch_file(path: Path) -> dict[str, Weight]:
                 _check_opcodes(pickled)
                 return _dict_of_tensors(_Unpickler(pickled, archive).load())
     except _Refused as refusal:
-        raise AdapterError(f"{path} was refused: {refusal}; use the file as it was published") from None
+        raise AdapterError(f"{path} was refused: {refusal}; {refusal.step}") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise AdapterError(f"{path} cannot be read ({reason}); check the path and its permissions") from None
@@ -239,7 +251,8 @@ _DAMAGE = (
 def _refuse_legacy(start: bytes) -> None:
     if start[257:262] == b"ustar" or start[:1] == b"\x80":
         raise _Refused(
-            "it has the format of PyTorch before 1.6, which needs PyTorch to be read; save it again with a newer one"
+            "it has the format of PyTorch before 1.6, which only PyTorch itself can read",
+            "save it again with torch.save of a newer PyTorch",
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltamem_cli.errors import UsageError
+from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
     from deltamem_cli.adapter.format import Adapter
@@ -39,7 +39,7 @@ def convert(
     if output.exists() and base.exists() and output.samefile(base):
         raise UsageError(f"{output} is the base model itself; give -o another name")
     if output.exists() and not force:
-        raise UsageError(f"{output} exists already; replace it with --force or give -o another name")
+        raise DeltamemError(f"{output} exists already; replace it with --force or give -o another name")
     adapter = convert_adapter(folder, base, output)
     if as_json:
         typer.echo(json.dumps(_facts(output, adapter), indent=2))
