@@ -92,6 +92,10 @@ LLAMA_API int32_t llama_deltamem_set_spans(struct llama_context * ctx, const int
 LLAMA_API int32_t llama_deltamem_pass_begin(struct llama_context * ctx);
 LLAMA_API int32_t llama_deltamem_pass_end  (struct llama_context * ctx);
 
+// For llama_set_abort_callback with a bool as data: stops the running llama_decode at the next node of its graph when
+// the bool is true. A callback into Python would take the interpreter's lock once per node.
+LLAMA_API bool llama_deltamem_abort_if_set(void * data);
+
 // The recurrence alone, for tests and tools: one layer, one sequence, token writes.
 struct llama_deltamem_scan_params {
     uint32_t rank;

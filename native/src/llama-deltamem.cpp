@@ -202,6 +202,10 @@ int32_t llama_deltamem_pass_end(llama_context * ctx) {
     });
 }
 
+bool llama_deltamem_abort_if_set(void * data) {
+    return data && *static_cast<volatile bool *>(data);
+}
+
 int32_t llama_deltamem_scan(
         const llama_deltamem_scan_params * params, float * p, const float * gate_bias, const uint8_t * write,
         size_t n_tokens, float * state, float * reads) {

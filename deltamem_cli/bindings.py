@@ -1,0 +1,178 @@
+"""The native library as Python sees it: the `llama_cpp` binding of our build, and δ-mem's C interface through ctypes.
+
+Knows nothing of engines. Importing it costs little; `native()` loads the library once per process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import sys
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.paths import native_dir
+
+API_VERSION = 1
+
+GRANULARITIES = ("token", "message_mean", "sentence_mean")  # enum llama_deltamem_granularity
+STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")  # enum llama_deltamem_state_update
+COMPUTE = ("auto", "fused", "ops")  # enum llama_deltamem_compute
+
+_LOG_CONTINUED = 5
+_LOG_WARNING = 2
+_LOG_ERROR = 3
+
+
+class NativeError(DeltamemError):
+    """A refusal of the native library, in its own words."""
+
+
+class AdapterInfo(ctypes.Structure):
+    """struct llama_deltamem_info"""
+
+    _fields_ = (
+        ("n_layers", ctypes.c_uint32),
+        ("n_heads", ctypes.c_uint32),
+        ("rank", ctypes.c_uint32),
+        ("granularity", ctypes.c_uint32),
+        ("compute", ctypes.c_uint32),
+        ("n_bytes", ctypes.c_uint64),
+    )
+
+
+class ScanParams(ctypes.Structure):
+    """struct llama_deltamem_scan_params"""
+
+    _fields_ = (
+        ("rank", ctypes.c_uint32),
+        ("n_heads", ctypes.c_uint32),
+        ("state_update", ctypes.c_uint32),
+        ("rankwise_gates", ctypes.c_bool),
+        ("couple_lambda", ctypes.c_bool),
+        ("normalize_qk", ctypes.c_bool),
+    )
+
+
+_POINTER = ctypes.c_void_p
+_FLOATS = ctypes.POINTER(ctypes.c_float)
+_INT32S = ctypes.POINTER(ctypes.c_int32)
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
+
+# name without prefix: (result, arguments), as in native/include/llama-deltamem.h
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "api_version": (ctypes.c_int32, []),
+    "last_error": (ctypes.c_char_p, []),
+    "adapter_init": (_POINTER, [_POINTER, ctypes.c_char_p, ctypes.c_int]),
+    "adapter_free": (None, [_POINTER]),
+    "adapter_info": (ctypes.c_int32, [_POINTER, ctypes.POINTER(AdapterInfo)]),
+    "adapter_layers": (ctypes.c_int32, [_POINTER, _INT32S, ctypes.c_size_t]),
+    "attach": (ctypes.c_int32, [_POINTER, _POINTER]),
+    "detach": (ctypes.c_int32, [_POINTER]),
+    "state_n_floats": (ctypes.c_size_t, [_POINTER]),
+    "state_n_bytes": (ctypes.c_size_t, [_POINTER]),
+    "state_get": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _FLOATS, ctypes.c_size_t]),
+    "state_set": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _FLOATS, ctypes.c_size_t]),
+    "state_clear": (ctypes.c_int32, [_POINTER, ctypes.c_int32]),
+    "state_copy": (ctypes.c_int32, [_POINTER, ctypes.c_int32, ctypes.c_int32]),
+    "set_write": (ctypes.c_int32, [_POINTER, ctypes.c_bool]),
+    "set_spans": (ctypes.c_int32, [_POINTER, _INT32S, ctypes.c_size_t]),
+    "pass_begin": (ctypes.c_int32, [_POINTER]),
+    "pass_end": (ctypes.c_int32, [_POINTER]),
+    "abort_if_set": (ctypes.c_bool, [_POINTER]),
+    "scan": (
+        ctypes.c_int32,
+        [ctypes.POINTER(ScanParams), _FLOATS, _FLOATS, _BYTES, ctypes.c_size_t, _FLOATS, _FLOATS],
+    ),
+}
+
+
+class Native:
+    """The loaded library. `llama`: the binding's functions (llama_cpp.llama_cpp); `call`: δ-mem's functions.
+
+    Not thread-safe beyond what llama.cpp is: one thread per context at a time.
+    """
+
+    def __init__(self, directory: Path, llama: Any) -> None:
+        self.directory = directory
+        self.llama = llama
+        self.lib = llama._lib
+        self.log_to_stderr = False
+        self._recent: deque[str] = deque(maxlen=20)
+        for name, (result, arguments) in _FUNCTIONS.items():
+            try:
+                function = getattr(self.lib, f"llama_deltamem_{name}")
+            except AttributeError:
+                raise DeltamemError(
+                    f"The library in {directory} lacks llama_deltamem_{name}, so it is stock llama.cpp or from "
+                    "another version: install deltamem-cli again."
+                ) from None
+            function.restype, function.argtypes = result, arguments
+        version = self.lib.llama_deltamem_api_version()
+        if version != API_VERSION:
+            raise DeltamemError(
+                f"The library in {directory} has interface version {version}, this program needs {API_VERSION}: "
+                "install deltamem-cli again."
+            )
+        self._log_callback = llama.llama_log_callback(self._on_log)  # kept: C holds no reference
+        llama.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        llama.llama_backend_init()
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Calls llama_deltamem_<name>. Raises NativeError with its text when it reports a failure."""
+        result = getattr(self.lib, f"llama_deltamem_{name}")(*args)
+        restype = _FUNCTIONS[name][0]
+        if (restype is ctypes.c_int32 and result < 0) or (restype is _POINTER and not result):
+            raise NativeError(self.last_error())
+        return result
+
+    def last_error(self) -> str:
+        """Text of the calling thread's last failure inside δ-mem, as a sentence."""
+        text = (self.lib.llama_deltamem_last_error() or b"").decode("utf-8", "replace")
+        return (
+            text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else "The native library failed."
+        )
+
+    def recent_errors(self) -> str:
+        """What llama.cpp last complained of, for a failure that it explains nowhere else; empties the list."""
+        text = " ".join(self._recent)
+        self._recent.clear()
+        return text
+
+    def _on_log(self, level: int, text: bytes, _user_data: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        if self.log_to_stderr:
+            sys.stderr.write(line)
+        elif level in (_LOG_WARNING, _LOG_ERROR) and line.strip():
+            self._recent.append(line.strip())
+
+
+@cache
+def native() -> Native:
+    """Loads the library of this installation. Raises DeltamemError when it is missing or does not fit this program."""
+    directory = native_dir()
+    previous = os.environ.get("LLAMA_CPP_LIB_PATH")
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(directory / "lib")
+    # Ours first: another installed llama_cpp belongs to another library.
+    sys.path.insert(0, str(directory))
+    try:
+        llama = importlib.import_module("llama_cpp.llama_cpp")
+    except (OSError, RuntimeError, ImportError) as error:
+        raise DeltamemError(
+            f"The native library in {directory} can't be loaded ({error}): install deltamem-cli again."
+        ) from error
+    finally:
+        sys.path.remove(str(directory))
+        if previous is None:
+            del os.environ["LLAMA_CPP_LIB_PATH"]
+        else:
+            os.environ["LLAMA_CPP_LIB_PATH"] = previous
+    if Path(str(llama.__file__)).parent.parent != directory:
+        raise DeltamemError(
+            f"llama_cpp was already imported from {Path(str(llama.__file__)).parent}: start a process in which deltamem_cli comes first."
+        )
+    return Native(directory, llama)

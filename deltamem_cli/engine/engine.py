@@ -1,0 +1,378 @@
+"""A model, an adapter and a context that work together: feed tokens, draw tokens, read and set the memory."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltamem_cli.bindings import COMPUTE, GRANULARITIES, AdapterInfo, NativeError
+from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.model import Model
+from deltamem_cli.engine.sampling import Sampler, Sampling
+from deltamem_cli.engine.threads import physical_cores
+
+# ggml_type of a KV cache
+CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+_ABORTED = 2  # llama_decode's answer when the abort callback stopped it
+_NO_ROOM = 1
+# Below this many tokens a decode is over before anybody could cancel it.
+_TOKENS_WORTH_A_THREAD = 8
+
+
+class Cancelled(EngineError):
+    """feed() was cancelled; `fed` tokens are in the context and, where writing was on, in the memory."""
+
+    def __init__(self, fed: int) -> None:
+        super().__init__("The model was stopped.")
+        self.fed = fed
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a context is made. Zero or None: chosen for this model and machine."""
+
+    ctx_size: int = 4096
+    batch: int = 512
+    micro_batch: int = 512
+    threads: int | None = None
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    sequences: int = 1
+    compute: Literal["auto", "fused", "ops"] = "auto"  # of the corrections; "ops" is what GPUs use
+
+    def __post_init__(self) -> None:
+        for name in ("cache_type_k", "cache_type_v"):
+            if getattr(self, name) not in CACHE_TYPES:
+                raise EngineError(f"The KV cache type {getattr(self, name)} is not known: use one of {', '.join(CACHE_TYPES)}.")
+        if self.flash_attention not in FLASH_ATTENTION:
+            raise EngineError(f"Flash attention is {self.flash_attention}: it must be auto, on or off.")
+        if self.compute not in COMPUTE:
+            raise EngineError(f"The compute option is {self.compute}: it must be one of {', '.join(COMPUTE)}.")
+        for name in ("batch", "micro_batch", "sequences"):
+            if getattr(self, name) < 1:
+                raise EngineError(f"The option {name} is {getattr(self, name)}: it must be 1 or more.")
+        if self.ctx_size < 0:
+            raise EngineError(f"The context size is {self.ctx_size}: it must be 0 (the model's own) or more.")
+
+
+class Engine:
+    """One context over `model`, with `adapter` attached or, when None, as plain llama.cpp.
+
+    Not thread-safe, but cancel() may be called from any thread or signal handler.
+    """
+
+    def __init__(self, model: Model, adapter: Path | None = None, options: EngineOptions | None = None) -> None:
+        """Raises EngineError or NativeError; the model stays usable then."""
+        self.model = model
+        self.native = model.native
+        self.options = options = options or EngineOptions()
+        self._context: Any = None
+        self._adapter: Any = None
+        self._cancel = ctypes.c_bool(False)
+        self._context = self._make_context(options)
+        self.n_ctx = int(self.native.llama.llama_n_ctx(self._context))
+        self.n_ctx_seq = int(self.native.llama.llama_n_ctx_seq(self._context))
+        self._memory = self.native.llama.llama_get_memory(self._context)
+        self._fed = [0] * options.sequences  # positions used, per sequence
+        self.info = AdapterInfo()
+        self.layers: list[int] = []
+        try:
+            if adapter is not None:
+                self.attach(adapter)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_context(self, options: EngineOptions) -> Any:
+        llama = self.native.llama
+        params = llama.llama_context_default_params()
+        params.n_ctx = options.ctx_size
+        params.n_batch = options.batch
+        params.n_ubatch = min(options.micro_batch, options.batch)
+        params.n_seq_max = options.sequences
+        params.n_threads = params.n_threads_batch = options.threads or physical_cores()
+        params.type_k = CACHE_TYPES[options.cache_type_k]
+        params.type_v = CACHE_TYPES[options.cache_type_v]
+        params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
+        # A function of the library, not of Python: it is called once per node of the graph.
+        abort = ctypes.cast(self.native.lib.llama_deltamem_abort_if_set, ctypes.c_void_p).value
+        params.abort_callback = type(params.abort_callback)(abort)
+        params.abort_callback_data = ctypes.addressof(self._cancel)
+        self.native.recent_errors()
+        context = llama.llama_init_from_model(self.model.handle, params)
+        if not context:
+            reason = self.native.recent_errors() or "probably too little memory"
+            raise EngineError(f"No context of {options.ctx_size} tokens can be made ({reason}): try a smaller --ctx-size.")
+        return context
+
+    def close(self) -> None:
+        self.detach()
+        if self._context:
+            self.native.llama.llama_free(self._context)
+            self._context = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # adapter
+
+    def attach(self, adapter: Path) -> None:
+        """Puts the adapter file `adapter` to work. Raises NativeError when it does not fit, or another one is attached."""
+        handle = self.native.call(
+            "adapter_init", self.model.handle, str(adapter).encode(), COMPUTE.index(self.options.compute)
+        )
+        try:
+            self.native.call("attach", self._context, handle)
+        except NativeError:
+            self.native.call("adapter_free", handle)
+            raise
+        self._adapter = handle
+        self.native.call("adapter_info", handle, self.info)
+        layers = (ctypes.c_int32 * self.info.n_layers)()
+        self.native.call("adapter_layers", handle, layers, self.info.n_layers)
+        self.layers = list(layers)
+
+    def detach(self) -> None:
+        """Back to the plain model; the states are gone."""
+        if self._adapter:
+            self.native.call("detach", self._context)
+            self.native.call("adapter_free", self._adapter)
+            self._adapter = None
+            self.info, self.layers = AdapterInfo(), []
+
+    @property
+    def has_memory(self) -> bool:
+        return self._adapter is not None
+
+    @property
+    def granularity(self) -> str:
+        """token, message_mean or sentence_mean: what feed()'s spans should be."""
+        return GRANULARITIES[self.info.granularity]
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """(layers, heads, rank, rank)"""
+        return (self.info.n_layers, self.info.n_heads, self.info.rank, self.info.rank)
+
+    @property
+    def added_bytes(self) -> int:
+        """Memory that δ-mem takes beside the plain model: weights, states and scratch memory."""
+        return int(self.info.n_bytes) + int(self.native.call("state_n_bytes", self._context)) if self.has_memory else 0
+
+    # memory
+
+    def state(self, sequence: int = 0) -> NDArray[np.float32]:
+        """Copy of the state, [layers, heads, rank, rank] float32."""
+        state = np.zeros(self.state_shape, np.float32)
+        self.native.call("state_get", self._context, sequence, _floats(state), state.size)
+        return state
+
+    def set_state(self, state: NDArray[np.float32], sequence: int = 0) -> None:
+        """Replaces the state. Raises NativeError for a wrong size, NaN or infinity; the old state stays then."""
+        data = np.ascontiguousarray(state, np.float32)
+        if data.shape != self.state_shape and self.has_memory:
+            raise EngineError(f"A state of shape {data.shape} does not fit; this adapter needs {self.state_shape}.")
+        self.native.call("state_set", self._context, sequence, _floats(data), data.size)
+
+    def clear_state(self, sequence: int = 0) -> None:
+        self.native.call("state_clear", self._context, sequence)
+
+    def copy_state(self, source: int, target: int) -> None:
+        self.native.call("state_copy", self._context, source, target)
+
+    # context
+
+    def n_past(self, sequence: int = 0) -> int:
+        """Tokens of the sequence that the model sees."""
+        return self._fed[sequence]
+
+    def clear_context(self, sequence: int = 0) -> None:
+        """Empties the visible context; the memory stays."""
+        self.native.llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self._fed[sequence] = 0
+
+    def drop(self, start: int, end: int, sequence: int = 0) -> None:
+        """Takes tokens [start, end) out of the visible context and moves the later ones up; the memory stays.
+
+        Raises EngineError when this model's cache can't do that.
+        """
+        llama = self.native.llama
+        end = min(end, self._fed[sequence])
+        if end < self._fed[sequence] and not llama.llama_memory_can_shift(self._memory):
+            raise EngineError("The context of this model can't be shifted: clear it or use a larger --ctx-size.")
+        if not llama.llama_memory_seq_rm(self._memory, sequence, start, end):
+            raise EngineError("This model can't forget a part of its context: clear it or use a larger --ctx-size.")
+        if end < self._fed[sequence]:
+            llama.llama_memory_seq_add(self._memory, sequence, end, -1, start - end)
+        self._fed[sequence] -= max(0, end - start)
+
+    def feed(
+        self,
+        tokens: Sequence[int],
+        *,
+        sequence: int = 0,
+        write: bool = True,
+        spans: Sequence[int] | None = None,
+        all_logits: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Runs `tokens` through the model behind what the context holds, as one pass of the memory.
+
+        write: whether they are written into the memory. spans: message or sentence id of each token, -1: not written.
+        progress: called with the number of tokens done after each batch.
+        Returns logits float32, [n_vocab] of the last token or with all_logits [n_tokens, n_vocab].
+        Raises Cancelled, and EngineError when they don't fit; what was fed until then stays.
+        """
+        if not tokens:
+            raise EngineError("There is no token to feed.")
+        if spans is not None and len(spans) != len(tokens):
+            raise EngineError(f"There are {len(tokens)} tokens but {len(spans)} span ids: give one per token.")
+        if self._fed[sequence] + len(tokens) > self.n_ctx_seq:
+            raise EngineError(
+                f"{len(tokens)} tokens don't fit into the context, which holds {self._fed[sequence]} of {self.n_ctx_seq}: "
+                "drop a part of it or use a larger --ctx-size."
+            )
+        self._cancel.value = False
+        if not self.has_memory:
+            return self._feed_batches(tokens, sequence, None, all_logits, progress)
+        self.native.call("set_write", self._context, write)
+        if spans is None or len(tokens) <= self.options.batch:
+            return self._feed_batches(tokens, sequence, spans, all_logits, progress)
+        # More than one batch: only a pass around them lets all tokens read the same state.
+        self.native.call("pass_begin", self._context)
+        try:
+            logits = self._feed_batches(tokens, sequence, spans, all_logits, progress)
+        except BaseException:
+            try:
+                self.native.call("pass_end", self._context)
+            except NativeError:
+                pass  # the failed decode is the news, not that it dropped the writes of its pass
+            raise
+        self.native.call("pass_end", self._context)
+        return logits
+
+    def _feed_batches(
+        self,
+        tokens: Sequence[int],
+        sequence: int,
+        spans: Sequence[int] | None,
+        all_logits: bool,
+        progress: Callable[[int], None] | None,
+    ) -> NDArray[np.float32]:
+        rows: list[NDArray[np.float32]] = []
+        fed_before = self._fed[sequence]
+        for start in range(0, len(tokens), self.options.batch):
+            part = tokens[start : start + self.options.batch]
+            last = start + len(part) == len(tokens)
+            part_spans = None if spans is None else spans[start : start + len(part)]
+            code, error = self._decode(part, sequence, part_spans, all_logits, last)
+            self._fed[sequence] = int(self.native.llama.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+            if code == _ABORTED:
+                raise Cancelled(self._fed[sequence] - fed_before)
+            if code == _NO_ROOM:
+                raise EngineError("The context is full: drop a part of it or use a larger --ctx-size.")
+            if code != 0:
+                raise EngineError(error or f"llama.cpp failed to decode (code {code}): run again with --debug to see why.")
+            if all_logits:
+                rows.append(self._logits(len(part)))
+            elif last:
+                rows.append(self._logits(1)[0])
+            if progress:
+                progress(start + len(part))
+        return np.concatenate(rows) if all_logits else rows[-1]
+
+    def _decode(
+        self, tokens: Sequence[int], sequence: int, spans: Sequence[int] | None, all_logits: bool, last: bool
+    ) -> tuple[int, str]:
+        """llama_decode in pieces of one batch. Returns its code and δ-mem's error text for this call, if any."""
+        llama = self.native.llama
+        batch = llama.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for i, token in enumerate(tokens):
+                batch.token[i] = token
+                batch.pos[i] = self._fed[sequence] + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = sequence
+                batch.logits[i] = all_logits or (last and i == len(tokens) - 1)
+
+            def decode() -> tuple[int, str]:
+                if spans is not None and self.has_memory:
+                    self.native.call("set_spans", self._context, (ctypes.c_int32 * len(spans))(*spans), len(spans))
+                code = int(llama.llama_decode(self._context, batch))
+                return code, self.native.last_error() if code < 0 and self.has_memory else ""
+
+            return decode() if len(tokens) < _TOKENS_WORTH_A_THREAD else self._interruptible(decode)
+        finally:
+            llama.llama_batch_free(batch)
+
+    def _interruptible(self, work: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+        """Runs `work` in a thread, so that Python can act on signals here; an exception here cancels the work."""
+        result: list[tuple[int, str]] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                result.append(work())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=run, name="llama_decode")
+        thread.start()
+        try:
+            thread.join()
+        except BaseException:
+            self.cancel()
+            thread.join()
+            raise
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    def _logits(self, rows: int) -> NDArray[np.float32]:
+        data = self.native.llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(data, (rows, self.model.n_vocab)).copy()
+
+    def cancel(self) -> None:
+        """Stops the running feed() at the next node of its graph; it raises Cancelled."""
+        self._cancel.value = True
+
+    # generation
+
+    def generate(
+        self, sampling: Sampling, *, max_tokens: int | None = None, sequence: int = 0, write: bool = True
+    ) -> Iterator[int]:
+        """Draws tokens after a feed() on this sequence; each is yielded first and fed when the next one is asked for.
+
+        Ends before a token that ends the model's turn, after max_tokens, or when the context is full. The last token
+        that was yielded is fed too when the iterator is exhausted, and is not when it is closed before.
+        """
+        sampler = Sampler(self.native, sampling, self.model.n_vocab)
+        try:
+            count = 0
+            while max_tokens is None or count < max_tokens:
+                token = sampler.sample(self._context)
+                if self.model.is_end(token) or self._fed[sequence] >= self.n_ctx_seq:
+                    return
+                yield token
+                self.feed([token], sequence=sequence, write=write)
+                count += 1
+        finally:
+            sampler.close()
+
+
+def _floats(array: NDArray[np.float32]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

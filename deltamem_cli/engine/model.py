@@ -1,0 +1,167 @@
+"""A loaded GGUF model: its vocabulary, its chat template, its metadata. Holds weights, no context."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deltamem_cli.bindings import Native, native
+from deltamem_cli.engine.errors import EngineError
+
+
+class Model:
+    """One model in memory; several engines may share it. Free it with close() or use it as a context manager."""
+
+    def __init__(self, path: Path, *, gpu_layers: int = 0) -> None:
+        """Loads `path`. gpu_layers: layers to put on a GPU, -1 for all. Raises EngineError."""
+        self.path = Path(path)
+        self.native: Native = native()
+        llama = self.native.llama
+        if not self.path.is_file():
+            raise EngineError(f"The model file {self.path} does not exist: check the path or name another with --model.")
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        self.native.recent_errors()
+        self.handle = llama.llama_model_load_from_file(str(self.path).encode(), params)
+        if not self.handle:
+            reason = self.native.recent_errors() or "no reason given"
+            raise EngineError(
+                f"The model {self.path} can't be loaded ({_short(reason)}): "
+                "check that it is a complete GGUF file of a kind that this version knows."
+            )
+        self.vocab = llama.llama_model_get_vocab(self.handle)
+
+    def close(self) -> None:
+        if self.handle:
+            self.native.llama.llama_model_free(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # vocabulary
+
+    @cached_property
+    def n_vocab(self) -> int:
+        return int(self.native.llama.llama_vocab_n_tokens(self.vocab))
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of `text`. special: control tokens written out in the text, as templates do, become those tokens.
+
+        Nothing is added at the start; templates write their own first token.
+        """
+        data = text.encode()
+        size = len(data) + 2
+        while True:
+            tokens = (ctypes.c_int32 * size)()
+            n = self.native.llama.llama_tokenize(self.vocab, data, len(data), tokens, size, False, special)
+            if n >= 0:
+                return list(tokens[:n])
+            size = -n
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of one token, which may be a part of a character. Control tokens give nothing unless `special`."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = self.native.llama.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        return b"".join(self.piece(token, special=special) for token in tokens).decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its turn with this token."""
+        return bool(self.native.llama.llama_vocab_is_eog(self.vocab, token))
+
+    # metadata
+
+    def metadata(self, key: str) -> str | None:
+        """Value of one GGUF key as text, or None."""
+        size = 256
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = self.native.llama.llama_model_meta_val_str(self.handle, key.encode(), buffer, size)
+            if n < 0:
+                return None
+            if n < size:
+                return buffer.raw[:n].decode("utf-8", "replace")
+            size = n + 1
+
+    @property
+    def architecture(self) -> str:
+        return self.metadata("general.architecture") or "unknown"
+
+    @property
+    def name(self) -> str:
+        return self.metadata("general.name") or self.path.stem
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(self.native.llama.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def n_bytes(self) -> int:
+        return int(self.native.llama.llama_model_size(self.handle))
+
+    @property
+    def n_params(self) -> int:
+        return int(self.native.llama.llama_model_n_params(self.handle))
+
+    # chat template
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The model's own jinja template, or None."""
+        text = self.native.llama.llama_model_chat_template(self.handle, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], *, reply: bool = True, template: str | None = None
+    ) -> str:
+        """The text that the model sees for `messages` ({role, content} each), by its template or by `template`.
+
+        reply: end with the start of the assistant's turn. Raises EngineError when there is no template or it refuses.
+        """
+        source = template or self.chat_template
+        if not source:
+            raise EngineError(f"The model {self.path.name} has no chat template: name a file that holds one.")
+        formatter = self._formatter(source)
+        formatter.add_generation_prompt = reply
+        try:
+            # the binding asks for an assistant's name only in functions' calls, which are not used here
+            prompt: str = formatter(messages=[dict(message) for message in messages]).prompt
+        except Exception as error:  # whatever the template itself raises
+            raise EngineError(
+                f"The chat template of {self.path.name} refuses these messages ({error}): change them or use another template."
+            ) from error
+        return prompt
+
+    def _formatter(self, source: str) -> Any:
+        formatters: dict[str, Any] = self.__dict__.setdefault("_formatters", {})
+        if source not in formatters:
+            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+            llama = self.native.llama
+            bos, eos = llama.llama_vocab_bos(self.vocab), llama.llama_vocab_eos(self.vocab)
+            try:
+                formatters[source] = Jinja2ChatFormatter(
+                    template=source,
+                    bos_token=self.text([bos], special=True) if bos >= 0 else "",
+                    eos_token=self.text([eos], special=True) if eos >= 0 else "",
+                )
+            except Exception as error:
+                raise EngineError(f"The chat template is not valid jinja ({error}): correct it or use another one.") from error
+        return formatters[source]
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

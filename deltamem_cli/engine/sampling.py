@@ -1,0 +1,76 @@
+"""How the next token is drawn: llama.cpp's samplers behind one set of options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deltamem_cli.bindings import Native
+from deltamem_cli.engine.errors import EngineError
+
+RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: a new one each time
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options as in llama-cli; the defaults are its defaults. temperature 0 takes the likeliest token."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int = RANDOM_SEED
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
+            ("repeat_penalty", self.repeat_penalty > 0, "above 0"),
+            ("repeat_last_n", self.repeat_last_n >= 0, "0 or more"),
+            ("seed", 0 <= self.seed <= RANDOM_SEED, f"0 to {RANDOM_SEED}"),
+        )
+        for name, fine, allowed in checks:
+            if not fine:
+                raise EngineError(f"The option {name} is {getattr(self, name)}: it must be {allowed}.")
+
+
+class Sampler:
+    """One chain of llama.cpp's samplers; it remembers the tokens that it accepted."""
+
+    def __init__(self, native: Native, sampling: Sampling, n_vocab: int) -> None:
+        self.llama = native.llama
+        llama = self.llama
+        self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        for sampler in _samplers(llama, sampling, n_vocab):
+            llama.llama_sampler_chain_add(self.chain, sampler)
+
+    def sample(self, context: Any) -> int:
+        """Draws a token from the context's last logits, and remembers it."""
+        return int(self.llama.llama_sampler_sample(self.chain, context, -1))
+
+    def close(self) -> None:
+        if self.chain:
+            self.llama.llama_sampler_free(self.chain)
+            self.chain = None
+
+
+def _samplers(llama: Any, sampling: Sampling, n_vocab: int) -> list[Any]:
+    chain = []
+    if sampling.repeat_penalty != 1.0 and sampling.repeat_last_n > 0:
+        chain.append(
+            llama.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, sampling.repeat_penalty, 0.0, 0.0)
+        )
+    if sampling.temperature == 0:
+        return [*chain, llama.llama_sampler_init_greedy()]
+    return [
+        *chain,
+        llama.llama_sampler_init_top_k(sampling.top_k),
+        llama.llama_sampler_init_top_p(sampling.top_p, 1),
+        llama.llama_sampler_init_min_p(sampling.min_p, 1),
+        llama.llama_sampler_init_temp(sampling.temperature),
+        llama.llama_sampler_init_dist(sampling.seed),
+    ]
