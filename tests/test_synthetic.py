@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deltamem_cli.bindings import native
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.synthetic import ARCHITECTURES, SHAPES, Shape, cached_model, random_adapter, write_model
 
@@ -23,16 +24,8 @@ PROMPT = [65, 66, 67, 72, 101, 108, 108, 111, 32, 116, 104, 101, 109, 33]
 
 @pytest.fixture(scope="session")
 def llama() -> Any:
-    """The low-level binding over the package's own libraries, without any of this package's code between."""
-    from deltamem_cli.paths import native_dir
-
-    os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(native_dir() / "lib"))
-    if "llama_cpp" not in sys.modules:
-        sys.path.append(str(native_dir()))
-    import llama_cpp.llama_cpp as library
-
-    library.llama_backend_init()
-    return library
+    """llama.cpp's own functions."""
+    return native().llama
 
 
 @contextmanager
@@ -45,7 +38,7 @@ def loaded(llama: Any, path: Path) -> Iterator[Any]:
     llama.llama_model_free(model)
 
 
-def logits(llama: Any, path: Path, tokens: list[int]) -> np.ndarray:
+def logits(llama: Any, path: Path, tokens: list[int], adapter: Path | None = None) -> np.ndarray:
     """[n_tokens, n_vocab] float32, with a float32 cache and flash attention off."""
     with loaded(llama, path) as model:
         parameters = llama.llama_context_default_params()
@@ -55,6 +48,10 @@ def logits(llama: Any, path: Path, tokens: list[int]) -> np.ndarray:
         parameters.flash_attn_type = 0
         context = llama.llama_init_from_model(model, parameters)
         assert context
+        if adapter:
+            weights = native().call("adapter_init", model, str(adapter).encode(), 0)
+            native().call("attach", context, weights)
+            native().call("adapter_free", weights)
         batch = llama.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for position, token in enumerate(tokens):
@@ -267,6 +264,28 @@ def test_a_random_adapter_fits_every_architecture(tmp_path: Path, arch: str) -> 
     assert (settings.architecture, settings.layers, settings.embedding_length) == (arch, (0, 1), 64)
     rows = {head: adapter.tensors[f"blk.1.deltamem_delta_{head}.weight"].shape for head in "qkvo"}
     assert rows == {"q": (4 * head_dim, 8), "k": (2 * head_dim, 8), "v": (2 * head_dim, 8), "o": (64, 8)}
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gemma3", "phi3"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"delta_heads": ("q", "k", "v", "o"), "delta_o_norm_eps": 1e-6},
+        {"normalize_qk": False, "couple_lambda": False, "state_heads": 4},
+        {"normalize_qk": False, "state_update": "no_lambda", "rank": 64},
+    ],
+)
+def test_a_random_adapter_changes_logits_and_leaves_them_finite(
+    llama: Any, tmp_path: Path, arch: str, settings: dict[str, Any]
+) -> None:
+    model = write_model(tmp_path / "model.gguf", arch)
+    random_adapter(model, tmp_path / "adapter.gguf", **settings)
+    prompt = PROMPT * 4
+    with_memory = logits(llama, model, prompt, tmp_path / "adapter.gguf")
+    change = with_memory - logits(llama, model, prompt)
+    assert np.isfinite(with_memory).all()
+    assert 0.05 < change.std() < 2
 
 
 def test_a_random_adapter_looks_like_the_published_one_by_default(tmp_path: Path) -> None:

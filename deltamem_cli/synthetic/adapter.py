@@ -64,7 +64,10 @@ def random_adapter(
 def _distribution(config: AdapterConfig, kind: str, scale: float) -> tuple[float, float]:
     """Mean and deviation of a tensor's numbers."""
     if kind.startswith("delta_"):
-        return (scale, 0.1 * scale) if kind == "delta_o_norm.weight" else (0.0, scale / math.sqrt(config.read_width))
+        # The norm makes its input's deviation 1, while reads are about a tenth.
+        if kind == "delta_o_norm.weight":
+            return 0.1 * scale, 0.01 * scale
+        return 0.0, scale / math.sqrt(config.read_width)
     if kind.endswith(".bias"):
         # As published adapters start: little is written and much is kept.
         return (-1.5 if kind == "beta.bias" else 1.5), 0.1
