@@ -300,3 +300,10 @@ def _zip(entries: dict[str, bytes]) -> bytes:
         for name, raw in entries.items():
             zip_file.writestr(name, raw)
     return buffer.getvalue()
+
+
+def test_what_is_wrong_with_a_description_is_said(tmp_path: Path) -> None:
+    good = tensor(storage("0", 24), 0, (2,), (1,))
+    assert "without numbers" in refusal(tmp_path, one(good.replace(storage("0", 24), text("no storage"))))
+    assert "size is not" in refusal(tmp_path, one(good.replace(sequence(whole(2)), sequence(text("two")))))
+    assert "offset is not" in refusal(tmp_path, one(good.replace(whole(0) + b"(", b"\x89(")))

@@ -78,7 +78,7 @@ def _entry(name: str, entry: Any) -> tuple[str, list[int], list[int]]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _Damaged(f"its tensor {shown(name)} is not described by dtype, shape and data_offsets")
     type, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if type not in STORAGE:
+    if not isinstance(type, str) or type not in STORAGE:
         raise _Damaged(f"its tensor {shown(name)} holds {shown(type)} numbers, and only F32, F16 and BF16 can be used")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(_is_count(number) for number in numbers):
