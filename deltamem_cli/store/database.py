@@ -154,6 +154,7 @@ class Store:
         left behind when they were rearranged, old pages in the WAL. So: rebuild the index, write the file anew, and
         cut the WAL to nothing. Blocks that the file system has freed are out of an application's reach.
         """
+        left = "It is deleted, but its old bytes could not be wiped yet"
         try:
             with self.transaction() as db:
                 db.execute("INSERT INTO messages_fts (messages_fts) VALUES ('rebuild')")
@@ -161,11 +162,10 @@ class Store:
                 self.db.execute("VACUUM")
                 busy = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         except StoreError as error:
-            raise StoreError(f"It is deleted, but its old bytes could not be wiped yet: {error}") from error
+            raise StoreError(f"{left}: {error}, and then run: dmem memory scrub") from error
         if busy and self.path:
             raise StoreError(
-                f"It is deleted, but its old bytes could not be wiped yet because another program is reading "
-                f"{self.path}; close that one and run the same command again"
+                f"{left} because another program is reading {self.path}; close that one and run: dmem memory scrub"
             )
 
     def check(self) -> list[str]:

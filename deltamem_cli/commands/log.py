@@ -1,0 +1,249 @@
+"""`dmem log`: the transcripts, listed, shown, searched and written out. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from deltamem_cli.commands.shared import (
+    CidOption,
+    DatabaseOption,
+    ForceOption,
+    JsonOption,
+    ProfileOption,
+    count,
+    moment,
+    note,
+    open_store,
+    pick_conversation,
+    print_json,
+    printable,
+    printable_lines,
+    profile_name,
+    refuse_existing,
+)
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltamem_cli.store.database import Store
+    from deltamem_cli.store.records import Conversation, Profile, Turn
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Read the transcripts.")
+
+AllOption = Annotated[bool, typer.Option("--all", help="In every profile.")]
+LimitOption = Annotated[int, typer.Option("-l", "--limit", metavar="N", help="At most so many.", min=1)]
+
+
+@app.callback()
+def log() -> None:
+    """Read the transcripts: list, show, search and export them."""
+
+
+@app.command("list")
+def list_(
+    profile: ProfileOption = None,
+    all_: AllOption = False,
+    limit: LimitOption = 50,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """List the conversations, the last one first.
+
+    Example: dmem log list --all
+    """
+    from deltamem_cli.store import conversations
+
+    with open_store(database) as store:
+        found = conversations.all_of(store, _scope(store, profile, all_))
+    if as_json:
+        print_json([_facts(one) for one in found[:limit]])
+        return
+    if not found:
+        note("No conversations yet; begin one with: dmem chat")
+    for one in found[:limit]:
+        owner = f"{one.profile}  " if all_ else ""
+        typer.echo(f"{one.id}  {moment(one.updated)}  {owner}{count(one.n_turns, 'turn'):>9}  {printable(one.heading)}")
+    if len(found) > limit:
+        note(f"{len(found) - limit} more, see them with --limit {len(found)}")
+
+
+@app.command()
+def show(
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    turn: Annotated[int | None, typer.Option("--turn", metavar="N", help="One turn only.", min=1)] = None,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Show the transcript of a conversation.
+
+    Example: dmem log show --profile work
+    """
+    from deltamem_cli.store import turns
+
+    with open_store(database) as store, store.reading():
+        conversation = pick_conversation(store, profile, cid)
+        if turn is None:
+            every: Sequence[Turn] = turns.all_of(store, conversation.id)
+        else:
+            every = [turns.get(store, conversation.id, turn)]
+    if as_json:
+        print_json(_document(conversation, every))
+    else:
+        typer.echo(_readable(conversation, every), nl=False)
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help='Words that all occur; "a phrase" in quotes.')],
+    profile: ProfileOption = None,
+    all_: AllOption = False,
+    limit: LimitOption = 20,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Search the transcripts of a profile, or with --all of every profile.
+
+    Example: dmem log search train vienna
+    """
+    from deltamem_cli.store.search import MATCH_BEGIN, MATCH_END
+    from deltamem_cli.store.search import search as search_store
+
+    with open_store(database) as store:
+        hits = search_store(store, " ".join(words), _scope(store, profile, all_), limit)
+    if as_json:
+        plain = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
+        print_json([{**vars(hit), "excerpt": hit.excerpt.translate(plain)} for hit in hits])
+        return
+    if not hits:
+        note(f"Nothing found for {' '.join(words)}" + ("" if all_ else "; look in every profile with --all"))
+    for hit in hits:
+        owner = f"{hit.profile}  " if all_ else ""
+        typer.secho(
+            f"{hit.conversation}  turn {hit.turn}  {owner}{moment(hit.created)}  {printable(hit.role)}", dim=True
+        )
+        # Split before control characters are taken out: the marks are control characters.
+        for index, part in enumerate(hit.excerpt.replace(MATCH_END, MATCH_BEGIN).split(MATCH_BEGIN)):
+            typer.secho(printable(part), nl=False, bold=index % 2 == 1)
+        typer.echo("\n")
+
+
+@app.command()
+def export(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="File to write.  [default: stdout]")] = None,
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every conversation of the profile.")] = False,
+    format_: Annotated[Literal["md", "json"], typer.Option("--format", help="Markdown or JSON.")] = "md",
+    force: ForceOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Write transcripts as Markdown or JSON.
+
+    Example: dmem log export work.md --profile work --all
+    """
+    from deltamem_cli.store import conversations, profiles, turns
+
+    if all_ and cid is not None:
+        raise UsageError("--all means every conversation of a profile and --cid a single one; give one of the two")
+    if file:
+        refuse_existing(file, force)
+    with open_store(database) as store, store.reading():
+        if all_:
+            chosen = conversations.all_of(store, profiles.get(store, profile_name(profile)))
+        else:
+            chosen = [pick_conversation(store, profile, cid)]
+        talks = [(one, turns.all_of(store, one.id)) for one in chosen]
+    if format_ == "json":
+        text = json.dumps([_document(*talk) for talk in talks], ensure_ascii=False, indent=2) + "\n"
+    else:
+        text = "\n".join(_markdown(*talk) for talk in talks)
+    if file is None:
+        typer.echo(text, nl=False)
+        return
+    from deltamem_cli.store.errors import as_sentences
+
+    with as_sentences(file):
+        file.write_text(text, encoding="utf-8")
+    note(f"wrote {file}: {count(len(talks), 'conversation')}")
+
+
+@app.command()
+def path(database: DatabaseOption = None) -> None:
+    """Print where the database is.
+
+    Example: dmem log path
+    """
+    from deltamem_cli.store.location import default_path
+
+    typer.echo(str(database or default_path()))
+
+
+def _scope(store: Store, profile: str | None, all_: bool) -> Profile | None:
+    """The profile to look in, None for all. The default profile need not exist: then there is nothing in it."""
+    from deltamem_cli.store import profiles
+    from deltamem_cli.store.records import Profile
+
+    if all_:
+        return None
+    name = profile_name(profile)
+    if name == profiles.DEFAULT:
+        return profiles.find(store, name) or Profile(id=0, name=name)
+    return profiles.get(store, name)
+
+
+def _facts(one: Conversation) -> dict[str, Any]:
+    return {
+        "conversation": one.id,
+        "profile": one.profile,
+        "title": one.heading,
+        "created": one.created,
+        "updated": one.updated,
+        "turns": one.n_turns,
+    }
+
+
+def _document(one: Conversation, every: Sequence[Turn]) -> dict[str, Any]:
+    return {
+        **_facts(one),
+        "turns": [
+            {
+                "turn": turn.number,
+                "kind": turn.kind,
+                "created": turn.created,
+                "model": turn.model.name,
+                "adapter": turn.adapter.name if turn.adapter else None,
+                "interrupted": turn.interrupted,
+                "messages": [{"role": message.role, "text": message.text} for message in turn.messages],
+            }
+            for turn in every
+        ],
+    }
+
+
+def _readable(one: Conversation, every: Sequence[Turn]) -> str:
+    lines = [f"{one.id}  {one.profile}  {count(one.n_turns, 'turn')}  {printable(one.heading)}", ""]
+    for turn in every:
+        kind = "" if turn.kind == "chat" else f"  {printable(turn.kind)}"
+        lines.append(f"── turn {turn.number}  {moment(turn.created)}  {printable(turn.model.name)}{kind}")
+        for message in turn.messages:
+            lines += [f"{printable(message.role)}:", printable_lines(message.text), ""]
+        if turn.interrupted:
+            lines += ["(interrupted)", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(one: Conversation, every: Sequence[Turn]) -> str:
+    lines = [f"# {printable(one.heading) or one.id}", "", f"Profile {one.profile}, conversation {one.id}.", ""]
+    for turn in every:
+        lines += [f"## Turn {turn.number}, {moment(turn.created)}, {printable(turn.model.name)}", ""]
+        for message in turn.messages:
+            lines += [f"**{printable(message.role)}**", "", printable_lines(message.text), ""]
+        if turn.interrupted:
+            lines += ["*(interrupted)*", ""]
+    return "\n".join(lines)

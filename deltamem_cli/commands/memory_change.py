@@ -1,0 +1,173 @@
+"""`dmem memory undo`, `reset` and `copy`: changing what is kept. Asks before it deletes; loads no model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_cli.commands.shared import (
+    CidOption,
+    DatabaseOption,
+    DryRunOption,
+    JsonOption,
+    ProfileOption,
+    YesOption,
+    confirm,
+    count,
+    note,
+    open_store,
+    pick_conversation,
+    print_json,
+    printable,
+    profile_name,
+    size,
+)
+from deltamem_cli.errors import DeltamemError, UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.store.reset import Extent
+
+
+def undo(
+    turns_: Annotated[int, typer.Argument(metavar="[N]", help="How many turns.", min=1)] = 1,
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Take back the last N turns: their texts are deleted, the memory is exactly as before them.
+
+    Example: dmem memory undo 2
+    """
+    from deltamem_cli.store import locks, turns
+
+    with open_store(database) as store:
+        conversation = pick_conversation(store, profile, cid)
+        if not dry_run:
+            locks.hold(store, conversation.id)  # what is shown below is what goes
+        every = turns.all_of(store, conversation.id)
+        if turns_ > len(every):
+            raise DeltamemError(f"Cannot undo {count(turns_, 'turn')}: conversation {conversation.id} has {len(every)}; "
+                                "see: dmem memory history")  # fmt: skip
+        gone = every[-turns_:]
+        for turn in gone if not as_json else ():
+            first = turn.messages[0].text if turn.messages else f"({turn.kind})"
+            note(f"turn {turn.number}: {printable(first[:70])}")
+        if not dry_run:
+            confirm(f"Undo {count(turns_, 'turn')} of conversation {conversation.id}?", yes)
+            turns.undo(store, conversation.id, turns_)
+            store.scrub()
+    numbers = [turn.number for turn in gone]
+    if as_json:
+        print_json({"conversation": conversation.id, "undone": numbers, "dry_run": dry_run})
+    else:
+        note(f"{'would undo' if dry_run else 'undid'} {count(len(numbers), 'turn')}")
+
+
+def reset(
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    transcript: Annotated[bool, typer.Option("--transcript", help="Delete the turns and their texts too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Every conversation of the profile.")] = False,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Clear the memory for good: no byte of the old states is left in the database files.
+
+    Example: dmem memory reset --profile work --transcript
+    """
+    from deltamem_cli.store import conversations, locks, profiles
+    from deltamem_cli.store.reset import extent
+    from deltamem_cli.store.reset import reset as reset_store
+
+    if all_ and cid is not None:
+        raise UsageError("--all means every conversation of a profile and --cid a single one; give one of the two")
+    with open_store(database) as store:
+        if all_:
+            chosen = conversations.all_of(store, profiles.get(store, profile_name(profile)))
+            what = f"the memory of profile {profile_name(profile)} ({count(len(chosen), 'conversation')})"
+        else:
+            chosen = [pick_conversation(store, profile, cid)]
+            what = f"the memory of conversation {chosen[0].id} (profile {chosen[0].profile})"
+        if not dry_run:
+            for one in chosen:
+                locks.hold(store, one.id)  # what is shown below is what goes
+        gone = extent(store, chosen, transcript=transcript)
+        if not as_json:
+            _say_extent(what, gone, transcript)
+        if not dry_run:
+            confirm("Clear it? This cannot be undone.", yes)
+            gone = reset_store(store, chosen, transcript=transcript)
+    if as_json:
+        ids = [conversation.id for conversation in chosen]
+        print_json({"dry_run": dry_run, "transcript": transcript, "ids": ids, **asdict(gone)})
+    elif not dry_run:
+        note("cleared")
+
+
+def scrub(database: DatabaseOption = None) -> None:
+    """Wipe the bytes of everything deleted so far; undo, reset and forget do it by themselves when nobody else reads.
+
+    Example: dmem memory scrub
+    """
+    with open_store(database) as store:
+        store.scrub()
+    note("wiped")
+
+
+def copy(
+    to: Annotated[str, typer.Option("--to", metavar="PROFILE|NEW", help="Where to: a profile, or NEW for the same.")],
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    at: Annotated[
+        int | None, typer.Option("--at", metavar="TURN", help="Branch after this turn.  [default: last]", min=1)
+    ] = None,
+    state_only: Annotated[bool, typer.Option("--state-only", help="Take the memory and no turns.")] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Branch a conversation: copy it, up to a turn, into a profile. Both then go their own ways.
+
+    Example: dmem memory copy --to NEW --at 5
+    """
+    from deltamem_cli.store import bundle, profiles
+
+    with open_store(database) as store:
+        source = pick_conversation(store, profile, cid)
+        target_name = source.profile if to == profiles.NEW else profiles.check_name(to)
+        taken = bundle.read(store, source, at=at)
+        if state_only:
+            taken = bundle.state_only(taken)
+        made = bundle.write(store, profiles.ensure(store, target_name), taken) if not dry_run else None
+    report: dict[str, Any] = {
+        "from": source.id,
+        "turns": len(taken.turns),
+        "profile": target_name,
+        "conversation": made.id if made else None,
+        "dry_run": dry_run,
+    }
+    if as_json:
+        print_json(report)
+        return
+    what = "the memory alone" if state_only else count(len(taken.turns), "turn")
+    note(f"{'would copy' if dry_run else 'copied'} {what} of {source.id} to profile {target_name}")
+    if made:
+        typer.echo(made.id)
+
+
+def _say_extent(what: str, gone: Extent, transcript: bool) -> None:
+    note(f"{what}:")
+    note(f"  {count(gone.states, 'state')} ({size(gone.state_bytes)})")
+    if transcript:
+        note(f"  {count(gone.turns, 'turn')} with {count(gone.messages, 'message')}")
+    else:
+        note("  the transcript stays (delete it too with --transcript)")
+    if gone.branches:
+        note(f"  copies stay in {', '.join(gone.branches)}")

@@ -1,0 +1,100 @@
+"""`dmem memory export` and `import`: a conversation's memory as one file to carry away. Loads no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_cli.commands.shared import (
+    CidOption,
+    DatabaseOption,
+    DryRunOption,
+    ForceOption,
+    JsonOption,
+    ProfileOption,
+    count,
+    note,
+    open_store,
+    pick_conversation,
+    print_json,
+    printable,
+    profile_name,
+    refuse_existing,
+)
+
+if TYPE_CHECKING:
+    from deltamem_cli.store.bundle import Bundle
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, such as work.dmem.")],
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    transcript: Annotated[bool, typer.Option("--transcript", help="With the texts.")] = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Write the memory after every turn, with its fingerprints, into one file.
+
+    Example: dmem memory export work.dmem --transcript
+    """
+    from deltamem_cli.store import bundle, portable
+
+    refuse_existing(file, force)
+    with open_store(database) as store:
+        conversation = pick_conversation(store, profile, cid)
+        taken = bundle.read(store, conversation, transcript=transcript)
+    portable.save(file, taken)
+    if as_json:
+        print_json({"file": str(file), "size": file.stat().st_size, **_contents(taken)})
+    else:
+        note(f"wrote {file}: {_summary(taken)}")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `dmem memory export` wrote.")],
+    profile: ProfileOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Take a memory from a file as a new conversation of a profile, after checking all of it.
+
+    Example: dmem memory import work.dmem --profile work
+    """
+    from deltamem_cli.store import bundle, portable, profiles
+
+    taken = portable.load(file)
+    name = profiles.check_name(profile_name(profile))
+    made = None
+    if not dry_run:
+        with open_store(database, create=True) as store:
+            made = bundle.write(store, profiles.ensure(store, name), taken)
+    if as_json:
+        print_json({"conversation": made.id if made else None, "profile": name, "dry_run": dry_run, **_contents(taken)})
+        return
+    note(f"{'would import' if dry_run else 'imported'} {_summary(taken)} into profile {name}")
+    if made:
+        typer.echo(made.id)
+
+
+def _contents(taken: Bundle) -> dict[str, Any]:
+    owners = {(s.model.name, s.adapter.name) for s in [*taken.states.values(), *filter(None, [taken.initial])]}
+    return {
+        "turns": len(taken.turns),
+        "states": len(taken.states) + (taken.initial is not None),
+        "messages": sum(len(turn.messages) for turn in taken.turns),
+        "written_by": [{"model": model, "adapter": adapter} for model, adapter in sorted(owners)],
+    }
+
+
+def _summary(taken: Bundle) -> str:
+    contents = _contents(taken)
+    owners = "; ".join(printable(f"{one['model']} with {one['adapter']}") for one in contents["written_by"])
+    texts = count(contents["messages"], "message") if contents["messages"] else "no texts"
+    return f"{count(contents['turns'], 'turn')}, {count(contents['states'], 'state')}, {texts}" + (
+        f", written by {owners}" if owners else ""
+    )

@@ -1,0 +1,246 @@
+"""`dmem profile`: names with their own memory, model, adapter, system prompt and sampling options."""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_cli.commands.shared import (
+    DatabaseOption,
+    DryRunOption,
+    JsonOption,
+    KeyValueCommand,
+    OptionOption,
+    YesOption,
+    confirm,
+    count,
+    moment,
+    note,
+    open_store,
+    print_json,
+    printable,
+)
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deltamem_cli.store.records import Profile
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Manage profiles.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.")]
+ModelOption = Annotated[str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model that it uses.")]
+AdapterOption = Annotated[str | None, typer.Option("--adapter", metavar="FILE", help="Adapter that it uses.")]
+SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
+
+
+@app.callback()
+def profile() -> None:
+    """Manage profiles: a name with its own memory, model, adapter, system prompt and sampling options."""
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False, database: DatabaseOption = None) -> None:
+    """List the profiles.
+
+    Example: dmem profile list
+    """
+    from deltamem_cli.store import conversations, profiles
+
+    with open_store(database) as store:
+        found = [(one, conversations.all_of(store, one)) for one in profiles.all_of(store)]
+    if as_json:
+        print_json([{**_facts(one), "conversations": len(talks), "turns": _turns(talks)} for one, talks in found])
+        return
+    if not found:
+        note("No profiles yet; the first chat makes one: dmem chat --profile NAME")
+    for one, talks in found:
+        last = f", last on {moment(talks[0].updated)}" if talks else ""
+        what = f"{count(len(talks), 'conversation')}, {count(_turns(talks), 'turn')}{last}"
+        uses = f", {printable(one.model)}" if one.model else ""
+        typer.echo(f"{one.name:<20} {what}{uses}")
+
+
+@app.command()
+def show(name: NameArgument, as_json: JsonOption = False, database: DatabaseOption = None) -> None:
+    """Show what a profile is set to.
+
+    Example: dmem profile show work
+    """
+    from deltamem_cli.store import conversations, profiles
+
+    with open_store(database) as store:
+        one = profiles.get(store, name)
+        talks = conversations.all_of(store, one)
+    if as_json:
+        print_json({**_facts(one), "conversations": len(talks), "turns": _turns(talks)})
+    else:
+        _print(one)
+        typer.echo(f"{'kept':<14}{count(len(talks), 'conversation')}, {count(_turns(talks), 'turn')}")
+
+
+@app.command(cls=KeyValueCommand)
+def create(
+    name: NameArgument,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    system: SystemOption = None,
+    option: OptionOption = None,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Make a profile.
+
+    Example: dmem profile create work --system "You are terse." -o temperature 0.3
+    """
+    from deltamem_cli.store import profiles
+
+    options = parse_options(option or [])
+    with open_store(database, create=True) as store:
+        made = profiles.create(store, name, model=model, adapter=adapter, system=system, options=options)
+    _report(made, as_json)
+
+
+@app.command("set", cls=KeyValueCommand)
+def set_(
+    name: NameArgument,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    system: SystemOption = None,
+    option: OptionOption = None,
+    unset: Annotated[
+        list[str] | None, typer.Option("--unset", metavar="KEY", help="model, adapter, system or a sampling option.")
+    ] = None,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Change what a profile is set to; what is not named stays.
+
+    Example: dmem profile set work -o temperature 0.7 --unset system
+    """
+    from deltamem_cli.store import profiles
+
+    given = {"model": model, "adapter": adapter, "system": system}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if not changes and not option and not unset:
+        raise UsageError(f"Nothing to set for profile {name}; say what, see: dmem profile set --help")
+    with open_store(database) as store:
+        options = {**profiles.get(store, name).options, **parse_options(option or [])}
+        for key in unset or []:
+            if key in given:
+                changes[key] = None
+            elif key in options:
+                del options[key]
+            else:
+                raise UsageError(f"{key} is not set in profile {name}; see: dmem profile show {name}")
+        changed = profiles.change(store, name, options=options, **changes)
+    _report(changed, as_json)
+
+
+@app.command()
+def rename(
+    name: NameArgument,
+    to: Annotated[str, typer.Argument(metavar="NEW_NAME", help="What it is called from now on.")],
+    database: DatabaseOption = None,
+) -> None:
+    """Give a profile another name; its memory stays.
+
+    Example: dmem profile rename work office
+    """
+    from deltamem_cli.store import profiles
+
+    with open_store(database) as store:
+        profiles.rename(store, name, to)
+    note(f"profile {name} is now {to}")
+
+
+@app.command()
+def delete(
+    name: NameArgument,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Delete a profile with all its conversations, for good: no byte of them is left in the database files.
+
+    Example: dmem profile delete work
+    """
+    from deltamem_cli.store import conversations, profiles
+
+    with open_store(database) as store:
+        talks = conversations.all_of(store, profiles.get(store, name))
+        what = f"profile {name} with {count(len(talks), 'conversation')} and {count(_turns(talks), 'turn')}"
+        if dry_run:
+            note(f"would delete {what}")
+            return
+        confirm(f"Delete {what}? This cannot be undone.", yes)
+        profiles.delete(store, name)
+        store.scrub()
+    note(f"deleted {what}")
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Sampling options, KEY=VALUE each, as numbers that the engine's own rules have passed."""
+    if not pairs:
+        return {}
+    from dataclasses import fields
+
+    from deltamem_cli.engine.sampling import Sampling
+
+    known = {field.name: int if isinstance(field.default, int) else float for field in fields(Sampling)}
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        name = key.replace("-", "_")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"There is no sampling option {key}; {hint}")
+        try:
+            options[name] = known[name](text)
+        except ValueError:
+            kind = "a whole number" if known[name] is int else "a number"
+            raise UsageError(f"The option {key} needs {kind}, not {text!r}; such as: -o {name} "
+                             f"{getattr(Sampling, name)}") from None  # fmt: skip
+    Sampling(**options)  # raises when a number is out of its range
+    return options
+
+
+def _turns(talks: Sequence[Any]) -> int:
+    return sum(talk.n_turns for talk in talks)
+
+
+def _facts(one: Profile) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "model": one.model,
+        "adapter": one.adapter,
+        "system": one.system,
+        "options": dict(one.options),
+        "created": one.created,
+    }
+
+
+def _report(one: Profile, as_json: bool) -> None:
+    if as_json:
+        print_json(_facts(one))
+    else:
+        _print(one)
+
+
+def _print(one: Profile) -> None:
+    lines: Mapping[str, Any] = {
+        "profile": one.name,
+        "model": one.model,
+        "adapter": one.adapter,
+        "system": one.system,
+        **{f"-o {key}": json.dumps(value) for key, value in one.options.items()},
+        "created": moment(one.created),
+    }
+    for label, value in lines.items():
+        if value is not None:
+            typer.echo(f"{label:<13} {printable(value)}")

@@ -1,0 +1,145 @@
+"""What the commands on stored memories have in common: their options, and finding what is meant. Prints questions only.
+
+Nothing heavy at import: the store is opened by the functions.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.store.database import Store
+    from deltamem_cli.store.records import Conversation
+
+ProfileOption = Annotated[
+    str | None,
+    typer.Option("-p", "--profile", metavar="NAME", envvar="DMEM_PROFILE", help="Profile.  [default: default]"),
+]
+CidOption = Annotated[
+    str | None,
+    typer.Option("--cid", metavar="ID", help="Conversation, by its id or how that begins or ends.  [default: last]"),
+]
+DatabaseOption = Annotated[
+    Path | None, typer.Option("-d", "--database", metavar="FILE", help="Another database than the usual one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
+ForceOption = Annotated[bool, typer.Option("-f", "--force", help="Replace FILE if it exists.")]
+
+# With cls=KeyValueCommand on the command; every entry arrives as KEY=VALUE.
+OptionOption = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--option", metavar="KEY VALUE", help="Sampling option, such as: -o temperature 0.7"),
+]
+
+
+class KeyValueCommand(TyperCommand):
+    """A command whose `-o KEY VALUE` takes two words, as llm has it: Typer knows no repeated option of two values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        rest = iter(args)
+        for arg in rest:
+            joined.append(arg)
+            if arg == "--":
+                break
+            if arg in ("-o", "--option"):
+                key, value = next(rest, None), None
+                if key is not None and "=" not in key:
+                    value = next(rest, None)
+                joined += [word for word in [key if value is None else f"{key}={value}"] if word is not None]
+        return super().parse_args(ctx, [*joined, *rest])
+
+
+def open_store(database: Path | None, *, create: bool = False) -> Store:
+    """The database; where there is none yet it reads as an empty one and is made only with `create`."""
+    from deltamem_cli.store.database import Store
+    from deltamem_cli.store.location import default_path
+
+    return Store.open(database or default_path(), create=create)
+
+
+def profile_name(profile: str | None) -> str:
+    """What the flag or DMEM_PROFILE says, else the default profile."""
+    from deltamem_cli.store.profiles import DEFAULT
+
+    return profile or DEFAULT
+
+
+def pick_conversation(store: Store, profile: str | None, cid: str | None) -> Conversation:
+    """The conversation that --cid names, else the last one of the profile."""
+    from deltamem_cli.store import conversations, profiles
+    from deltamem_cli.store.errors import NotFound
+
+    if cid is not None:
+        return conversations.get(store, cid)
+    name = profile_name(profile)
+    if name == profiles.DEFAULT and profiles.find(store, name) is None:
+        raise NotFound("Nothing is remembered yet; begin with: dmem chat")
+    found = conversations.latest(store, profiles.get(store, name))
+    if found is None:
+        raise NotFound(f"Profile {name} has no conversation yet; begin one with: dmem chat --profile {name}")
+    return found
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Go on only with --yes or a yes at the terminal."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("This deletes, and there is no terminal to ask at; say --yes, or look first with --dry-run")
+    typer.confirm(question, abort=True, err=True)
+
+
+def refuse_existing(file: Path, force: bool) -> None:
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder; give the name of a file in it")
+    if file.exists() and not force:
+        raise UsageError(f"{file} exists already; replace it with --force or give another name")
+
+
+def print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def note(text: str) -> None:
+    """A line for the person, not for the pipe."""
+    typer.echo(text, err=True)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def size(number: int) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1_000_000 else f"{number / 1e3:.1f} kB"
+
+
+def moment(stored: str) -> str:
+    """A stored time as the user's clock shows it."""
+    from datetime import datetime
+
+    try:
+        when = datetime.fromisoformat(stored.replace("Z", "+00:00"))
+    except ValueError:
+        return printable(stored)
+    return when.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def printable(text: object) -> str:
+    """Stored text on one line; control characters (imported files may hold any) do not reach the terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of many lines, whose tabs stay."""
+    return "\n".join("\t".join(printable(part) for part in line.split("\t")) for line in text.splitlines())
