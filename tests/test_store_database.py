@@ -1,0 +1,233 @@
+"""The database file: private, migrated, kept apart from other files, and honest when something is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import stored
+
+from deltamem_cli.store import conversations, migrations, profiles, search, turns
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import StoreError
+from deltamem_cli.store.ids import new_id
+
+posix = pytest.mark.skipif(os.name != "posix", reason="file modes are a POSIX matter")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "memory.db"
+
+
+def schema(path: Path) -> list[tuple[str, ...]]:
+    with sqlite3.connect(path) as connection:
+        return sorted(connection.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master"))
+
+
+def one_sentence(error: pytest.ExceptionInfo[StoreError], path: Path) -> str:
+    text = str(error.value)
+    assert str(path) in text and "\n" not in text and "locked" not in text
+    return text
+
+
+@posix
+def test_database_and_its_side_files_are_for_the_owner_alone(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with Store.open(path) as store:
+            stored.conversation(store)
+            for file in path.parent.iterdir():
+                assert not stat.S_IMODE(file.stat().st_mode) & 0o077, file
+            assert {file.name for file in path.parent.iterdir()} >= {"memory.db", "memory.db-wal", "memory.db-shm"}
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+@posix
+def test_database_that_others_could_read_is_closed_to_them(path: Path) -> None:
+    Store.open(path).close()
+    path.chmod(0o644)
+    Store.open(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_settings_that_the_promises_rest_on_are_in_force(path: Path) -> None:
+    with Store.open(path) as store:
+        settings = {
+            name: store.db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "foreign_keys", "secure_delete", "synchronous", "temp_store")
+        }
+        assert settings == {"journal_mode": "wal", "foreign_keys": 1, "secure_delete": 1, "synchronous": 2,
+                            "temp_store": 2}  # fmt: skip
+        assert store.check() == []
+
+
+def test_missing_database_reads_as_empty_and_is_not_made(path: Path) -> None:
+    with Store.open(path, create=False) as store:
+        assert profiles.all_of(store) == []
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("version", range(migrations.LATEST))
+def test_every_earlier_layout_becomes_todays_with_its_rows(path: Path, version: int) -> None:
+    with Store.open(path, migrate_to=version) as store:
+        assert store.db.execute("PRAGMA user_version").fetchone()[0] == version
+        if version >= 1:
+            store.insert("profiles", name="old", created="2026-01-01T00:00:00.000Z")
+            store.insert("conversations", id="c1", profile_id=1, created="x", updated="x")
+        if version >= 2:
+            store.insert("turns", conversation_id="c1", number=1, kind="chat", created="x", model_name="m",
+                         model_fingerprint="f")  # fmt: skip
+            store.insert("messages", turn_id=1, position=0, role="user", text="an old xylophone")
+    with Store.open(path) as store:
+        assert store.db.execute("PRAGMA user_version").fetchone()[0] == migrations.LATEST
+        if version >= 1:
+            assert [one.id for one in conversations.all_of(store, profiles.get(store, "old"))] == ["c1"]
+        if version >= 2:
+            assert turns.get(store, "c1", 1).messages[0].text == "an old xylophone"
+            assert [hit.turn for hit in search.search(store, "xylophone")] == [1]
+        assert store.check() == []
+    fresh = path.with_name("fresh.db")
+    Store.open(fresh).close()
+    assert schema(path) == schema(fresh)
+
+
+def test_migration_that_fails_leaves_the_layout_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store.open(path, migrate_to=1).close()
+    before = schema(path)
+
+    def broken(db: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS[:3], broken))
+    with pytest.raises(StoreError):
+        Store.open(path)
+    assert schema(path) == before
+
+
+def test_layout_of_a_newer_version_is_refused_with_the_way_out(path: Path) -> None:
+    with Store.open(path) as store:
+        store.db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError) as error:
+        Store.open(path)
+    text = one_sentence(error, path)
+    assert "newer dmem" in text and "99" in text and "update" in text
+
+
+def other_sqlite_file(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE logs (text)")
+        connection.execute("PRAGMA journal_mode = DELETE")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.write_bytes(b"just some text, " * 500), other_sqlite_file], ids=["text", "sqlite"]
+)
+def test_file_of_another_program_is_refused_and_left_as_it_is(path: Path, make: Callable[[Path], None]) -> None:
+    path.parent.mkdir()
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(StoreError) as error:
+        Store.open(path)
+    assert "is not a dmem database" in one_sentence(error, path)
+    assert path.read_bytes() == before
+
+
+def test_damaged_database_is_one_sentence(path: Path) -> None:
+    with Store.open(path) as store:
+        stored.conversation(store, 30)
+    data = bytearray(path.read_bytes())
+    data[4096:] = bytes(byte ^ 0x5A for byte in data[4096:])
+    path.write_bytes(data)
+    with pytest.raises(StoreError) as error, Store.open(path) as store:
+        for one in conversations.all_of(store):
+            turns.all_of(store, one.id)
+    assert "is damaged" in one_sentence(error, path)
+
+
+def test_removed_database_is_noticed_before_a_turn_is_lost_in_it(path: Path) -> None:
+    with Store.open(path) as store:
+        talk = stored.conversation(store, 1)
+        path.unlink()
+        with pytest.raises(StoreError) as error:
+            turns.commit(store, talk, stored.exchange(2))
+        assert "was removed or replaced" in one_sentence(error, path)
+
+
+def test_folder_in_place_of_the_database_is_one_sentence(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(StoreError) as error:
+        Store.open(path)
+    one_sentence(error, path)
+
+
+@posix
+@pytest.mark.parametrize("what", ["folder", "database"])
+def test_read_only_place_is_one_sentence_and_loses_nothing(what: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.db"
+        os.chmod(folder, 0o755)
+        if what == "database":
+            with Store.open(path) as store:
+                stored.conversation(store)
+            path.chmod(0o444)
+        os.chmod(folder, 0o555)
+        code = (
+            "import os, sys\n"
+            "from deltamem_cli.store.database import Store\n"
+            "from deltamem_cli.store.errors import StoreError\n"
+            "from deltamem_cli.store import profiles\n"
+            "Store.memory().close()\n"  # imports everything while it may still read the interpreter's files
+            "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            "try:\n"
+            "    with Store.open(sys.argv[1]) as store: profiles.ensure(store, 'other')\n"
+            "except StoreError as error: print(error)\n"
+        )
+        child = stored.run(code, path)
+        shown, trouble = child.communicate(timeout=60)
+        os.chmod(folder, 0o755)
+        assert trouble == "" and shown.count("\n") == 1 and str(path) in shown and "writable" in shown, shown + trouble
+        if what == "database":
+            path.chmod(0o644)
+            with Store.open(path) as store:
+                assert conversations.all_of(store)[0].n_turns == 3
+
+
+def test_many_processes_may_begin_at_once_on_no_database(path: Path) -> None:
+    code = (
+        "import sys, stored\n"
+        "from deltamem_cli.store.database import Store\n"
+        "sys.stdin.readline()\n"
+        "with Store.open(sys.argv[1]) as store: stored.conversation(store, 3)\n"
+    )
+    children = [stored.run(code, path) for _ in range(5)]
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        _, trouble = child.communicate(timeout=120)
+        assert child.returncode == 0, trouble
+    with Store.open(path) as store:
+        found = conversations.all_of(store)
+        assert [one.n_turns for one in found] == [3] * 5 and len(profiles.all_of(store)) == 1
+
+
+def test_store_is_imported_without_sqlite_utils_and_numpy() -> None:
+    modules = "database locks profiles conversations turns states search reset bundle portable fingerprints location"
+    code = "import sys\n" + "\n".join(f"import deltamem_cli.store.{name}" for name in modules.split())
+    code += "\nprint([name for name in ('sqlite_utils', 'numpy', 'rich', 'typer') if name in sys.modules])"
+    shown, trouble = stored.run(code).communicate(timeout=60)
+    assert (shown, trouble) == ("[]\n", "")
+
+
+def test_ids_sort_by_age_even_within_a_millisecond() -> None:
+    ids = [new_id() for _ in range(2000)]
+    assert ids == sorted(set(ids)) and {len(one) for one in ids} == {26}
