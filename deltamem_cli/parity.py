@@ -72,7 +72,9 @@ def replay(case: Path, *, micro_batch: int, batch: int = 512, compute: str = "au
 
     for part in ("model.gguf", "adapter", "vectors.npz"):
         if not (case / part).exists():
-            raise ParityError(f"{case} is not a parity case, it has no {part}: name a folder with model.gguf, adapter and vectors.npz.")
+            raise ParityError(
+                f"{case} is not a parity case, it has no {part}: name a folder with model.gguf, adapter and vectors.npz."
+            )
     options = EngineOptions(
         ctx_size=512,
         batch=batch,
@@ -88,8 +90,12 @@ def replay(case: Path, *, micro_batch: int, batch: int = 512, compute: str = "au
         with Model(case / "model.gguf") as model, Engine(model, adapter, options) as engine:
             vectors = _open(case / "vectors.npz")
             if vectors["layers"].tolist() != engine.layers:
-                raise ParityError(f"{case} lists the layers {vectors['layers'].tolist()}, its adapter has {engine.layers}.")
-            return CaseResult(case.name, micro_batch, [_run(engine, step) for step in _steps(vectors, engine.granularity)])
+                raise ParityError(
+                    f"{case} lists the layers {vectors['layers'].tolist()}, its adapter has {engine.layers}."
+                )
+            return CaseResult(
+                case.name, micro_batch, [_run(engine, step) for step in _steps(vectors, engine.granularity)]
+            )
 
 
 def _run(engine: Engine, step: Step) -> StepResult:
@@ -98,7 +104,9 @@ def _run(engine: Engine, step: Step) -> StepResult:
     if step.name.startswith(_NO_MEMORY):
         engine.clear_state()
     logits = engine.feed(step.tokens, write=step.write, spans=step.spans, all_logits=True)
-    return StepResult(step.name, len(step.tokens), _difference(logits, step.logits), _difference(engine.state(), step.state))
+    return StepResult(
+        step.name, len(step.tokens), _difference(logits, step.logits), _difference(engine.state(), step.state)
+    )
 
 
 def _difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:

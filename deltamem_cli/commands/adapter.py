@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands.adapter_verify import verify
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def show(
         typer.echo(json.dumps(_facts(file, adapter), indent=2))
     else:
         _print_facts(file, adapter)
+
+
+app.command()(verify)
 
 
 def _facts(file: Path, adapter: Adapter) -> dict[str, Any]:

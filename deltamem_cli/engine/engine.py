@@ -53,7 +53,9 @@ class EngineOptions:
     def __post_init__(self) -> None:
         for name in ("cache_type_k", "cache_type_v"):
             if getattr(self, name) not in CACHE_TYPES:
-                raise EngineError(f"The KV cache type {getattr(self, name)} is not known: use one of {', '.join(CACHE_TYPES)}.")
+                raise EngineError(
+                    f"The KV cache type {getattr(self, name)} is not known: use one of {', '.join(CACHE_TYPES)}."
+                )
         if self.flash_attention not in FLASH_ATTENTION:
             raise EngineError(f"Flash attention is {self.flash_attention}: it must be auto, on or off.")
         if self.compute not in COMPUTE:
@@ -79,6 +81,7 @@ class Engine:
         self._context: Any = None
         self._adapter: Any = None
         self._cancel = ctypes.c_bool(False)
+        self.n_threads = options.threads or physical_cores()
         self._context = self._make_context(options)
         self.n_ctx = int(self.native.llama.llama_n_ctx(self._context))
         self.n_ctx_seq = int(self.native.llama.llama_n_ctx_seq(self._context))
@@ -100,7 +103,7 @@ class Engine:
         params.n_batch = options.batch
         params.n_ubatch = min(options.micro_batch, options.batch)
         params.n_seq_max = options.sequences
-        params.n_threads = params.n_threads_batch = options.threads or physical_cores()
+        params.n_threads = params.n_threads_batch = self.n_threads
         params.type_k = CACHE_TYPES[options.cache_type_k]
         params.type_v = CACHE_TYPES[options.cache_type_v]
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
@@ -112,7 +115,9 @@ class Engine:
         context = llama.llama_init_from_model(self.model.handle, params)
         if not context:
             reason = self.native.recent_errors() or "probably too little memory"
-            raise EngineError(f"No context of {options.ctx_size} tokens can be made ({reason}): try a smaller --ctx-size.")
+            raise EngineError(
+                f"No context of {options.ctx_size} tokens can be made ({reason}): try a smaller --ctx-size."
+            )
         return context
 
     def close(self) -> None:
@@ -285,7 +290,9 @@ class Engine:
             if code == _NO_ROOM:
                 raise EngineError("The context is full: drop a part of it or use a larger --ctx-size.")
             if code != 0:
-                raise EngineError(error or f"llama.cpp failed to decode (code {code}): run again with --debug to see why.")
+                raise EngineError(
+                    error or f"llama.cpp failed to decode (code {code}): run again with --debug to see why."
+                )
             if all_logits:
                 rows.append(self._logits(len(part)))
             elif last:

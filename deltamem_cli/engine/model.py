@@ -21,7 +21,9 @@ class Model:
         self.native: Native = native()
         llama = self.native.llama
         if not self.path.is_file():
-            raise EngineError(f"The model file {self.path} does not exist: check the path or name another with --model.")
+            raise EngineError(
+                f"The model file {self.path} does not exist: check the path or name another with --model."
+            )
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         self.native.recent_errors()
@@ -124,9 +126,7 @@ class Model:
         text = self.native.llama.llama_model_chat_template(self.handle, None)
         return text.decode("utf-8", "replace") if text else None
 
-    def render(
-        self, messages: Sequence[Mapping[str, str]], *, reply: bool = True, template: str | None = None
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]], *, reply: bool = True, template: str | None = None) -> str:
         """The text that the model sees for `messages` ({role, content} each), by its template or by `template`.
 
         reply: end with the start of the assistant's turn. Raises EngineError when there is no template or it refuses.
@@ -159,7 +159,9 @@ class Model:
                     eos_token=self.text([eos], special=True) if eos >= 0 else "",
                 )
             except Exception as error:
-                raise EngineError(f"The chat template is not valid jinja ({error}): correct it or use another one.") from error
+                raise EngineError(
+                    f"The chat template is not valid jinja ({error}): correct it or use another one."
+                ) from error
         return formatters[source]
 
 

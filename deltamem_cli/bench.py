@@ -1,0 +1,86 @@
+"""Measures what δ-mem costs: one model, two contexts, with and without an adapter, taking turns. Prints nothing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deltamem_cli.engine import Engine, EngineOptions, Model
+
+PREFILL_TOKENS = 512
+DECODE_TOKENS = 64
+
+
+@dataclass
+class Speeds:
+    """Tokens per second, one number per round."""
+
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Medians of both, and the medians of the rounds' ratios: neighbours in time share the machine's mood."""
+
+    stock: Speeds
+    deltamem: Speeds
+    threads: int
+    added_bytes: int  # weights, states and scratch memory of δ-mem
+
+    def ratio(self, phase: str) -> float:
+        pairs = zip(getattr(self.deltamem, phase), getattr(self.stock, phase), strict=True)
+        return statistics.median(ours / stock for ours, stock in pairs)
+
+    def median(self, which: str, phase: str) -> float:
+        return statistics.median(getattr(getattr(self, which), phase))
+
+
+def measure(
+    model_path: Path,
+    adapter: Path,
+    *,
+    rounds: int = 7,
+    threads: int | None = None,
+    gpu_layers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Runs `rounds` rounds of prefill and decode on both contexts. progress is called with the rounds done.
+
+    Raises DeltamemError when the model or the adapter can't be used.
+    """
+    options = EngineOptions(ctx_size=PREFILL_TOKENS + DECODE_TOKENS, threads=threads)
+    with (
+        Model(model_path, gpu_layers=gpu_layers) as model,
+        Engine(model, None, options) as stock,
+        Engine(model, adapter, options) as deltamem,
+    ):
+        report = Report(Speeds(), Speeds(), stock.n_threads, 0)
+        # any tokens do: the arithmetic is the same for all
+        prompt = [1 + i * 7919 % (model.n_vocab - 1) for i in range(PREFILL_TOKENS)]
+        for index in range(-1, rounds):
+            # the first round warms up and is not counted; who goes first alternates
+            order = [(stock, report.stock), (deltamem, report.deltamem)]
+            for engine, speeds in order if index % 2 == 0 else reversed(order):
+                prefill, decode = _round(engine, prompt)
+                if index >= 0:
+                    speeds.prefill.append(prefill)
+                    speeds.decode.append(decode)
+            if progress:
+                progress(index + 1)
+        report.added_bytes = deltamem.added_bytes
+        return report
+
+
+def _round(engine: Engine, prompt: list[int]) -> tuple[float, float]:
+    engine.clear_context()
+    start = time.perf_counter()
+    engine.feed(prompt)
+    middle = time.perf_counter()
+    for token in prompt[:DECODE_TOKENS]:
+        engine.feed([token])
+    end = time.perf_counter()
+    return len(prompt) / (middle - start), DECODE_TOKENS / (end - middle)

@@ -1,0 +1,107 @@
+"""`dmem bench`: what δ-mem costs in speed and memory on this machine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.bench import Report
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_PHASES = ("prefill", "decode")
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        Path | None, typer.Option("-m", "--model", metavar="FILE", help="GGUF model.  [default: the starter model]")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its adapter.  [default: random, shaped as the published one]")
+    ] = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHAPE",
+            help="A model of random weights instead: qwen3-4b (2.4 GB, made once into the cache folder).",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to take the median of.")] = 7,
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", min=1, help="Threads.  [default: one per core]")
+    ] = None,
+    gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", help="Layers on the GPU, -1 for all.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Compare the speed with and without δ-mem, in turns on one model in one process.
+
+    A round is a prefill of 512 tokens and 64 single tokens. The ratios are medians of the rounds' own ratios.
+
+    Examples: dmem bench;  dmem bench --synthetic qwen3-4b --rounds 3
+    """
+    from deltamem_cli.bench import measure
+    from deltamem_cli.synthetic import SHAPES, cached_model, random_adapter
+
+    if model and synthetic:
+        raise UsageError("--model and --synthetic name two models; give one of them")
+    if synthetic and synthetic not in SHAPES:
+        raise UsageError(f"--synthetic is {synthetic}; it must be one of {', '.join(SHAPES)}")
+    from deltamem_cli import paths
+
+    if synthetic:
+        model = cached_model(synthetic, paths.cache_dir())
+    elif model is None:
+        model = paths.starter_model()
+    with tempfile.TemporaryDirectory() as folder:
+        if adapter is None:
+            adapter = Path(folder) / "random.gguf"
+            random_adapter(model, adapter)
+        if as_json:
+            report = measure(model, adapter, rounds=rounds, threads=threads, gpu_layers=gpu_layers)
+        else:
+            from rich.console import Console
+
+            with Console(stderr=True).status("warming up") as status:
+                report = measure(
+                    model,
+                    adapter,
+                    rounds=rounds,
+                    threads=threads,
+                    gpu_layers=gpu_layers,
+                    progress=lambda done: status.update(f"round {done} of {rounds}"),
+                )
+    if as_json:
+        typer.echo(json.dumps(_facts(report), indent=2))
+    else:
+        _print_table(model, report)
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        which: {phase: report.median(which, phase) for phase in _PHASES} for which in ("stock", "deltamem")
+    }
+    facts["ratio"] = {phase: report.ratio(phase) for phase in _PHASES}
+    return facts | {"unit": "tokens/s", "threads": report.threads, "added_bytes": report.added_bytes}
+
+
+def _print_table(model: Path, report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{model.stem}, {report.threads} threads, medians of {len(report.stock.decode)} rounds")
+    for column in ("tokens/s", "without δ-mem", "with δ-mem", "ratio"):
+        table.add_column(column, justify="left" if column == "tokens/s" else "right")
+    for phase, label in zip(_PHASES, ("prefill 512", "decode 64"), strict=True):
+        stock, deltamem = report.median("stock", phase), report.median("deltamem", phase)
+        table.add_row(label, f"{stock:.1f}", f"{deltamem:.1f}", f"{report.ratio(phase):.3f}")
+    console = Console()
+    console.print(table)
+    console.print(f"memory added: {report.added_bytes / 1e6:.1f} MB")
