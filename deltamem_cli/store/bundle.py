@@ -52,7 +52,8 @@ def read(store: Store, conversation: Conversation, *, at: int | None = None, tra
 def state_only(bundle: Bundle) -> Bundle:
     """The same memory with no turns: the last state becomes the initial one."""
     last = bundle.states[max(bundle.states)] if bundle.states else bundle.initial
-    return Bundle(conversation=replace(bundle.conversation, title=None, heading=""), initial=last)
+    initial = replace(last, turn=None) if last else None
+    return Bundle(conversation=replace(bundle.conversation, title=None, heading=""), initial=initial)
 
 
 def write(store: Store, profile: Profile, bundle: Bundle) -> Conversation:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +26,10 @@ from deltamem_cli.store.manifest import FORMAT, VERSION, Malformed, parse
 from deltamem_cli.store.records import Snapshot, Turn
 
 MANIFEST, STATES = "manifest.json", "states.f32"
-MAX_BYTES = 2 << 30  # per member; 100,000 turns of a 36-layer model are half of it
+MAX_MANIFEST = 256 << 20  # bytes; a million tokens of transcript are some ten
+
+# What zipfile, zlib and json say of bytes that were never a zip, or once were.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
 
 def save(path: Path, bundle: Bundle) -> None:
@@ -60,24 +65,26 @@ def load(path: Path) -> Bundle:
     """Read and check a file that save() wrote; StoreError says in one sentence what is wrong with it."""
     try:
         with as_sentences(path), zipfile.ZipFile(path) as archive:
-            if sorted(archive.namelist()) != [MANIFEST, STATES]:
-                raise Malformed("it is some other zip file")
-            manifest = json.loads(_member(archive, MANIFEST, MAX_BYTES))
-            described = parse(manifest)
+            _check_members(archive)
+            described = parse(json.loads(_member(archive, MANIFEST, MAX_MANIFEST)))
             blob = _member(archive, STATES, described.n_bytes)
         if len(blob) != described.n_bytes or hashlib.sha256(blob).hexdigest() != described.sha256:
             raise Malformed("its states are not those that were exported")
         return described.bundle(blob)
-    except (Malformed, zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError, RecursionError, EOFError) as error:
-        raise StoreError(f"{path} cannot be imported because {_why(error)}; export it again with: "
-                         "dmem memory export") from error  # fmt: skip
-    except NotImplementedError as error:  # zipfile, of a compression that it does not know
-        raise StoreError(f"{path} cannot be imported because it is some other zip file; export it again with: "
-                         "dmem memory export") from error  # fmt: skip
+    except _ZIP_ERRORS as error:
+        raise _refusal(path, f"it is damaged or not a dmem memory file ({error})") from error
+    except Malformed as error:
+        raise _refusal(path, str(error)) from error
 
 
-def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, Malformed) else f"it is damaged or not a dmem memory file ({error})"
+def _refusal(path: Path, why: str) -> StoreError:
+    return StoreError(f"{path} cannot be imported because {why}; export it again with: dmem memory export")
+
+
+def _check_members(archive: zipfile.ZipFile) -> None:
+    kinds = {member.compress_type for member in archive.infolist()}
+    if sorted(archive.namelist()) != [MANIFEST, STATES] or not kinds <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise Malformed("it is some other zip file")
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:

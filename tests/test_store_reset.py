@@ -1,0 +1,137 @@
+"""Deleted is gone: after a reset the raw files contain neither the old states nor the old words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stored
+
+from deltamem_cli.store import bundle, conversations, locks, profiles, search, states, turns
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import ConversationBusy, StoreError
+from deltamem_cli.store.reset import extent, reset
+
+SECRET = "xylophonequagga"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "memory.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with Store.open(path) as store:
+        yield store
+
+
+def traces_of_states(path: Path, seeds: range) -> int:
+    """How many 16-byte pieces of the states of these seeds are somewhere in the files."""
+    raw = stored.raw_bytes(path)
+    pieces = [blob[i : i + 16] for seed in seeds for blob in [stored.snapshot(seed).state.tobytes()]
+              for i in range(0, len(blob), 160)]  # fmt: skip
+    return sum(piece in raw for piece in pieces)
+
+
+def traces_of(path: Path, word: str) -> int:
+    return stored.raw_bytes(path).lower().count(word.lower().encode())
+
+
+def secret_conversation(store: Store, n_turns: int = 25, profile: str = "work") -> str:
+    """Long enough that pages split and FTS segments merge, with turns undone in between."""
+    talk = conversations.new(profiles.ensure(store, profile))
+    for number in range(1, n_turns + 1):
+        turns.commit(store, talk, stored.exchange(number, user=f"{SECRET}{number} " + "and so on " * (number * 7 % 90)))
+        if number % 9 == 0:
+            turns.undo(store, talk.id)
+            turns.commit(store, talk, stored.exchange(number, user=f"{SECRET}{number}"))
+    conversations.rename(store, talk.id, f"On {SECRET}")
+    return talk.id
+
+
+def test_reset_leaves_no_byte_of_the_states_and_keeps_the_transcript(path: Path, store: Store) -> None:
+    talk = conversations.get(store, secret_conversation(store))
+    assert traces_of_states(path, range(1, 26)) > 100, "the test must see what it looks for"
+    gone = reset(store, [talk], transcript=False)
+    assert (gone.states, gone.turns) == (25, 0)
+    assert traces_of_states(path, range(1, 26)) == 0
+    assert traces_of(path, SECRET) > 0 and len(turns.all_of(store, talk.id)) == 25
+    assert states.latest(store, talk.id) is None
+    assert len(search.search(store, f"{SECRET}3")) == 1
+
+
+def test_reset_with_transcript_leaves_no_byte_of_the_words_either(path: Path, store: Store) -> None:
+    kept = stored.conversation(store, 3, word="keepsake")
+    talk = conversations.get(store, secret_conversation(store))
+    assert traces_of(path, SECRET) > 25
+    reset(store, [talk], transcript=True)
+    assert traces_of(path, SECRET) == 0
+    assert traces_of(path, "quagga") == 0
+    # the other conversation has the same seeds 1 to 3
+    assert traces_of_states(path, range(4, 26)) == 0
+    assert [turn.messages[0].text for turn in turns.all_of(store, kept.id)] == [f"keepsake {n}" for n in (1, 2, 3)]
+    assert len(search.search(store, "keepsake")) == 3
+    assert path.with_name("memory.db-wal").stat().st_size == 0
+
+
+def test_reset_of_the_last_conversation_does_not_bring_up_an_older_one(store: Store) -> None:
+    stored.conversation(store, 2, word="older")
+    talk = stored.conversation(store, 2)
+    reset(store, [talk], transcript=True)
+    latest = conversations.latest(store, profiles.get(store, "work"))
+    assert latest and latest.id == talk.id and latest.n_turns == 0
+    assert turns.commit(store, latest, stored.exchange(1)).number == 1
+
+
+def test_undone_and_forgotten_words_are_gone_after_a_scrub(path: Path, store: Store) -> None:
+    talk = stored.conversation(store, 6, word=SECRET)
+    turns.undo(store, talk.id, 2)
+    turns.replace_after_forgetting(store, talk.id, [2], {n: turns.Replayed(stored.snapshot(100 + n)) for n in (3, 4)})
+    store.scrub()
+    assert traces_of(path, f"{SECRET} 2") == traces_of(path, f"{SECRET} 5") == traces_of(path, f"{SECRET} 6") == 0
+    assert traces_of(path, f"{SECRET} 3") == 1
+    assert traces_of_states(path, range(2, 7)) == 0
+    assert [turn.number for turn in turns.all_of(store, talk.id)] == [1, 3, 4]
+
+
+def test_deleted_profile_leaves_no_byte_after_a_scrub(path: Path, store: Store) -> None:
+    secret_conversation(store, profile="private")
+    profiles.change(store, "private", system=f"about {SECRET}")
+    profiles.delete(store, "private")
+    store.scrub()
+    assert traces_of(path, SECRET) == 0 and traces_of(path, "private") == 0
+    assert traces_of_states(path, range(1, 26)) == 0
+
+
+def test_extent_says_beforehand_what_goes_and_which_copies_stay(store: Store) -> None:
+    talk = stored.conversation(store, 3)
+    copy = bundle.branch(store, talk, profiles.get(store, "work"), at=2)
+    told = extent(store, [talk], transcript=True)
+    assert (told.states, told.state_bytes, told.turns, told.messages) == (3, 3 * 3 * 256, 3, 6)
+    assert told.branches == [copy.id]
+    assert reset(store, [talk], transcript=True) == told
+    assert np.array_equal(states.after(store, copy.id, 2).state, stored.snapshot(2).state)  # type: ignore[union-attr]
+
+
+def test_reset_of_a_conversation_in_use_changes_nothing(path: Path, store: Store) -> None:
+    first, second = stored.conversation(store, 1), stored.conversation(store, 1)
+    with Store.open(path) as other:
+        locks.hold(other, second.id)
+        with pytest.raises(ConversationBusy):
+            reset(store, [first, second], transcript=False)
+    assert states.latest(store, first.id) and states.latest(store, second.id)
+
+
+def test_wipe_that_a_reader_prevents_is_told_and_done_by_the_next_one(path: Path, store: Store) -> None:
+    talk = conversations.get(store, secret_conversation(store))
+    store.db.execute("PRAGMA busy_timeout = 50").fetchall()
+    with Store.open(path) as reader:
+        with reader.reading():
+            turns.all_of(reader, talk.id)
+            with pytest.raises(StoreError, match="could not be wiped yet.*dmem memory scrub"):
+                reset(store, [talk], transcript=True)
+        store.scrub()
+        assert traces_of(path, SECRET) == 0
