@@ -288,6 +288,7 @@ def spoiled(value: float) -> np.ndarray:
         ({"blk.0.deltamem_q.weight": np.zeros((1, 2, 12), np.float32)}, "shape 1 x 2 x 12"),
         ({"blk.0.deltamem_delta_q.weight": np.zeros((10, 3), np.float32)}, r"where \? x 2 is needed"),
         ({"blk.0.deltamem_delta_o.weight": np.zeros((10, 2), np.float32)}, "where 12 x 2 is needed"),
+        ({"blk.0.deltamem_delta_q.weight": np.zeros((0, 2), np.float32)}, "shape 0 x 2"),
         ({"blk.0.deltamem_q.weight": np.zeros((2, 12), np.float64)}, "type number 28"),
         ({"blk.0.deltamem_q.weight": np.zeros((2, 12), np.int8)}, "type number 24"),
         ({"blk.0.deltamem_beta.bias": np.zeros(2, np.float16)}, "must be F32"),
@@ -360,6 +361,40 @@ def test_counts_that_the_file_cannot_hold_are_refused_at_once(tmp_path: Path) ->
         assert forged_raw != raw
         path.write_bytes(forged_raw)
         refusal(path)
+
+
+def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    raw = written(tmp_path).read_bytes()
+    path = tmp_path / "b.gguf"
+    bias = b"blk.0.deltamem_beta.bias"
+    for n_dims in (0, 5):
+        path.write_bytes(raw.replace(bias + struct.pack("<I", 1), bias + struct.pack("<I", n_dims)))
+        assert f"beta.bias has {n_dims} dimensions" in refusal(path)
+    truth = b"normalize_qk" + struct.pack("<I", 7)
+    path.write_bytes(raw.replace(truth + b"\1", truth + b"\2"))
+    assert "normalize_qk is a truth value but holds 2" in refusal(path)
+    for alignment in (0, 24, 1 << 30):
+        message = refusal(forged(tmp_path, {"general.alignment": (alignment, KIND.UINT32)}))
+        assert f"alignment reads {alignment}" in message
+
+
+def test_arrays_of_the_vocabulary_are_stepped_over(tmp_path: Path) -> None:
+    extra = {"tokenizer.words": (["a", "b"], KIND.ARRAY), "tokenizer.numbers": ([1, 2], KIND.ARRAY)}
+    header = read_header(forged(tmp_path, extra))
+    assert header.metadata["tokenizer.words"].value is header.metadata["tokenizer.numbers"].value is None
+    assert header.metadata["tokenizer.words"].type == "array of str"
+    assert header.get(PREFIX + "layers") == [0, 2]
+
+
+def test_another_alignment_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_type = gguf.GGUFWriter.add_type
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_type", lambda self, type: (write_type(self, type), self.add_custom_alignment(256))
+    )
+    path = written(tmp_path)
+    assert read_header(path).get("general.alignment") == 256
+    for name, weight in tensors_of(SMALL).items():
+        np.testing.assert_array_equal(read_adapter(path).tensors[name].data, weight.data)
 
 
 def test_what_occurs_twice_is_refused(tmp_path: Path) -> None:
@@ -441,6 +476,15 @@ def test_scaling_keeps_the_type_only_when_nothing_is_lost() -> None:
     # a power of two is not enough where numbers leave the range of the type
     assert Weight.from_float32(np.array([60000.0]), "F16").scaled(2.0).type == "F32"
     assert Weight.from_float32(np.array([2.0**-24]), "F16").scaled(0.5).type == "F32"
+
+
+@pytest.mark.parametrize(("type", "largest"), [("F16", 65504.0), ("BF16", 3.3895314e38), ("F32", 3.4028235e38)])
+def test_the_largest_numbers_of_a_type_are_finite(type: str, largest: float) -> None:
+    numbers = Weight.from_float32(np.array([largest, -largest, 0.0]), type)
+    assert numbers.is_finite
+    assert numbers.float32[0] == np.float32(largest)
+    for value in (np.inf, -np.inf, np.nan):
+        assert not Weight.from_float32(np.array([0.0, value]), type).is_finite
 
 
 def test_a_weight_refuses_numbers_of_another_type() -> None:

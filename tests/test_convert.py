@@ -137,6 +137,13 @@ def test_rows_stay_where_the_converter_leaves_them(tmp_path: Path, architecture:
         )
 
 
+def test_divided_key_value_heads_follow_their_converter(tmp_path: Path) -> None:
+    # baichuan's and xverse's converters divide the number of heads by that of key-value heads
+    adapter, published = converted(tmp_path, base_model(tmp_path, "xverse"), {"alpha": 8.0})
+    expected = interleaved(published["model.layers.0.self_attn.delta_k_proj"].data, HEADS // HEADS_KV)
+    np.testing.assert_array_equal(adapter.tensors["blk.0.deltamem_delta_k.weight"].data, expected)
+
+
 def test_permuted_architectures_have_names_that_llama_cpp_knows() -> None:
     # granite_swa and others may be newer than the gguf package that is installed
     known = set(gguf.MODEL_ARCH_NAMES.values())
@@ -272,6 +279,18 @@ def test_another_width_is_refused_with_both_shapes(tmp_path: Path, tensors, name
     assert named in refusal(tmp_path, base_model(tmp_path, architecture, tensors=tensors))
 
 
+def test_rows_that_cannot_be_reordered_are_refused(tmp_path: Path) -> None:
+    # the adapter's own width is odd: the width is refused before anything is reordered
+    published = published_tensors(ALL_HEADS, range(LAYERS), HIDDEN, WIDTHS | {"q": 30})
+    folder = write_published(tmp_path / "odd", ALL_HEADS, published)
+    with pytest.raises(AdapterError, match="delta_q_proj of layer 0 is 30 x 8 where 32 x 8"):
+        convert(folder, base_model(tmp_path, "llama"), tmp_path / "out.gguf")
+    # the base's is
+    for keys in ({"llama.attention.head_count": 5}, {"llama.attention.head_count_kv": 0}):
+        message = refusal(tmp_path, base_model(tmp_path, "llama", keys))
+        assert "heads cannot share" in message
+
+
 def test_another_hidden_size_is_refused(tmp_path: Path) -> None:
     base = base_model(tmp_path, keys={"qwen3.embedding_length": 32})
     assert "memory_q_proj of layer 0 is 8 x 24 where 8 x 32 is needed" in refusal(tmp_path, base)
@@ -314,6 +333,9 @@ def test_the_first_file_of_a_split_model_is_enough(tmp_path: Path) -> None:
     adapter, published = converted(tmp_path, base, {"alpha": 8.0})
     expected = interleaved(published["model.layers.2.self_attn.delta_q_proj"].data, HEADS)
     np.testing.assert_array_equal(adapter.tensors["blk.2.deltamem_delta_q.weight"].data, expected)
+    # there, only the numbers of heads tell which layers have attention
+    counts = {"qwen3.attention.head_count_kv": [2, 0, 2], "split.count": 2}
+    assert sorted(read_base_model(base_model(tmp_path, "qwen3", counts)).layers) == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +359,20 @@ def test_a_base_without_a_usable_shape_is_refused(tmp_path: Path, keys, named) -
 @pytest.mark.parametrize("architecture", ["falcon-h1", "plamo", "dflash", "eagle3"])
 def test_architectures_that_corrections_cannot_follow_are_refused(tmp_path: Path, architecture: str) -> None:
     assert f"architecture {architecture}" in refusal(tmp_path, base_model(tmp_path, architecture))
+
+
+def test_a_base_without_an_architecture_is_refused(tmp_path: Path) -> None:
+    base = base_model(tmp_path)
+    base.write_bytes(base.read_bytes().replace(b"general.architecture", b"general.architectura"))
+    assert "does not name its architecture" in refusal(tmp_path, base)
+
+
+def test_a_base_cut_in_its_vocabulary_is_refused(tmp_path: Path) -> None:
+    base = base_model(tmp_path, keys={"tokenizer.ggml.tokens": ["word"] * 30, "tokenizer.ggml.token_type": [1] * 30})
+    raw = base.read_bytes()
+    for length in range(raw.index(b"tokenizer.ggml.tokens"), raw.index(b"blk.0.")):
+        base.write_bytes(raw[:length])
+        assert "damaged" in refusal(tmp_path, base)
 
 
 def test_a_base_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:

@@ -40,11 +40,10 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """Heads and output widths of one attention layer; a width is None where the layer has no such projection."""
+    """Output widths of one attention layer; a width is None where the layer has no such projection."""
 
-    n_head: int
-    n_head_kv: int
     widths: dict[str, int | None]  # by head: q, k, v, o
+    row_blocks: dict[str, int]  # q and k of permuted architectures: in how many blocks the converter reorders rows
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,10 @@ class BaseModel:
 
     def matrix_rows(self, head: str, layer: int, matrix: NDArray[Any]) -> NDArray[Any]:
         """The rows of Dq, Dk, Dv or Do in the order in which this model's file has the rows of its weight."""
-        if head not in ("q", "k") or self.architecture not in PERMUTED_ARCHITECTURES:
+        blocks = self.layers[layer].row_blocks.get(head)
+        if blocks is None:
             return matrix
-        attention = self.layers[layer]
-        heads = attention.n_head if head == "q" else attention.n_head_kv
-        if head == "k" and self.architecture in _DIVIDED_KV_HEADS and heads != attention.n_head:
-            heads = attention.n_head // heads
-        halves = matrix.reshape(heads, 2, matrix.shape[0] // heads // 2, *matrix.shape[1:])
+        halves = matrix.reshape(blocks, 2, matrix.shape[0] // blocks // 2, *matrix.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(matrix.shape))
 
 
@@ -121,8 +117,11 @@ class _Reader:
         return place.shape[0] if place is not None and len(place.shape) == 2 else None
 
     def has_attention(self, layer: int) -> bool:
+        if self.is_split:
+            counts = ("attention.head_count", "attention.head_count_kv")
+            return all(self.number(key, 1, layer=layer) > 0 for key in counts)
         # Of the layers with a linear recurrence some have an attn_qkv too, but none has attention's own output.
-        return self.is_split or any(self.rows(layer, name) for name in ("attn_output", "attn_q", "attn_q_b"))
+        return any(self.rows(layer, name) for name in ("attn_output", "attn_q", "attn_q_b"))
 
     def attention(self, layer: int) -> AttentionLayer:
         hidden = self.number("embedding_length")
@@ -141,4 +140,15 @@ class _Reader:
             widths = dict.fromkeys(widths)
         if fused is None and not self.is_split:
             widths = {name: self.rows(layer, f"attn_{name}") for name in widths}
-        return AttentionLayer(n_head, n_head_kv, {**widths, "o": hidden})
+        blocks: dict[str, int] = {}
+        if self.architecture in PERMUTED_ARCHITECTURES:
+            is_divided = self.architecture in _DIVIDED_KV_HEADS and n_head_kv and n_head_kv != n_head
+            blocks = {"q": n_head, "k": n_head // n_head_kv if is_divided else n_head_kv}
+        for name, count in blocks.items():
+            width = widths[name]
+            if width is not None and (count == 0 or width % (2 * count)):
+                raise AdapterError(
+                    f"{self.header.path} has {width} rows in the {name} projection of layer {layer}, which {count} "
+                    "heads cannot share; convert or download the model again"
+                )
+        return AttentionLayer({**widths, "o": hidden}, blocks)

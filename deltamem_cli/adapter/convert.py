@@ -81,13 +81,11 @@ def _layer(settings: Settings, layer: int, parameters: dict[str, Weight], base: 
         if name in _PLAIN:
             converted[_PLAIN[name]] = Weight.from_float32(weight.float32) if len(weight.shape) == 1 else weight
     for head, factor in factors.items():
-        converted[f"delta_{head}.weight"] = parameters[f"delta_{head}_proj"].scaled(factor)
-    for head in ("q", "k"):
-        name = f"delta_{head}.weight"
-        width = base.layers[layer].widths[head]
+        matrix = parameters[f"delta_{head}_proj"].scaled(factor)
         # A matrix of another width is left for the check of shapes to name.
-        if name in converted and converted[name].shape[0] == width:
-            converted[name] = Weight(base.matrix_rows(head, layer, converted[name].data), converted[name].type)
+        if matrix.shape[:1] == (base.layers[layer].widths[head],):
+            matrix = Weight(base.matrix_rows(head, layer, matrix.data), matrix.type)
+        converted[f"delta_{head}.weight"] = matrix
     return converted
 
 
