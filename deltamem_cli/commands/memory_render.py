@@ -57,8 +57,8 @@ def overview(out: Console, state: np.ndarray, metrics: Sequence[LayerMetrics]) -
             out.print(line)
         out.print()
     legend(out, scale)
-    many = "" if state.shape[1] == 1 else f"; the strongest of {state.shape[1]} heads is shown"
-    out.print(Text(f"Above each map: layer, norm; effective rank, change (Δ) by the last turn{many}.", style="dim"))
+    many = "" if state.shape[1] == 1 else f"; the strongest of {state.shape[1]} heads"
+    out.print(Text(f"Above each map: layer, norm; effective rank, last change (Δ){many}.", style="dim"))
 
 
 def layer_detail(out: Console, state: np.ndarray, metrics: LayerMetrics) -> None:

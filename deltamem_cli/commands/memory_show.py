@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 ImageOption = Annotated[
     Path | None, typer.Option("--image", metavar="FILE", help="Write a picture of all layers (.svg or .png).")
 ]
+HEADING_LENGTH = 56  # with the id before it, 100 columns
+
 LayerOption = Annotated[int | None, typer.Option("--layer", metavar="N", help="One layer, with its numbers.")]
 
 
@@ -255,7 +257,7 @@ def _extent(every: Sequence[Turn]) -> str:
 def _print_heading(
     conversation: Conversation, every: Sequence[Turn], snapshot: Snapshot | None, layers: Sequence[LayerMetrics]
 ) -> None:
-    heading = f", “{printable(conversation.heading)}”" if conversation.heading else ""
+    heading = f", “{printable(conversation.heading)[:HEADING_LENGTH]}”" if conversation.heading else ""
     typer.echo(f"profile       {conversation.profile}")
     typer.echo(f"conversation  {conversation.id}{heading}")
     if snapshot:

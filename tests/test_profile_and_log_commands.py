@@ -1,0 +1,108 @@
+"""`dmem profile` and `dmem log`: settings and transcripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import stored
+
+from deltamem_cli import cli
+from deltamem_cli.store import conversations
+from deltamem_cli.store.database import Store
+
+Dmem = Callable[..., str]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DMEM_PROFILE", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def dmem(home: Path, capsys: pytest.CaptureFixture[str]) -> Dmem:
+    def run(*arguments: str, code: int = 0) -> str:
+        assert cli.main(list(arguments)) == code
+        shown = capsys.readouterr()
+        return shown.err if code else shown.out
+
+    return run
+
+
+def test_profile_is_made_changed_renamed_and_deleted(home: Path, dmem: Dmem) -> None:
+    dmem("profile", "create", "work", "-m", "m.gguf", "--system", "Be brief.", "-o", "temperature", "0.3",
+         "-o", "top-k", "5")  # fmt: skip
+    dmem("profile", "set", "work", "--adapter", "a.gguf", "-o", "seed=7", "--unset", "temperature", "--unset", "system")
+    dmem("profile", "rename", "work", "office")
+    shown = json.loads(dmem("profile", "show", "office", "--json"))
+    assert shown.pop("created")
+    assert shown == {"name": "office", "model": "m.gguf", "adapter": "a.gguf", "system": None,
+                     "options": {"top_k": 5, "seed": 7}, "conversations": 0, "turns": 0}  # fmt: skip
+    assert "office" in dmem("profile", "list")
+    dmem("profile", "delete", "office", "-y")
+    assert json.loads(dmem("profile", "list", "--json")) == []
+    assert b"m.gguf" not in stored.raw_bytes(home / "memory.db")
+
+
+@pytest.mark.parametrize(
+    "arguments, code, part",
+    [
+        (["-o", "topk", "5"], 2, "did you mean top_k"),
+        (["-o", "seed", "x"], 2, "whole number"),
+        (["-o", "temperature", "-1"], 1, "temperature"),
+        (["-o", "nonsense", "1"], 2, "known are"),
+        (["--unset", "seed"], 2, "not set"),
+        ([], 2, "Nothing to set"),
+    ],
+)
+def test_wrong_setting_is_refused_and_changes_nothing(
+    home: Path, dmem: Dmem, arguments: list[str], code: int, part: str
+) -> None:
+    dmem("profile", "create", "work", "-o", "top_p", "0.5")
+    before = dmem("profile", "show", "work", "--json")
+    text = dmem("profile", "set", "work", *arguments, code=code)
+    assert part in text and text.count("\n") == 1
+    assert dmem("profile", "show", "work", "--json") == before
+
+
+def test_log_lists_shows_and_exports_transcripts(home: Path, dmem: Dmem, tmp_path: Path) -> None:
+    with Store.open(home / "memory.db") as store:
+        first = stored.conversation(store, 2, word="heron")
+        second = stored.conversation(store, 1, word="stork")
+        stored.conversation(store, 1, profile="home", word="crane")
+        conversations.touch(store, first.id)
+    listed = json.loads(dmem("log", "list", "-p", "work", "--json"))
+    assert [(one["conversation"], one["turns"], one["title"]) for one in listed] == [
+        (first.id, 2, "heron 1"),
+        (second.id, 1, "stork 1"),
+    ]
+    assert len(dmem("log", "list", "--all").splitlines()) == 3
+    assert len(dmem("log", "list", "--all", "--limit", "1").splitlines()) == 1
+    shown = json.loads(dmem("log", "show", "--cid", first.id[-12:], "--json"))
+    assert [message["text"] for turn in shown["turns"] for message in turn["messages"]] == [
+        "heron 1", "answer 1", "heron 2", "answer 2"]  # fmt: skip
+    one = dmem("log", "show", "-p", "work", "--turn", "2")
+    assert "heron 2" in one and "answer 1" not in one
+    text = dmem("log", "export", "-p", "work", "--all")
+    assert text.count("# ") >= 2 and "heron 2" in text and "stork 1" in text and "crane" not in text
+    file = tmp_path / "x.json"
+    dmem("log", "export", str(file), "-p", "work", "--format", "json")
+    assert [talk["conversation"] for talk in json.loads(file.read_text())] == [first.id]
+    assert "--force" in dmem("log", "export", str(file), "-p", "work", code=2)
+    assert dmem("log", "path").strip() == str(home / "memory.db")
+
+
+def test_search_stays_in_its_profile_unless_asked(home: Path, dmem: Dmem) -> None:
+    with Store.open(home / "memory.db") as store:
+        stored.conversation(store, 1, word="heron by the lake")
+        stored.conversation(store, 1, profile="home", word="heron at sea")
+    found = json.loads(dmem("log", "search", "heron", "-p", "work", "--json"))
+    assert [(hit["profile"], hit["excerpt"]) for hit in found] == [("work", "heron by the lake 1")]
+    assert len(json.loads(dmem("log", "search", "heron", "--all", "--json"))) == 2
+    assert json.loads(dmem("log", "search", "heron", "--json")) == []
+    assert json.loads(dmem("log", "search", "lake", "heron", "--all", "--json"))[0]["profile"] == "work"
+    assert "heron by the lake" in dmem("log", "search", '"the lake"', "-p", "work")
