@@ -98,10 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     session = Session(debug=debug)
     try:
         get_command(app).main(args, prog_name="dmem", obj=session)
-    except SystemExit as stop:
+    except SystemExit as stop:  # typer's end of every command; it has made 130 of Ctrl-C and 2 of wrong usage
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    except KeyboardInterrupt:
-        return 130
     except DeltamemError as error:
         _report(str(error), session)
         return error.exit_code

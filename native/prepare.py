@@ -98,12 +98,12 @@ def download(pin: Mapping[str, str], downloads: Path) -> None:
     )
     if result.returncode:
         raise PrepareError(
-            f"Could not fetch {pin['requirement']} ({_last_error(result.stderr)}): "
+            f"Could not fetch {pin['requirement']} ({last_error(result.stderr)}): "
             f"check the network, or set {pin['override']} to a local {pin['file']}."
         )
 
 
-def _last_error(stderr: str) -> str:
+def last_error(stderr: str) -> str:
     """pip's last ERROR line without addresses, which belong to the machine and not to our message."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = (

@@ -99,25 +99,38 @@ def test_preparing_again_writes_nothing(prepared: Path, downloads: Path) -> None
     assert file_times(prepared) == before
 
 
-def test_a_changed_patch_rewrites_its_files_and_no_other(prepared: Path, downloads: Path, tmp_path: Path) -> None:
-    tree = tmp_path / "upstream"
+def test_a_further_patch_writes_its_file_and_no_other_and_can_be_withdrawn(
+    prepared: Path, downloads: Path, tmp_path: Path
+) -> None:
+    tree, patches = tmp_path / "upstream", tmp_path / "patches"
     shutil.copytree(prepared, tree)
-    before = file_times(tree)
-    patches = tmp_path / "patches"
-    patches.mkdir()
-
+    shutil.copytree(PATCHES, patches)
+    before, name = file_times(tree), "src/llama-io.h"
+    first, second = (tree / "llama.cpp" / name).read_text(encoding="utf-8").splitlines()[:2]
+    (patches / "0009-note.patch").write_text(
+        f"--- a/{name}\n+++ b/{name}\n@@ -1,2 +1,3 @@\n {first}\n+// a note\n {second}\n", encoding="utf-8"
+    )
     prepare.prepare(tree, downloads, starter=False, patches=patches)
-    names = [f"llama.cpp/{name}" for name in json.loads((prepared / "prepared.json").read_text())["patched"]]
     after = file_times(tree)
-    assert {name for name in after if after[name] != before.get(name)} == {*names, "prepared.json"}
-    for name in names:
-        assert "deltamem" not in (tree / name).read_text(encoding="utf-8")
+    assert {path for path in after if after[path] != before.get(path)} == {
+        f"llama.cpp/{name}",
+        f"pristine/{name}",
+        "prepared.json",
+    }
+    assert "// a note" in (tree / "llama.cpp" / name).read_text(encoding="utf-8")
 
-    for patch in prepare.patch_files(PATCHES):
-        shutil.copy(patch, patches)
-    prepare.prepare(tree, downloads, starter=False, patches=patches)
-    for name in names:
-        assert (tree / name).read_bytes() == (prepared / name).read_bytes()
+    prepare.prepare(tree, downloads, starter=False, patches=PATCHES)
+    assert (tree / "llama.cpp" / name).read_bytes() == (prepared / "llama.cpp" / name).read_bytes()
+
+
+def test_without_patches_the_tree_is_upstream_s(prepared: Path, downloads: Path, tmp_path: Path) -> None:
+    tree, none = tmp_path / "upstream", tmp_path / "patches"
+    shutil.copytree(prepared, tree)
+    none.mkdir()
+    patched = prepare.prepare(prepared, downloads, starter=False)["patched"]
+    prepare.prepare(tree, downloads, starter=False, patches=none)
+    for name in patched:
+        assert "deltamem" not in (tree / "llama.cpp" / name).read_text(encoding="utf-8")
 
 
 def test_patch_that_does_not_apply_stops_with_one_sentence_and_leaves_the_tree(
@@ -160,7 +173,13 @@ def test_wrong_hash_stops_with_one_sentence(tmp_path: Path, downloads: Path) -> 
 def test_missing_file_stops_with_one_sentence(tmp_path: Path, downloads: Path) -> None:
     result = run_prepare(tmp_path / "out", downloads, DELTAMEM_LLAMA_SDIST=str(tmp_path / "gone.tar.gz"))
     assert result.returncode == 1
-    assert "gone.tar.gz" in one_sentence(result.stderr)
+    sentence = one_sentence(result.stderr)
+    assert "gone.tar.gz" in sentence and "DELTAMEM_LLAMA_SDIST" in sentence
+
+
+def test_fetch_error_names_no_address() -> None:
+    stderr = "WARNING: slow\nERROR: Could not reach https://packages.example/simple/x/ (timed out)\n\n"
+    assert prepare.last_error(stderr) == "Could not reach … (timed out)"
 
 
 def test_failed_download_stops_with_one_sentence_that_names_the_offline_way(tmp_path: Path) -> None:

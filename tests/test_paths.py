@@ -44,6 +44,7 @@ def test_native_dir_is_found_when_the_package_runs_from_a_checkout(monkeypatch: 
     result = subprocess.run(
         [sys.executable, "-c", command], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
     )
+    assert result.returncode == 0, result.stderr
     source, native = result.stdout.split()
     assert Path(source).is_relative_to(ROOT)
     assert (Path(native) / "lib").is_dir() and not Path(native).is_relative_to(ROOT / "deltamem_cli")
