@@ -5,95 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import struct
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from adapter_files import KIND, PREFIX, SMALL, forged, refusal, tensors_of, written
 
 from deltamem_cli.adapter import AdapterError
-from deltamem_cli.adapter.format import (
-    AdapterConfig,
-    Provenance,
-    read_adapter,
-    training_summary,
-    write_adapter,
-)
+from deltamem_cli.adapter.format import AdapterConfig, Provenance, read_adapter, training_summary, write_adapter
 from deltamem_cli.adapter.gguf_header import read_header
 from deltamem_cli.adapter.weight import Weight
-
-SMALL = AdapterConfig("qwen3", embedding_length=12, block_count=3, layers=(0, 2), rank=2)
-PREFIX = "adapter.deltamem."
-
-
-def tensors_of(config: AdapterConfig, type: str = "F32", seed: int = 0) -> dict[str, Weight]:
-    rng = np.random.default_rng(seed)
-    return {
-        name: Weight.from_float32(
-            rng.normal(size=[10 if n is None else n for n in shape]), type if shape[1:] else "F32"
-        )
-        for layer in config.layers
-        for name, shape in config.tensor_shapes(layer).items()
-    }
-
-
-def written(tmp_path: Path, config: AdapterConfig = SMALL) -> Path:
-    path = tmp_path / "a.gguf"
-    write_adapter(path, config, tensors_of(config))
-    return path
-
-
-def forged(
-    tmp_path: Path,
-    keys: dict[str, tuple[object, gguf.GGUFValueType] | None] | None = None,
-    tensors: dict[str, np.ndarray | None] | None = None,
-    architecture: str = "qwen3",
-) -> Path:
-    """A file as write_adapter makes it, with keys and tensors replaced, added or (None) left out."""
-    kind = gguf.GGUFValueType
-    all_keys: dict[str, tuple[object, gguf.GGUFValueType] | None] = {
-        "general.type": ("adapter", kind.STRING),
-        "adapter.type": ("deltamem", kind.STRING),
-        PREFIX + "version": (1, kind.UINT32),
-        PREFIX + "rank": (2, kind.UINT32),
-        PREFIX + "state_heads": (1, kind.UINT32),
-        PREFIX + "write_granularity": ("token", kind.STRING),
-        PREFIX + "delta_heads": (["q", "o"], kind.ARRAY),
-        PREFIX + "state_update": ("standard", kind.STRING),
-        PREFIX + "rankwise_gates": (True, kind.BOOL),
-        PREFIX + "couple_lambda": (True, kind.BOOL),
-        PREFIX + "normalize_qk": (True, kind.BOOL),
-        PREFIX + "embedding_length": (12, kind.UINT32),
-        PREFIX + "block_count": (3, kind.UINT32),
-        PREFIX + "layers": ([0, 2], kind.ARRAY),
-    }
-    all_tensors: dict[str, np.ndarray | None] = {name: weight.data for name, weight in tensors_of(SMALL).items()}
-    path = tmp_path / "forged.gguf"
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, entry in (all_keys | (keys or {})).items():
-        if entry is None:
-            continue
-        value, type = entry
-        sub_type = kind.UINT32 if isinstance(value, list) and value and isinstance(value[0], int) else None
-        writer.add_key_value(key, value, type, sub_type)
-    for name, data in (all_tensors | (tensors or {})).items():
-        if data is not None:
-            writer.add_tensor(name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(AdapterError) as caught:
-        read_adapter(path)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(
@@ -224,9 +146,6 @@ def test_settings_outside_their_range_are_refused_before_writing(tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
-KIND = gguf.GGUFValueType
-
-
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
@@ -321,107 +240,6 @@ def test_missing_and_extra_tensors_are_refused_when_writing(tmp_path: Path) -> N
         write_adapter(tmp_path / "a.gguf", SMALL, tensors)
 
 
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path)
-    raw = path.read_bytes()
-    cut = tmp_path / "cut.gguf"
-    for length in [*range(0, len(raw) - 64, 13), len(raw) - 64]:
-        cut.write_bytes(raw[:length])
-        refusal(cut)
-
-
-def test_wrong_magic_and_versions_are_refused(tmp_path: Path) -> None:
-    raw = written(tmp_path).read_bytes()
-    path = tmp_path / "b.gguf"
-    path.write_bytes(b"GGML" + raw[4:])
-    assert "not a GGUF file" in refusal(path)
-    for version in (0, 1, 4, 3 << 24):
-        path.write_bytes(b"GGUF" + struct.pack("<I", version) + raw[8:])
-        assert "version" in refusal(path)
-    path.write_bytes(b"")
-    assert "empty" in refusal(path)
-    assert "no such file" in refusal(tmp_path / "missing.gguf")
-    assert "directory" in refusal(tmp_path)
-
-
-def test_counts_that_the_file_cannot_hold_are_refused_at_once(tmp_path: Path) -> None:
-    raw = written(tmp_path).read_bytes()
-    path = tmp_path / "b.gguf"
-    huge = struct.pack("<Q", 1 << 62)
-    for forged_raw in (
-        raw[:8] + huge + raw[16:],
-        raw[:16] + huge + raw[24:],
-        raw.replace(b"rank" + struct.pack("<I", 4), b"rank" + struct.pack("<I", 12)),
-        raw.replace(struct.pack("<IIQ", 9, 4, 2), struct.pack("<IIQ", 9, 4, 1 << 62)),
-        raw.replace(struct.pack("<IIQ", 9, 8, 2), struct.pack("<IIQ", 9, 8, 1 << 62)),
-        raw.replace(struct.pack("<IIQ", 9, 8, 2), struct.pack("<IIQ", 9, 9, 2)),
-        raw.replace(struct.pack("<I", 2) + struct.pack("<QQ", 12, 2), struct.pack("<I", 2) + huge * 2),
-        raw.replace(struct.pack("<I", 2) + struct.pack("<QQ", 12, 2), struct.pack("<I", 9) + struct.pack("<QQ", 12, 2)),
-    ):
-        assert forged_raw != raw
-        path.write_bytes(forged_raw)
-        refusal(path)
-
-
-def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
-    raw = written(tmp_path).read_bytes()
-    path = tmp_path / "b.gguf"
-    bias = b"blk.0.deltamem_beta.bias"
-    for n_dims in (0, 5):
-        path.write_bytes(raw.replace(bias + struct.pack("<I", 1), bias + struct.pack("<I", n_dims)))
-        assert f"beta.bias has {n_dims} dimensions" in refusal(path)
-    truth = b"normalize_qk" + struct.pack("<I", 7)
-    path.write_bytes(raw.replace(truth + b"\1", truth + b"\2"))
-    assert "normalize_qk is a truth value but holds 2" in refusal(path)
-    for alignment in (0, 24, 1 << 30):
-        message = refusal(forged(tmp_path, {"general.alignment": (alignment, KIND.UINT32)}))
-        assert f"alignment reads {alignment}" in message
-
-
-def test_arrays_of_the_vocabulary_are_stepped_over(tmp_path: Path) -> None:
-    extra = {"tokenizer.words": (["a", "b"], KIND.ARRAY), "tokenizer.numbers": ([1, 2], KIND.ARRAY)}
-    header = read_header(forged(tmp_path, extra))
-    assert header.metadata["tokenizer.words"].value is header.metadata["tokenizer.numbers"].value is None
-    assert header.metadata["tokenizer.words"].type == "array of str"
-    assert header.get(PREFIX + "layers") == [0, 2]
-
-
-def test_another_alignment_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_type = gguf.GGUFWriter.add_type
-    monkeypatch.setattr(
-        gguf.GGUFWriter, "add_type", lambda self, type: (write_type(self, type), self.add_custom_alignment(256))
-    )
-    path = written(tmp_path)
-    assert read_header(path).get("general.alignment") == 256
-    for name, weight in tensors_of(SMALL).items():
-        np.testing.assert_array_equal(read_adapter(path).tensors[name].data, weight.data)
-
-
-def test_what_occurs_twice_is_refused(tmp_path: Path) -> None:
-    raw = written(tmp_path).read_bytes()
-    path = tmp_path / "b.gguf"
-    path.write_bytes(raw.replace(b"blk.2.deltamem_q", b"blk.0.deltamem_q"))
-    assert "blk.0.deltamem_q.weight occurs twice" in refusal(path)
-    path.write_bytes(raw.replace(b"deltamem.couple_lambda", b"deltamem.rankwise_gates"[:22]))
-    refusal(path)
-    path.write_bytes(raw.replace(b"general.type", b"adapter.type"))
-    assert "adapter.type occurs twice" in refusal(path)
-
-
-def test_random_damage_is_refused_or_harmless_and_never_a_crash(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    raw = np.frombuffer(written(tmp_path).read_bytes(), np.uint8)
-    path = tmp_path / "b.gguf"
-    for _ in range(500):
-        damaged = raw.copy()
-        damaged[rng.integers(1800, size=rng.integers(1, 4))] = rng.integers(256)
-        path.write_bytes(damaged.tobytes())
-        try:
-            read_adapter(path)
-        except AdapterError as error:
-            assert "\n" not in str(error)
-
-
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path)
     before = path.read_bytes()
@@ -446,47 +264,3 @@ def test_writing_replaces_what_was_there(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="folder does not exist"):
         write_adapter(tmp_path / "no" / "a.gguf", SMALL, tensors_of(SMALL))
-
-
-def test_bfloat16_rounds_to_nearest_even_and_keeps_nan() -> None:
-    cases = {
-        0x3F800000: 0x3F80,  # 1
-        0x3F808000: 0x3F80,  # halfway, to even
-        0x3F818000: 0x3F82,  # halfway, to even
-        0x3F808001: 0x3F81,
-        0x7F7FFFFF: 0x7F80,  # the largest float32 rounds to Inf
-        0x80000000: 0x8000,
-    }
-    values = np.array(list(cases), np.uint32).view(np.float32)
-    assert Weight.from_float32(values, "BF16").data.tolist() == list(cases.values())
-    nan = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
-    assert np.isnan(Weight.from_float32(nan, "BF16").float32).all()
-
-
-def test_scaling_keeps_the_type_only_when_nothing_is_lost() -> None:
-    rng = np.random.default_rng(0)
-    for type in ("BF16", "F16"):
-        weight = Weight.from_float32(rng.normal(size=100), type)
-        double = weight.scaled(2.0)
-        assert double.type == type
-        np.testing.assert_array_equal(double.float32, weight.float32 * 2)
-        third = weight.scaled(1 / 3)
-        assert third.type == "F32"
-        np.testing.assert_array_equal(third.float32, (weight.float32.astype(np.float64) / 3).astype(np.float32))
-    # a power of two is not enough where numbers leave the range of the type
-    assert Weight.from_float32(np.array([60000.0]), "F16").scaled(2.0).type == "F32"
-    assert Weight.from_float32(np.array([2.0**-24]), "F16").scaled(0.5).type == "F32"
-
-
-@pytest.mark.parametrize(("type", "largest"), [("F16", 65504.0), ("BF16", 3.3895314e38), ("F32", 3.4028235e38)])
-def test_the_largest_numbers_of_a_type_are_finite(type: str, largest: float) -> None:
-    numbers = Weight.from_float32(np.array([largest, -largest, 0.0]), type)
-    assert numbers.is_finite
-    assert numbers.float32[0] == np.float32(largest)
-    for value in (np.inf, -np.inf, np.nan):
-        assert not Weight.from_float32(np.array([0.0, value]), type).is_finite
-
-
-def test_a_weight_refuses_numbers_of_another_type() -> None:
-    with pytest.raises(ValueError, match="BF16"):
-        Weight(np.zeros(3, np.float32), "BF16")
