@@ -7,8 +7,8 @@
 // correct the layer's q, k, v and attention output by D r.
 //
 // No function of this interface throws or aborts. Those that return int32_t return 0 on success and -1 on failure;
-// those that return a pointer or a size return NULL or 0. The text of the last failure of the calling thread is
-// in llama_deltamem_last_error(). A failed llama_decode leaves its cause there too, when δ-mem was the cause.
+// those that return a pointer or a size return NULL or 0. llama_deltamem_last_error() has the text of the calling
+// thread's last call, empty when it succeeded. A failed llama_decode leaves its cause there, when δ-mem was the cause.
 
 #include "llama.h"
 

@@ -423,9 +423,9 @@ void read_layer(reader & in, const llama_model & model, llama_deltamem_weights &
         }
     }
     if (w.o_norm_eps > 0.0f) {
-        layer.o_norm = in.tensor(prefix + "delta_o_norm.weight", w.n_embd, 1);
+        layer.o_norm = in.tensor(prefix + "delta_o_norm.weight", layer.delta[DELTAMEM_O].matrix.n_out, 1);
         if (!fused) {
-            layer.o_norm_tensor = tensors.add(w, base.wo, w.n_embd, 1, layer.o_norm);
+            layer.o_norm_tensor = tensors.add(w, base.wo, (int64_t) layer.o_norm.size(), 1, layer.o_norm);
         }
     }
 }
@@ -433,6 +433,9 @@ void read_layer(reader & in, const llama_model & model, llama_deltamem_weights &
 } // namespace
 
 std::shared_ptr<const llama_deltamem_weights> llama_deltamem_load(const llama_model & model, const char * path, llama_deltamem_compute compute) {
+    if (compute < LLAMA_DELTAMEM_COMPUTE_AUTO || compute > LLAMA_DELTAMEM_COMPUTE_OPS) {
+        fail(format("there is no way %d to compute corrections: pass one of enum llama_deltamem_compute", (int) compute));
+    }
     reader in(path);
     auto w = std::make_shared<llama_deltamem_weights>();
     read_settings(in, *w);
@@ -448,6 +451,9 @@ std::shared_ptr<const llama_deltamem_weights> llama_deltamem_load(const llama_mo
         llama_deltamem_check_model(head, model);
     }
     for (const auto & layer : w->layers) {
+        if ((size_t) layer.il >= model.layers.size()) {
+            fail("this model was loaded without its weights: load it whole to use an adapter");
+        }
         const auto & base = model.layers[layer.il];
         if (!(base.wqkv || base.wq) || !base.wo) {
             fail(format("layer %d of this model has no attention projections that δ-mem can reach: use an adapter whose layers leave it out", layer.il));

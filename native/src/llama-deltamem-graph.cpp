@@ -46,6 +46,7 @@ llama_deltamem::llama_deltamem(std::shared_ptr<const llama_deltamem_weights> wei
 //
 
 bool llama_deltamem::batch_begin(const llama_batch & batch) {
+    llama_deltamem_set_error("");
     try {
         memory.batch_begin(batch);
         return true;
@@ -63,14 +64,15 @@ bool llama_deltamem::ubatch_begin(const llama_ubatch & ubatch, int n_threads) {
                 const auto & h = hooks[it - reached.begin()];
                 misfit = format("layer %d computes its attention in a way that δ-mem can't reach", weights->layers[h.index].il);
             }
-            if (!misfit.empty()) {
-                throw std::runtime_error(misfit + ": use another model, or an adapter whose layers leave it out");
-            }
             is_checked = true;
+        }
+        if (!misfit.empty()) { // a later graph may show what the first did not
+            throw std::runtime_error(misfit + ": use another model, or an adapter whose layers leave it out");
         }
         memory.ubatch_begin(ubatch, n_threads);
         return true;
     } catch (const std::exception & err) {
+        memory.ubatch_end(false);
         llama_deltamem_set_error(err.what());
         return false;
     }

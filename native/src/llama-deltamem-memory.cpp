@@ -85,6 +85,7 @@ void llama_deltamem_memory::pass_begin() {
     sums.clear();
     pass_open   = true;
     pass_failed = false;
+    n_left      = 0;
 }
 
 void llama_deltamem_memory::pass_end() {
@@ -92,13 +93,18 @@ void llama_deltamem_memory::pass_end() {
         throw std::runtime_error("no pass is open: begin one first");
     }
     pass_open = false;
-    if (pass_failed) {
+    if (pass_failed || n_left > 0) {
+        sums.clear();
         throw std::runtime_error("a decode of this pass failed, so its span writes were dropped: restore the state and run the pass again");
     }
     write_spans();
 }
 
 void llama_deltamem_memory::batch_begin(const llama_batch & batch) {
+    if (n_left > 0) { // the llama_decode before this one failed outside of its micro-batches
+        ubatch_end(false);
+    }
+    n_left    = batch.n_tokens;
     has_spans = has_spans_next;
     has_spans_next = false;
     spans.swap(spans_next);
@@ -118,6 +124,10 @@ void llama_deltamem_memory::batch_begin(const llama_batch & batch) {
 
 void llama_deltamem_memory::ubatch_begin(const llama_ubatch & ubatch, int n_threads) {
     const int64_t n      = ubatch.n_tokens;
+    if (n > n_left) {
+        throw std::runtime_error("llama_encode can't run with a deltamem adapter: detach it first, or use llama_decode");
+    }
+    n_left -= n;
     const bool    means  = has_spans && w.granularity != LLAMA_DELTAMEM_TOKEN;
     const int     n_kvg  = w.rule.n_proj() - w.rule.n_read();
 
@@ -234,6 +244,7 @@ void llama_deltamem_memory::ubatch_end(bool ok) {
     } else {
         sums.clear();
         pass_failed = true;
+        n_left      = 0;
     }
     slot.clear(); // no tokens: operators that run outside of a micro-batch do nothing
 }

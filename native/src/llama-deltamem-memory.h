@@ -67,6 +67,7 @@ private:
     std::map<llama_seq_id, std::vector<float>> states; // absent: zero
 
     bool write_on = true;
+    int64_t n_left = 0; // tokens of the batch that no micro-batch has brought yet; a llama_decode that fails leaves some
 
     // spans: of the next batch, of this batch
     std::vector<int32_t> spans_next, spans;

@@ -21,12 +21,15 @@ static std::string & last_error() {
 
 void llama_deltamem_set_error(const std::string & text) {
     last_error() = text;
-    LLAMA_LOG_ERROR("deltamem: %s\n", text.c_str());
+    if (!text.empty()) {
+        LLAMA_LOG_ERROR("deltamem: %s\n", text.c_str());
+    }
 }
 
 // runs f; an exception becomes the last error and `failed`
 template <typename T, typename F>
 static T guarded(T failed, F && f) {
+    llama_deltamem_set_error("");
     try {
         return f();
     } catch (const std::bad_alloc &) {
