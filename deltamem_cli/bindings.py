@@ -127,15 +127,15 @@ class Native:
         result = getattr(self.lib, f"llama_deltamem_{name}")(*args)
         restype = _FUNCTIONS[name][0]
         if (restype is ctypes.c_int32 and result < 0) or (restype is _POINTER and not result):
-            raise NativeError(self.last_error())
+            raise NativeError(self.last_error() or "The native library failed.")
         return result
 
     def last_error(self) -> str:
-        """Text of the calling thread's last failure inside δ-mem, as a sentence."""
+        """What the calling thread's last call into δ-mem failed of, as a sentence; empty if δ-mem did not fail."""
         text = (self.lib.llama_deltamem_last_error() or b"").decode("utf-8", "replace")
-        return (
-            text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else "The native library failed."
-        )
+        # names in it come from files, which must not write on the terminal what they like
+        text = "".join(letter if letter.isprintable() else "?" for letter in text)
+        return text[:1].upper() + text[1:] + ("." if text and not text.endswith(".") else "")
 
     def recent_errors(self) -> str:
         """What llama.cpp last complained of, for a failure that it explains nowhere else; empties the list."""

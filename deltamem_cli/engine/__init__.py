@@ -1,8 +1,9 @@
 """Runs a GGUF model with a δ-mem adapter; knows nothing of conversations, profiles or databases."""
 
-from deltamem_cli.engine.engine import Cancelled, Engine, EngineOptions
+from deltamem_cli.engine.engine import Cancelled, Engine
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.model import Model
+from deltamem_cli.engine.options import EngineOptions
 from deltamem_cli.engine.sampling import Sampling
 
 __all__ = ["Cancelled", "Engine", "EngineError", "EngineOptions", "Model", "Sampling"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +17,9 @@ from numpy.typing import NDArray
 from deltamem_cli.bindings import COMPUTE, GRANULARITIES, AdapterInfo, NativeError
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.model import Model
+from deltamem_cli.engine.options import CACHE_TYPES, FLASH_ATTENTION, EngineOptions
 from deltamem_cli.engine.sampling import Sampler, Sampling
 from deltamem_cli.engine.threads import physical_cores
-
-# ggml_type of a KV cache
-CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
-FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 _ABORTED = 2  # llama_decode's answer when the abort callback stopped it
 _NO_ROOM = 1
@@ -29,42 +28,14 @@ _TOKENS_WORTH_A_THREAD = 8
 
 
 class Cancelled(EngineError):
-    """feed() was cancelled; `fed` tokens are in the context and, where writing was on, in the memory."""
+    """feed() was cancelled; `fed` tokens are in the context.
+
+    Where writing was on they are in the memory too, but not those with span ids: a pass writes whole or not at all.
+    """
 
     def __init__(self, fed: int) -> None:
         super().__init__("The model was stopped.")
         self.fed = fed
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a context is made. Zero or None: chosen for this model and machine."""
-
-    ctx_size: int = 4096
-    batch: int = 512
-    micro_batch: int = 512
-    threads: int | None = None
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
-    flash_attention: Literal["auto", "on", "off"] = "auto"
-    sequences: int = 1
-    compute: Literal["auto", "fused", "ops"] = "auto"  # of the corrections; "ops" is what GPUs use
-
-    def __post_init__(self) -> None:
-        for name in ("cache_type_k", "cache_type_v"):
-            if getattr(self, name) not in CACHE_TYPES:
-                raise EngineError(
-                    f"The KV cache type {getattr(self, name)} is not known: use one of {', '.join(CACHE_TYPES)}."
-                )
-        if self.flash_attention not in FLASH_ATTENTION:
-            raise EngineError(f"Flash attention is {self.flash_attention}: it must be auto, on or off.")
-        if self.compute not in COMPUTE:
-            raise EngineError(f"The compute option is {self.compute}: it must be one of {', '.join(COMPUTE)}.")
-        for name in ("batch", "micro_batch", "sequences"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"The option {name} is {getattr(self, name)}: it must be 1 or more.")
-        if self.ctx_size < 0:
-            raise EngineError(f"The context size is {self.ctx_size}: it must be 0 (the model's own) or more.")
 
 
 class Engine:
@@ -82,11 +53,18 @@ class Engine:
         self._adapter: Any = None
         self._cancel = ctypes.c_bool(False)
         self.n_threads = options.threads or physical_cores()
-        self._context = self._make_context(options)
+        model.acquire()
+        try:
+            self._context = self._make_context(options)
+        except BaseException:
+            model.release()
+            raise
         self.n_ctx = int(self.native.llama.llama_n_ctx(self._context))
         self.n_ctx_seq = int(self.native.llama.llama_n_ctx_seq(self._context))
         self._memory = self.native.llama.llama_get_memory(self._context)
         self._fed = [0] * options.sequences  # positions used, per sequence
+        self._in_pass = False
+        self._drawable: int | None = None  # the sequence whose next token the context's logits are for
         self.info = AdapterInfo()
         self.layers: list[int] = []
         try:
@@ -125,6 +103,7 @@ class Engine:
         if self._context:
             self.native.llama.llama_free(self._context)
             self._context = None
+            self.model.release()
 
     def __enter__(self) -> Engine:
         return self
@@ -137,7 +116,7 @@ class Engine:
     def attach(self, adapter: Path) -> None:
         """Puts the adapter file `adapter` to work. Raises NativeError when it does not fit, or another one is attached."""
         handle = self.native.call(
-            "adapter_init", self.model.handle, str(adapter).encode(), COMPUTE.index(self.options.compute)
+            "adapter_init", self.model.handle, os.fsencode(adapter), COMPUTE.index(self.options.compute)
         )
         try:
             self.native.call("attach", self._context, handle)
@@ -145,7 +124,7 @@ class Engine:
             self.native.call("adapter_free", handle)
             raise
         self._adapter = handle
-        self.native.call("adapter_info", handle, self.info)
+        self.native.call("adapter_info", handle, ctypes.byref(self.info))
         layers = (ctypes.c_int32 * self.info.n_layers)()
         self.native.call("adapter_layers", handle, layers, self.info.n_layers)
         self.layers = list(layers)
@@ -202,12 +181,23 @@ class Engine:
 
     def n_past(self, sequence: int = 0) -> int:
         """Tokens of the sequence that the model sees."""
+        self._check_sequence(sequence)
         return self._fed[sequence]
+
+    def _check_sequence(self, sequence: int) -> None:
+        if not 0 <= sequence < len(self._fed):
+            raise EngineError(f"Sequence {sequence} does not exist; this context has 0 to {len(self._fed) - 1}.")
 
     def clear_context(self, sequence: int = 0) -> None:
         """Empties the visible context; the memory stays."""
+        self._check_sequence(sequence)
         self.native.llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         self._fed[sequence] = 0
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether drop() can take tokens out before the end."""
+        return bool(self.native.llama.llama_memory_can_shift(self._memory))
 
     def drop(self, start: int, end: int, sequence: int = 0) -> None:
         """Takes tokens [start, end) out of the visible context and moves the later ones up; the memory stays.
@@ -215,14 +205,17 @@ class Engine:
         Raises EngineError when this model's cache can't do that.
         """
         llama = self.native.llama
+        self._check_sequence(sequence)
         end = min(end, self._fed[sequence])
-        if end < self._fed[sequence] and not llama.llama_memory_can_shift(self._memory):
+        if not 0 <= start <= end:
+            raise EngineError(f"The tokens {start} to {end} can't be dropped; the context holds {self._fed[sequence]}.")
+        if end < self._fed[sequence] and not self.can_shift:
             raise EngineError("The context of this model can't be shifted: clear it or use a larger --ctx-size.")
         if not llama.llama_memory_seq_rm(self._memory, sequence, start, end):
             raise EngineError("This model can't forget a part of its context: clear it or use a larger --ctx-size.")
         if end < self._fed[sequence]:
             llama.llama_memory_seq_add(self._memory, sequence, end, -1, start - end)
-        self._fed[sequence] -= max(0, end - start)
+        self._fed[sequence] -= end - start
 
     def feed(
         self,
@@ -241,8 +234,15 @@ class Engine:
         Returns logits float32, [n_vocab] of the last token or with all_logits [n_tokens, n_vocab].
         Raises Cancelled, and EngineError when they don't fit; what was fed until then stays.
         """
+        if not self._context:
+            raise EngineError("The engine is closed: make a new one.")
+        self._check_sequence(sequence)
         if not tokens:
             raise EngineError("There is no token to feed.")
+        if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
+            raise EngineError(
+                f"A token is out of range: {self.model.path.name} has the tokens 0 to {self.model.n_vocab - 1}."
+            )
         if spans is not None and len(spans) != len(tokens):
             raise EngineError(f"There are {len(tokens)} tokens but {len(spans)} span ids: give one per token.")
         if self._fed[sequence] + len(tokens) > self.n_ctx_seq:
@@ -251,23 +251,35 @@ class Engine:
                 "drop a part of it or use a larger --ctx-size."
             )
         self._cancel.value = False
+        self._drawable = None
         if not self.has_memory:
             return self._feed_batches(tokens, sequence, None, all_logits, progress)
         self.native.call("set_write", self._context, write)
-        if spans is None or len(tokens) <= self.options.batch:
+        if spans is None or len(tokens) <= self.options.batch or self._in_pass:
             return self._feed_batches(tokens, sequence, spans, all_logits, progress)
-        # More than one batch: only a pass around them lets all tokens read the same state.
+        with self.one_pass():  # only a pass around several batches lets all tokens read the same state
+            return self._feed_batches(tokens, sequence, spans, all_logits, progress)
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Everything fed inside reads one state when it has span ids; their writes happen at the end.
+
+        Inside another one it is a part of that. When feed() fails inside, the span writes are dropped.
+        """
+        if not self.has_memory or self._in_pass:
+            yield
+            return
         self.native.call("pass_begin", self._context)
+        self._in_pass = True
         try:
-            logits = self._feed_batches(tokens, sequence, spans, all_logits, progress)
+            yield
         except BaseException:
-            try:
+            self._in_pass = False
+            with suppress(NativeError):  # the failure inside is the news, not that it dropped the writes
                 self.native.call("pass_end", self._context)
-            except NativeError:
-                pass  # the failed decode is the news, not that it dropped the writes of its pass
             raise
+        self._in_pass = False
         self.native.call("pass_end", self._context)
-        return logits
 
     def _feed_batches(
         self,
@@ -283,8 +295,11 @@ class Engine:
             part = tokens[start : start + self.options.batch]
             last = start + len(part) == len(tokens)
             part_spans = None if spans is None else spans[start : start + len(part)]
-            code, error = self._decode(part, sequence, part_spans, all_logits, last)
-            self._fed[sequence] = int(self.native.llama.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+            try:
+                code, error = self._decode(part, sequence, part_spans, all_logits, last)
+            finally:
+                # also when a signal's exception comes through: micro-batches may have been done before it
+                self._fed[sequence] = int(self.native.llama.llama_memory_seq_pos_max(self._memory, sequence)) + 1
             if code == _ABORTED:
                 raise Cancelled(self._fed[sequence] - fed_before)
             if code == _NO_ROOM:
@@ -299,6 +314,7 @@ class Engine:
                 rows.append(self._logits(1)[0])
             if progress:
                 progress(start + len(part))
+        self._drawable = sequence
         return np.concatenate(rows) if all_logits else rows[-1]
 
     def _decode(
@@ -338,12 +354,15 @@ class Engine:
                 failure.append(error)
 
         thread = threading.Thread(target=run, name="llama_decode")
-        thread.start()
         try:
+            thread.start()
             thread.join()
         except BaseException:
-            self.cancel()
-            thread.join()
+            # Nobody may touch the context before the thread is through with it, however often Ctrl-C is pressed.
+            while thread.is_alive():
+                self.cancel()
+                with contextlib.suppress(BaseException):
+                    thread.join()
             raise
         if failure:
             raise failure[0]
@@ -357,25 +376,26 @@ class Engine:
         """Stops the running feed() at the next node of its graph; it raises Cancelled."""
         self._cancel.value = True
 
-    # generation
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """Draws tokens from the logits of the last feed(); close it after use."""
+        return Sampler(self.native, sampling, self.model.n_vocab, self._context)
 
     def generate(
         self, sampling: Sampling, *, max_tokens: int | None = None, sequence: int = 0, write: bool = True
     ) -> Iterator[int]:
-        """Draws tokens after a feed() on this sequence; each is yielded first and fed when the next one is asked for.
+        """Draws tokens after a feed() on this sequence; each has been fed when it is yielded.
 
-        Ends before a token that ends the model's turn, after max_tokens, or when the context is full. The last token
-        that was yielded is fed too when the iterator is exhausted, and is not when it is closed before.
+        Ends before a token that ends the model's turn, after max_tokens, or when the context is full.
         """
-        sampler = Sampler(self.native, sampling, self.model.n_vocab)
+        sampler = self.sampler(sampling)
         try:
             count = 0
-            while max_tokens is None or count < max_tokens:
-                token = sampler.sample(self._context)
-                if self.model.is_end(token) or self._fed[sequence] >= self.n_ctx_seq:
+            while (max_tokens is None or count < max_tokens) and self._fed[sequence] < self.n_ctx_seq:
+                token = sampler.sample()
+                if self.model.is_end(token):
                     return
-                yield token
                 self.feed([token], sequence=sequence, write=write)
+                yield token
                 count += 1
         finally:
             sampler.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,10 @@ from deltamem_cli.engine.errors import EngineError
 
 
 class Model:
-    """One model in memory; several engines may share it. Free it with close() or use it as a context manager."""
+    """One model in memory; several engines may share it. Free it with close() or use it as a context manager.
+
+    Closed while engines use it, it is freed with the last of them.
+    """
 
     def __init__(self, path: Path, *, gpu_layers: int = 0) -> None:
         """Loads `path`. gpu_layers: layers to put on a GPU, -1 for all. Raises EngineError."""
@@ -27,7 +31,9 @@ class Model:
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         self.native.recent_errors()
-        self.handle = llama.llama_model_load_from_file(str(self.path).encode(), params)
+        self._users = 0
+        self._closed = False
+        self.handle = llama.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.handle:
             reason = self.native.recent_errors() or "no reason given"
             raise EngineError(
@@ -37,7 +43,22 @@ class Model:
         self.vocab = llama.llama_model_get_vocab(self.handle)
 
     def close(self) -> None:
-        if self.handle:
+        self._closed = True
+        self._free_if_unused()
+
+    def acquire(self) -> None:
+        """A context is made of it. Raises EngineError when the model is closed."""
+        if self._closed:
+            raise EngineError(f"The model {self.path.name} is closed: load it again.")
+        self._users += 1
+
+    def release(self) -> None:
+        """A context of it is gone."""
+        self._users -= 1
+        self._free_if_unused()
+
+    def _free_if_unused(self) -> None:
+        if self._closed and self._users == 0 and self.handle:
             self.native.llama.llama_model_free(self.handle)
             self.handle = None
 
@@ -58,7 +79,7 @@ class Model:
 
         Nothing is added at the start; templates write their own first token.
         """
-        data = text.encode()
+        data = text.encode("utf-8", "replace")  # a lone surrogate is what Python makes of broken input
         size = len(data) + 2
         while True:
             tokens = (ctypes.c_int32 * size)()

@@ -41,16 +41,17 @@ class Sampling:
 class Sampler:
     """One chain of llama.cpp's samplers; it remembers the tokens that it accepted."""
 
-    def __init__(self, native: Native, sampling: Sampling, n_vocab: int) -> None:
+    def __init__(self, native: Native, sampling: Sampling, n_vocab: int, context: Any) -> None:
         self.llama = native.llama
+        self.context = context
         llama = self.llama
         self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         for sampler in _samplers(llama, sampling, n_vocab):
             llama.llama_sampler_chain_add(self.chain, sampler)
 
-    def sample(self, context: Any) -> int:
+    def sample(self) -> int:
         """Draws a token from the context's last logits, and remembers it."""
-        return int(self.llama.llama_sampler_sample(self.chain, context, -1))
+        return int(self.llama.llama_sampler_sample(self.chain, self.context, -1))
 
     def close(self) -> None:
         if self.chain:

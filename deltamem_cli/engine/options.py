@@ -1,0 +1,47 @@
+"""How an engine's context is made; knows nothing of models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deltamem_cli.bindings import COMPUTE
+from deltamem_cli.engine.errors import EngineError
+
+# ggml_type of a KV cache
+CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_MAX_THREADS = 512  # GGML_MAX_N_THREADS
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a context is made. Zero or None: chosen for this model and machine."""
+
+    ctx_size: int = 4096
+    batch: int = 512
+    micro_batch: int = 512
+    threads: int | None = None
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    sequences: int = 1
+    compute: Literal["auto", "fused", "ops"] = "auto"  # of the corrections; "ops" is what GPUs use
+
+    def __post_init__(self) -> None:
+        for name in ("cache_type_k", "cache_type_v"):
+            if getattr(self, name) not in CACHE_TYPES:
+                raise EngineError(
+                    f"The KV cache type {getattr(self, name)} is not known: use one of {', '.join(CACHE_TYPES)}."
+                )
+        if self.flash_attention not in FLASH_ATTENTION:
+            raise EngineError(f"Flash attention is {self.flash_attention}: it must be auto, on or off.")
+        if self.compute not in COMPUTE:
+            raise EngineError(f"The compute option is {self.compute}: it must be one of {', '.join(COMPUTE)}.")
+        for name in ("batch", "micro_batch", "sequences"):
+            if getattr(self, name) < 1:
+                raise EngineError(f"The option {name} is {getattr(self, name)}: it must be 1 or more.")
+        if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
+            raise EngineError(f"The option threads is {self.threads}: it must be 1 to {_MAX_THREADS}.")
+        if self.ctx_size < 0:
+            raise EngineError(f"The context size is {self.ctx_size}: it must be 0 (the model's own) or more.")
