@@ -1,0 +1,169 @@
+"""A frozen decoder in PyTorch with llama.cpp's numbers, from a GGUF or a Hugging Face directory; knows nothing of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem_cli.training.weights import BackboneShape, load_weights
+
+Correct = Callable[[int, Tensor], dict[str, Tensor]]
+
+
+@dataclass
+class Past:
+    """Keys and values of rows that were run before: per layer [B, kv heads, S, head dim], and how many of S count."""
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    lengths: Tensor
+
+    def select(self, rows: Tensor) -> Past:
+        keys, values = ({n: t[rows] for n, t in side.items()} for side in (self.keys, self.values))
+        return Past(keys, values, self.lengths[rows])
+
+
+class Backbone:
+    """Weights are in the basis of the GGUF, so that corrections learned on them fit it without permuting."""
+
+    def __init__(self, source: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+        self.shape, tensors = load_weights(source)
+        self.dtype, self.device = dtype, torch.device(device)
+        s = self.shape
+
+        def weight(name: str) -> Tensor:
+            return tensors.pop(name).to(self.device, dtype)
+
+        def vector(name: str) -> Tensor | None:
+            return tensors.pop(name).to(self.device, torch.float32) if name in tensors else None
+
+        self.embedding = weight("token_embd.weight")
+        self.head = weight("output.weight") if "output.weight" in tensors else self.embedding
+        self.final_norm = vector("output_norm.weight")
+        self.layers: list[dict[str, Any]] = []
+        for n in range(s.n_layer):
+            p = f"blk.{n}."
+            biases = [vector(p + f"attn_{h}.bias") for h in "qkv"]
+            self.layers.append(
+                {
+                    "attn_norm": vector(p + "attn_norm.weight"),
+                    "ffn_norm": vector(p + "ffn_norm.weight"),
+                    "q_norm": vector(p + "attn_q_norm.weight"),
+                    "k_norm": vector(p + "attn_k_norm.weight"),
+                    # side by side: one large product is faster than several small ones
+                    "qkv": torch.cat([weight(p + f"attn_{h}.weight") for h in "qkv"]),
+                    "qkv_bias": torch.cat([b for b in biases if b is not None]) if biases[0] is not None else None,
+                    "o": weight(p + "attn_output.weight"),
+                    "up": torch.cat([weight(p + "ffn_gate.weight"), weight(p + "ffn_up.weight")]),
+                    "down": weight(p + "ffn_down.weight"),
+                }
+            )
+        half = torch.arange(0, s.rope_dim, 2, device=self.device, dtype=torch.float32)
+        factors = vector("rope_freqs.weight")
+        self.frequencies = s.rope_base ** (-half / s.rope_dim) / (1.0 if factors is None else factors)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Output widths of the projections that a memory may correct."""
+        s = self.shape
+        return {"q": s.n_head * s.head_dim, "k": s.n_head_kv * s.head_dim, "v": s.n_head_kv * s.head_dim, "o": s.hidden}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.embedding).float()
+
+    def run(
+        self,
+        h: Tensor,
+        lengths: Tensor,
+        past: Past | None = None,
+        correct: Correct | None = None,
+        layers: range | None = None,
+    ) -> tuple[Tensor, Past]:
+        """h [B, T, hidden], right-padded -> hidden after the last of layers (all unless given), and the keys and values.
+
+        correct(layer, x) returns what to add to q, k, v and o; x is the layer's attention input, float32.
+        """
+        tokens = h.shape[1]
+        start = torch.zeros_like(lengths) if past is None else past.lengths
+        positions = start[:, None] + torch.arange(tokens, device=h.device)
+        angles = positions[..., None].float() * self.frequencies
+        rope = (angles.cos()[:, None], angles.sin()[:, None])
+        mask = self._mask(tokens, past)
+        new = Past({}, {}, lengths if past is None else past.lengths + lengths)
+        for n in layers or range(self.shape.n_layer):
+            h, new.keys[n], new.values[n] = self._layer(n, h, rope, mask, past, correct)
+        return h, new
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(self._norm(hidden, self.final_norm).to(self.dtype), self.head).float()
+
+    def _mask(self, tokens: int, past: Past | None) -> Tensor:
+        """[B or 1, 1, T, S + T] added to the scores."""
+        causal = torch.full((tokens, tokens), -torch.inf, device=self.device).triu(1)[None, None]
+        if past is None:
+            return causal
+        size = next(iter(past.keys.values())).shape[2]
+        gone = torch.arange(size, device=self.device) >= past.lengths[:, None]
+        before = torch.zeros(gone.shape, device=self.device).masked_fill(gone, -torch.inf)
+        before = before[:, None, None].expand(-1, 1, tokens, -1)
+        return torch.cat([before, causal.expand(len(gone), -1, -1, -1)], -1)
+
+    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, self.shape.norm_eps)
+
+    def _rope(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """x [B, heads, T, head dim] float32"""
+        cos, sin = rope
+        dim = self.shape.rope_dim
+        x, rest = x[..., :dim], x[..., dim:]
+        if self.shape.rope_pairs:  # llama.cpp's NORM: neighbours turn together
+            a, b = x[..., 0::2], x[..., 1::2]
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+        else:  # NEOX: halves turn together
+            a, b = x.chunk(2, -1)
+            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+
+    def _layer(
+        self, n: int, h: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: Past | None, correct: Correct | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        s, w = self.shape, self.layers[n]
+        batch, tokens, _ = h.shape
+        x = self._norm(h, w["attn_norm"])
+        deltas = correct(n, x) if correct else {}
+        qkv = F.linear(x.to(self.dtype), w["qkv"]).float()
+        if w["qkv_bias"] is not None:
+            qkv = qkv + w["qkv_bias"]
+        q, k, v = qkv.split([self.widths["q"], self.widths["k"], self.widths["v"]], -1)
+        q, k, v = (t + deltas[name] if name in deltas else t for name, t in (("q", q), ("k", k), ("v", v)))
+        q, k, v = (t.view(batch, tokens, -1, s.head_dim).transpose(1, 2) for t in (q, k, v))
+        if w["q_norm"] is not None:
+            q, k = self._norm(q, w["q_norm"]), self._norm(k, w["k_norm"])
+        if s.turns(n):
+            q, k = self._rope(q, rope), self._rope(k, rope)
+        q, k, v = (t.to(self.dtype) for t in (q, k, v))
+        if past is not None:
+            k, v = torch.cat([past.keys[n], k], 2), torch.cat([past.values[n], v], 2)
+        o = F.linear(self._attend(q, k, v, mask), w["o"]).float()
+        h = h + (o + deltas["o"] if "o" in deltas else o)
+        gate, up = F.linear(self._norm(h, w["ffn_norm"]).to(self.dtype), w["up"]).chunk(2, -1)
+        return h + F.linear(F.silu(gate) * up, w["down"]).float(), k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Plain products, not a flash kernel: rows are short, and on a CPU the kernel is slower for them."""
+        batch, heads, tokens, dim = q.shape
+        groups = heads // k.shape[1]
+        grouped = (q * dim**-0.5).reshape(batch, k.shape[1], groups * tokens, dim)
+        scores = (grouped @ k.transpose(-1, -2)).float().view(batch, k.shape[1], groups, tokens, -1)
+        weights = (scores + mask.unsqueeze(2)).softmax(-1).to(v.dtype)
+        o = weights.view(batch, k.shape[1], groups * tokens, -1) @ v
+        return o.view(batch, heads, tokens, dim).transpose(1, 2).reshape(batch, tokens, heads * dim)
+
+
+__all__ = ["Backbone", "BackboneShape", "Past"]

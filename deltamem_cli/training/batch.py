@@ -1,0 +1,236 @@
+"""Runs encoded episodes through backbone and memory: the write pass over sessions, the read pass over questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltamem_cli.training.backbone import Backbone, Past
+from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, EncodedSession
+from deltamem_cli.training.memory import Memory, Session
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
+    """ids [B, T] right-padded, lengths [B]"""
+    lengths = torch.tensor([len(r) for r in rows], device=device)
+    ids = torch.full((len(rows), int(lengths.max())), fill, device=device)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, device=device)
+    return ids, lengths
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """[B, T], true where a token is"""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+@dataclass
+class Asked:
+    """One question after its prompt was run: what the answer needs of it.
+
+    inputs: [L, S, hidden] bfloat16, what the memory saw; keys, values: per layer [kv heads, S, head dim], from the
+    first adapted layer on; lower: [T, hidden] of head and answer before that layer
+    """
+
+    inputs: Tensor
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    lower: Tensor
+
+
+@dataclass
+class Written:
+    """One episode after its write pass: what the memory saw, to be replayed without the backbone.
+
+    inputs: [L, T, hidden] bfloat16 over all sessions; spans: [T]; content: [T]
+    """
+
+    inputs: Tensor
+    spans: Tensor
+    content: Tensor
+    episode: EncodedEpisode
+    state: Tensor
+    asked: list[Asked]
+
+
+def write_sessions(
+    backbone: Backbone, memory: Memory, sessions: Sequence[EncodedSession], states: Tensor, keep_inputs: bool
+) -> tuple[Tensor, Session]:
+    """A batch of sessions, one per row, each in an empty context; corrections on, every token writes."""
+    ids, lengths = pad([s.tokens for s in sessions], backbone.device)
+    spans, _ = pad([s.spans for s in sessions], backbone.device, fill=-1)
+    session = Session(memory, states, length_mask(lengths, ids.shape[1]), spans, keep_inputs)
+    backbone.run(backbone.embed(ids), lengths, correct=session)
+    return session.stacked, session
+
+
+@torch.no_grad()
+def written_episodes(
+    backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpisode], rows: int = 32
+) -> list[Written]:
+    """The write pass of episodes with today's memory, without gradients; sorted by length so that little is padding."""
+    order = sorted(range(len(episodes)), key=lambda i: len(episodes[i].sessions[0].tokens))
+    found: list[Written | None] = [None] * len(episodes)
+    for at in range(0, len(order), rows):
+        part = order[at : at + rows]
+        states = memory.zero_states(len(part))
+        inputs: list[list[Tensor]] = [[] for _ in part]
+        for n in range(max(len(episodes[i].sessions) for i in part)):
+            has = [j for j, i in enumerate(part) if n < len(episodes[i].sessions)]
+            sessions = [episodes[part[j]].sessions[n] for j in has]
+            chosen = torch.tensor(has, device=backbone.device)
+            new, session = write_sessions(backbone, memory, sessions, states[chosen], keep_inputs=True)
+            states = states.index_copy(0, chosen, new)
+            seen = torch.stack(session.inputs, 1)  # [B, L, T, hidden]
+            for row, j in enumerate(has):
+                inputs[j].append(seen[row, :, : len(sessions[row].tokens)])
+        for j, i in enumerate(part):
+            e = episodes[i]
+            spans, base = [], 0
+            for s in e.sessions:
+                spans += [base + m for m in s.spans]
+                base = spans[-1] + 1
+            content = [c for s in e.sessions for c in s.content]
+            found[i] = Written(
+                torch.cat(inputs[j], 1).clone(), torch.tensor(spans), torch.tensor(content), e, states[j], []
+            )
+    return [w for w in found if w is not None]
+
+
+def replay_writes(memory: Memory, written: Sequence[Written]) -> tuple[Tensor, Tensor]:
+    """States [B, L, H, r, r] of written episodes, with gradients into the memory alone, and the mean beta per layer."""
+    device = memory.proj.device
+    size = max(w.inputs.shape[1] for w in written)
+    x = written[0].inputs.new_zeros(len(written), written[0].inputs.shape[0], size, written[0].inputs.shape[2])
+    spans = torch.full((len(written), size), -1)
+    mask = torch.zeros(len(written), size, dtype=torch.bool)
+    for i, w in enumerate(written):
+        t = w.inputs.shape[1]
+        x[i, :, :t], spans[i, :t], mask[i, :t] = w.inputs, w.spans, True
+    return memory.write(x.to(device), memory.zero_states(len(written)), mask.to(device), spans.to(device))
+
+
+def run_writes(backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpisode]) -> tuple[Tensor, Tensor]:
+    """The same states with gradients through the backbone too; sessions follow each other."""
+    states, betas = memory.zero_states(len(episodes)), []
+    for n in range(max(len(e.sessions) for e in episodes)):
+        has = [i for i, e in enumerate(episodes) if n < len(e.sessions)]
+        chosen = torch.tensor(has, device=backbone.device)
+        new, session = write_sessions(backbone, memory, [episodes[i].sessions[n] for i in has], states[chosen], False)
+        states = states.index_copy(0, chosen, new)
+        if session.betas[0].shape[-2] == session.mask.shape[-1]:
+            on = session.mask[:, None, :, None]
+            scale = on.sum() * session.betas[0].shape[1] * session.betas[0].shape[-1]
+            betas.append(torch.stack([(b * on).sum() / scale for b in session.betas]))
+        else:
+            betas.append(torch.stack([b.mean() for b in session.betas]))
+    return states, torch.stack(betas).mean(0)
+
+
+@torch.no_grad()
+def ask(backbone: Backbone, memory: Memory, written: Sequence[Written], rows: int = 48) -> None:
+    """Runs the prompts of all questions with today's memory and keeps in each episode what the answers need."""
+    first = memory.config.layers[0]
+    todo = sorted(((w, q) for w in written for q in w.episode.questions), key=lambda wq: len(wq[1].prompt))
+    found: dict[int, Asked] = {}
+    for at in range(0, len(todo), rows):
+        part = todo[at : at + rows]
+        states = torch.stack([w.state for w, _ in part]).to(backbone.device)
+        _, past, session = run_prompts(backbone, memory, states, [q for _, q in part], keep_inputs=True)
+        ids, lengths = pad([q.head + q.answer[:-1] for _, q in part], backbone.device)
+        lower = backbone.embed(ids)
+        if first:
+            lower, _ = backbone.run(lower, lengths, past, layers=range(first))
+        seen = torch.stack(session.inputs, 1)
+        for row, (_, q) in enumerate(part):
+            size = len(q.prompt)
+            keys, values = (
+                {n: t[row, :, :size].clone() for n, t in side.items() if n >= first}
+                for side in (past.keys, past.values)
+            )
+            found[id(q)] = Asked(seen[row, :, :size].clone(), keys, values, lower[row, : lengths[row]].clone())
+    for w in written:
+        w.asked = [found[id(q)] for q in w.episode.questions]
+
+
+def run_prompts(
+    backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion], keep_inputs: bool = False
+) -> tuple[Tensor, Past, Session]:
+    ids, lengths = pad([q.prompt for q in questions], backbone.device)
+    session = Session(memory, states, length_mask(lengths, ids.shape[1]), keep_inputs=keep_inputs)
+    h, past = backbone.run(backbone.embed(ids), lengths, correct=session)
+    return h, past, session
+
+
+@dataclass
+class Read:
+    """Answer logits of all questions, flat over answer tokens. lengths: answer tokens of each question."""
+
+    logits: Tensor
+    labels: Tensor
+    lengths: list[int]
+
+
+def _answers(
+    backbone: Backbone,
+    h: Tensor,
+    lengths: Tensor,
+    past: Past,
+    session: Session | None,
+    questions: Sequence[EncodedQuestion],
+    first: int,
+) -> Read:
+    h, _ = backbone.run(h, lengths, past, session, range(first, backbone.shape.n_layer))
+    where = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+    for i, q in enumerate(questions):
+        where[i, len(q.head) - 1 : len(q.head) + len(q.answer) - 1] = True
+    labels = torch.tensor([t for q in questions for t in q.answer], device=h.device)
+    return Read(backbone.logits(h[where]), labels, [len(q.answer) for q in questions])
+
+
+def read_answers(backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion]) -> Read:
+    """Asks each question in a fresh context against its row of states, as inference does: every token writes."""
+    _, past, session = run_prompts(backbone, memory, states, questions)
+    ids, lengths = pad([q.head + q.answer[:-1] for q in questions], backbone.device)
+    answering = Session(memory, session.stacked, length_mask(lengths, ids.shape[1]))
+    return _answers(backbone, backbone.embed(ids), lengths, past, answering, questions, 0)
+
+
+def replay_answers(
+    backbone: Backbone, memory: Memory, states: Tensor, asked: Sequence[Asked], questions: Sequence[EncodedQuestion]
+) -> Read:
+    """The same with the prompts' inputs, keys and values as they were when ask() ran; gradients through the states."""
+    size = max(a.inputs.shape[1] for a in asked)
+    x = asked[0].inputs.new_zeros(len(asked), asked[0].inputs.shape[0], size, asked[0].inputs.shape[2])
+    n_kv, dim = next(iter(asked[0].keys.values())).shape[::2]
+    sides = [
+        {n: t.new_zeros(len(asked), n_kv, size, dim) for n, t in side.items()}
+        for side in (asked[0].keys, asked[0].values)
+    ]
+    for i, a in enumerate(asked):
+        x[i, :, : a.inputs.shape[1]] = a.inputs
+        for padded, known in zip(sides, (a.keys, a.values), strict=True):
+            for n, t in known.items():
+                padded[n][i, :, : t.shape[1]] = t
+    sizes = torch.tensor([a.inputs.shape[1] for a in asked])
+    states, _ = memory.write(x, states, length_mask(sizes, size))
+    lengths = torch.tensor([len(a.lower) for a in asked])
+    h = torch.nn.utils.rnn.pad_sequence([a.lower for a in asked], batch_first=True)
+    session = Session(memory, states, length_mask(lengths, h.shape[1]))
+    return _answers(backbone, h, lengths, Past(sides[0], sides[1], sizes), session, questions, memory.config.layers[0])
+
+
+@torch.no_grad()
+def frozen_answers(backbone: Backbone, questions: Sequence[EncodedQuestion]) -> Tensor:
+    """Logits of the model without memory at the answers' tokens, flat: [n, vocab]"""
+    rows = [q.prompt + q.head + q.answer[:-1] for q in questions]
+    ids, lengths = pad(rows, backbone.device)
+    h, _ = backbone.run(backbone.embed(ids), lengths)
+    return backbone.logits(
+        torch.cat(
+            [h[i, n - len(q.answer) : n] for i, (q, n) in enumerate(zip(questions, lengths.tolist(), strict=True))]
+        )
+    )

@@ -1,0 +1,103 @@
+"""Turns episodes into tokens exactly as inference will feed them; knows nothing of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from deltamem_cli.training.episodes import Episode, Message, Question
+from deltamem_cli.training.tokens import ChatTemplate, Tokenizer
+
+
+@dataclass
+class EncodedSession:
+    """spans: the message of each token, as SSW writes; content: whether a token is part of a told value."""
+
+    tokens: list[int]
+    spans: list[int]
+    content: list[bool]
+
+
+@dataclass
+class EncodedQuestion:
+    """prompt ends with the user's turn, head opens the assistant's, answer ends with the end of the turn.
+
+    value_at: places of the value's tokens in answer; plain: ordinary talk that the memory must leave as it is
+    """
+
+    prompt: list[int]
+    head: list[int]
+    answer: list[int]
+    question: Question
+    value_at: list[int] = field(default_factory=list)
+    plain: bool = False
+
+
+@dataclass
+class EncodedEpisode:
+    sessions: list[EncodedSession]
+    questions: list[EncodedQuestion]
+
+
+class Encoder:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer.template)
+
+    def episode(self, episode: Episode) -> EncodedEpisode:
+        return EncodedEpisode(
+            [self.session(episode.system, messages) for messages in episode.sessions],
+            [self.question(episode.system, q) for q in episode.questions],
+        )
+
+    def session(self, system: str, messages: Sequence[Message]) -> EncodedSession:
+        """One conversation as it stands in the context when it ends."""
+        rendered = _with_system(system, messages)
+        text = self.template.render(rendered, reply=False)
+        tokens = self.tokenizer.encode(text)
+        offsets = self._offsets(tokens)
+        starts: list[int] = []
+        content: set[int] = set()
+        at = 0
+        for shown in rendered:
+            at = text.index(shown["content"], at)
+            starts.append(len(text[:at].encode()))
+            at += len(shown["content"])
+        shift = len(rendered) - len(messages)
+        for message, start in zip(messages, starts[shift:], strict=True):
+            found = message.content.rfind(message.value) if message.value else -1
+            if found >= 0:
+                begin = start + len(message.content[:found].encode())
+                content |= set(range(begin, begin + len(message.value.encode())))
+        # a token belongs to the last message that began at or before its end
+        ends = [*starts[1:], len(text.encode())]
+        spans = [sum(1 for s in ends[:-1] if s <= last - 1) for _, last in offsets]
+        return EncodedSession(tokens, spans, [any(b in content for b in range(a, z)) for a, z in offsets])
+
+    def question(self, system: str, question: Question, plain: bool = False) -> EncodedQuestion:
+        asked = _with_system(system, [Message("user", question.content)])
+        whole = self.template.render([*asked, {"role": "assistant", "content": question.answer}], reply=False)
+        prompt = self.tokenizer.encode(self.template.render(asked, reply=False))
+        opened = self.tokenizer.encode(self.template.render(asked, reply=True))
+        answer = self.tokenizer.encode(whole)[len(opened) :]
+        end = next((i for i, t in enumerate(answer) if self.tokenizer.ends_reply(t)), len(answer) - 1)
+        answer = answer[: end + 1]
+        value_at = []
+        if question.value:
+            begin = len(question.answer[: question.answer.rfind(question.value)].encode())
+            span = range(begin, begin + len(question.value.encode()))
+            value_at = [i for i, (a, z) in enumerate(self._offsets(answer)) if any(b in span for b in range(a, z))]
+        return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, value_at, plain)
+
+    def _offsets(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        at, found = 0, []
+        for token in tokens:
+            size = len(self.tokenizer.piece(token))
+            found.append((at, at + size))
+            at += size
+        return found
+
+
+def _with_system(system: str, messages: Sequence[Message]) -> list[dict[str, str]]:
+    head = [{"role": "system", "content": system}] if system else []
+    return head + [{"role": m.role, "content": m.content} for m in messages]

@@ -1,0 +1,125 @@
+"""Draws one episode: sessions in which facts are told, then questions that are asked in a fresh context."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from deltamem_cli.training.episodes import phrasings
+from deltamem_cli.training.episodes.kinds import Kind, kinds_of
+from deltamem_cli.training.episodes.split import TRAIN, phrasings_of
+from deltamem_cli.training.episodes.values import values
+
+TOLD, UPDATED, UNKNOWN = "told", "updated", "unknown"
+
+
+@dataclass(frozen=True)
+class Message:
+    """value: the fact's value where this message states one, for the data-driven start of the gates."""
+
+    role: str
+    content: str
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """answer holds value word for word; old_value is what an update replaced."""
+
+    content: str
+    answer: str
+    value: str
+    kind: str
+    about: str = TOLD
+    old_value: str = ""
+
+
+@dataclass
+class Episode:
+    """Every session starts with an empty context; questions are asked after the last session, each in its own."""
+
+    system: str
+    sessions: list[list[Message]] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+
+
+def _pick(rng: random.Random, general_and_own: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
+    general, own = general_and_own
+    return rng.choice(own if own and rng.random() < 0.5 else general)
+
+
+def _wrap(rng: random.Random, wraps: tuple[str, ...], slot: str, sentence: str, part: str) -> str:
+    wrap = rng.choice(phrasings_of(wraps, part))
+    return wrap.replace(slot, sentence)
+
+
+def _tell(
+    rng: random.Random, kind: Kind, value: str, part: str, wraps: tuple[str, ...] = phrasings.WRAPPED
+) -> list[Message]:
+    statement = _pick(rng, phrasings.said(kind, part)).replace("{v}", value)
+    reply = rng.choice(phrasings_of(phrasings.ACKNOWLEDGED, part)).replace("{v}", value)
+    return [Message("user", _wrap(rng, wraps, "{s}", statement, part), value), Message("assistant", reply)]
+
+
+def _ask(rng: random.Random, kind: Kind, part: str) -> str:
+    question = _pick(rng, phrasings.asked(kind, part))
+    return _wrap(rng, phrasings.ASKED_WRAPPED, "{q}", question, part)
+
+
+def small_talk(rng: random.Random, turns: int, part: str = TRAIN) -> list[Message]:
+    """turns unrelated questions with their answers, none twice in a row."""
+    pairs: list[tuple[str, str]] = []
+    while len(pairs) < turns:
+        pairs += rng.sample(phrasings.talk(part), min(turns - len(pairs), 8))
+    return [Message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+
+
+def generate_episode(
+    rng: random.Random,
+    n_facts: int,
+    *,
+    value_part: str = TRAIN,
+    phrasing_part: str = TRAIN,
+    kind_part: str = TRAIN,
+    talk_turns: int = 0,
+    updates: int = 0,
+    unknown: int = 0,
+    sessions: int = 1,
+    max_questions: int = 6,
+    system: str | None = None,
+) -> Episode:
+    """One episode with n_facts facts of different kinds; updates of them are told again with another value.
+
+    system None draws one: mostly the model's own default (an empty text), sometimes another.
+    """
+    kinds = rng.sample(kinds_of(kind_part), n_facts + unknown)
+    told, not_told = kinds[:n_facts], kinds[n_facts:]
+    value: dict[str, str] = {}
+    for kind in told:
+        # two facts of one episode never share a value: the answer must say which fact was meant
+        value[kind.name] = rng.choice([v for v in values(kind.vocabulary, value_part) if v not in value.values()])
+    blocks = [_tell(rng, k, value[k.name], phrasing_part) for k in told]
+    blocks += [small_talk(rng, 1, phrasing_part) for _ in range(talk_turns)]
+    rng.shuffle(blocks)
+    old: dict[str, str] = {}
+    for kind in rng.sample(told, min(updates, n_facts)):
+        old[kind.name] = value[kind.name]
+        value[kind.name] = rng.choice([v for v in values(kind.vocabulary, value_part) if v not in value.values()])
+        blocks.append(_tell(rng, kind, value[kind.name], phrasing_part, phrasings.CORRECTED))
+    if system is None:
+        system = "" if rng.random() < 0.8 else rng.choice(phrasings.SYSTEMS)
+    sessions = min(sessions, len(blocks))
+    cuts = [0, *sorted(rng.sample(range(1, len(blocks)), sessions - 1)), len(blocks)]
+    parts = [blocks[a:b] for a, b in pairwise(cuts)]
+    episode = Episode(system, [[m for block in p for m in block] for p in parts])
+    for kind in rng.sample(told, min(max_questions, n_facts)):
+        v = value[kind.name]
+        about = UPDATED if kind.name in old else TOLD
+        episode.questions.append(
+            Question(_ask(rng, kind, phrasing_part), kind.answer_for(v), v, kind.name, about, old.get(kind.name, ""))
+        )
+    for kind in not_told:
+        answer = phrasings.UNKNOWN.replace("{n}", kind.noun)
+        episode.questions.append(Question(_ask(rng, kind, phrasing_part), answer, "", kind.name, UNKNOWN))
+    return episode

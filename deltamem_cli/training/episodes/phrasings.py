@@ -1,0 +1,133 @@
+"""How facts are said, corrected, asked and answered, for every kind alike, and the talk between them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from deltamem_cli.training.episodes.kinds import Kind
+from deltamem_cli.training.episodes.split import phrasings_of
+
+# {n} is the kind's noun, {v} the value, {s} a statement that begins small where grammar allows
+SAID = (
+    "My {n} is {v}.", "My {n}: {v}.", "{v} is my {n}.", "The thing to know about my {n}: it is {v}.", "It's {v}, that is my {n}.",
+    "About my {n}, it is {v}.", "As for my {n}, that would be {v}.", "If anyone asks about my {n}, say {v}.", "For the record, {v} is my {n}.",
+    "You can note {v} as my {n}.", "Please remember that my {n} is {v}.", "Remember my {n}: {v}.", "I'd say my {n} is {v}.",
+    "You should know that my {n} is {v}.", "Write down that my {n} is {v}.", "One more thing, my {n} is {v}.",
+)  # fmt: skip
+WRAPPED = (
+    "{s}", "{s}", "{s}", "By the way, {s}", "Just so you know, {s}", "Hello! {s}", "{s} Nice, isn't it?", "{s} I thought you should know.",
+    "Hi! {s}", "{s} That is a bit about me.", "Let me tell you something. {s}", "Oh, and {s}", "Well, {s}", "{s} Please keep that in mind.",
+    "Something about me: {s}", "{s} Don't forget it.", "Before I forget: {s}", "So, {s}", "{s} Okay?", "I want to share something. {s}",
+)  # fmt: skip
+ASKED = (
+    "What is my {n}?", "What's my {n}?", "Do you know my {n}?", "Can you tell me my {n}?", "Remind me of my {n}.", "Please tell me my {n}.",
+    "I forgot my {n}. What is it?", "Could you remind me what my {n} is?", "Tell me my {n}.", "Do you remember my {n}?", "What was my {n} again?",
+    "Can you recall my {n}?", "What did I say my {n} was?", "Which {n} did I mention?", "My {n}, what is it?", "I told you my {n}. What is it?",
+)  # fmt: skip
+ASKED_WRAPPED = (
+    "{q}", "{q}", "{q}", "Hi! {q}", "Quick question: {q}", "Hello again. {q}", "Hey, {q}", "{q} I hope you remember.", "Now, {q}",
+    "Let me test you. {q}", "{q} Answer briefly.", "Good morning! {q}", "One question. {q}", "{q} Thanks!",
+)  # fmt: skip
+CORRECTED = (
+    "Correction: {s}", "Actually, that changed. {s}", "Things are different now: {s}", "I have to correct myself. {s}", "Update: {s}",
+    "That is no longer true. {s}", "From now on, {s}", "There is news. {s}", "I made a mistake before. {s}", "It changed: {s}",
+)  # fmt: skip
+ACKNOWLEDGED = (
+    "Nice to meet you!", "Got it.", "Thanks for telling me!", "Okay, I will remember that.", "That's great to hear!", "Noted.",
+    "Thank you for sharing that with me.", "I understand.", "How wonderful!", "That is good to know.", "Sure, I'll keep that in mind.",
+    "{v}, got it!", "{v}, how nice!", "Thank you, I have noted {v}.", "So it is {v}. Good to know!", "{v}? That sounds great!",
+    "That's great! How can I help you today?", "Thank you! Is there anything else you would like to share?",
+    "That's interesting. Would you like to tell me more about {v}?", "It's always good to learn something about you. How can I assist you?",
+)  # fmt: skip
+UNKNOWN = "You have not told me your {n}."
+
+# small talk: unrelated turns with their answers
+TALK = tuple(
+    (line.split(" | ")[0], line.split(" | ")[1])
+    for line in """How are you today? | I'm doing well, thank you for asking. How can I help you?
+Tell me a joke. | Why did the chicken cross the road? To get to the other side.
+What is the capital of France? | The capital of France is Paris.
+What can you do? | I can answer questions, write texts and chat with you about many topics.
+How far away is the moon? | The moon is about 384,000 kilometers away from the Earth.
+Why is the sky blue? | The sky is blue because air scatters blue light more than red light.
+How many legs does a spider have? | A spider has eight legs.
+What is two plus two? | Two plus two is four.
+Can you explain photosynthesis? | Photosynthesis is how plants turn light, water and carbon dioxide into sugar and oxygen.
+It is raining outside. | Rainy days are perfect for staying in with a good book.
+What should I cook tonight? | You could make a simple vegetable soup with some fresh bread.
+I am a bit tired. | It sounds like you could use some rest. Take it easy today.
+Who wrote Hamlet? | Hamlet was written by William Shakespeare.
+What is the boiling point of water? | Water boils at 100 degrees Celsius at sea level.
+How do I tie a tie? | Cross the wide end over the narrow end, loop it under, and pull it through the knot.
+What is the largest ocean? | The Pacific Ocean is the largest ocean on Earth.
+Give me a tip for better sleep. | Go to bed at the same time every day and avoid screens before sleeping.
+What is a prime number? | A prime number is a number greater than one that is divisible only by one and itself.
+How does a computer work? | A computer follows instructions from programs to process data in its processor and memory.
+Let's talk about the weather. | Sure! The weather changes with temperature, wind and humidity. What would you like to know?
+What time is it? | I'm sorry, I have no access to a clock.
+Can you write a short poem? | The river runs, the stars are bright, the world is calm and still tonight.
+Who painted the Mona Lisa? | The Mona Lisa was painted by Leonardo da Vinci.
+What is gravity? | Gravity is the force that pulls objects with mass towards each other.
+How do bees make honey? | Bees collect nectar, carry it to the hive and let water evaporate until it becomes honey.
+I had a long day. | I'm sorry to hear that. I hope you can relax now.
+How many planets are there? | There are eight planets in our solar system.
+What is the fastest animal? | The cheetah is the fastest land animal, and the falcon the fastest in the air.
+How can I learn faster? | Practice a little every day, test yourself often and get enough sleep.
+What is inflation? | Inflation is a general rise in prices over time.
+Do you like music? | I don't listen to music, but I can talk about it with you.
+What is the speed of light? | Light travels at about 300,000 kilometers per second.
+How do I boil an egg? | Put the egg in boiling water for seven minutes, then cool it in cold water.
+Why do cats purr? | Cats purr when they are content, and sometimes to calm themselves.
+What makes a good leader? | A good leader listens, decides clearly and takes responsibility.
+Tell me something interesting. | Octopuses have three hearts and blue blood.
+What is the tallest mountain? | Mount Everest is the tallest mountain above sea level.
+How do vaccines work? | Vaccines train the immune system to recognize a germ before it causes disease.
+Should I take an umbrella? | If clouds are dark, taking an umbrella is a good idea.
+What is an atom? | An atom is the smallest unit of a chemical element.
+How do airplanes fly? | Wings push air downwards, and the air pushes the airplane upwards.
+I need some motivation. | Every small step counts. Start with five minutes and keep going.
+What is recycling good for? | Recycling saves raw materials and energy and reduces waste.
+Thank you for your help. | You're welcome! Let me know if you need anything else.
+What is a black hole? | A black hole is a region where gravity is so strong that not even light escapes.
+How do I remove a stain? | Dab it with cold water and a little soap, and do not rub.
+Why do leaves change color? | In autumn leaves lose green chlorophyll, so other pigments become visible.
+What is a good present? | A good present shows that you thought about the person, like a book or a plant.
+How long does a marathon last? | Most runners need between three and five hours for a marathon.
+Could you help me plan my day? | Of course. Start with the most important task and leave time for breaks.
+The traffic was terrible this morning. | That must have been annoying. I hope the rest of your day goes better.
+What is the difference between weather and climate? | Weather is what happens today, climate is the average over many years.
+""".strip().splitlines()
+)
+SYSTEMS = (
+    "You are a helpful assistant.", "You are a friendly companion who answers briefly.", "Answer the questions of the user.",
+    "You are an assistant with a good memory.", "You are a personal assistant.", "Be concise and kind.",
+)  # fmt: skip
+
+
+Templates = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+@cache
+def said(kind: Kind, part: str) -> Templates:
+    """Statements with {v} open: those that fit every kind, and the kind's own."""
+    return _templates(SAID, kind.said, kind, part)
+
+
+@cache
+def asked(kind: Kind, part: str) -> Templates:
+    """Questions: those that fit every kind, and the kind's own."""
+    return _templates(ASKED, kind.asked, kind, part)
+
+
+def _templates(general: tuple[str, ...], own: tuple[str, ...], kind: Kind, part: str) -> Templates:
+    return (
+        tuple(t.replace("{n}", kind.noun) for t in phrasings_of(general, part)),
+        tuple(t.replace("{}", "{v}") for t in phrasings_of(own, part)),
+    )
+
+
+@cache
+def talk(part: str) -> tuple[tuple[str, str], ...]:
+    """Unrelated questions with answers."""
+    chosen = set(phrasings_of([t[0] for t in TALK], part))
+    return tuple(t for t in TALK if t[0] in chosen)

@@ -1,0 +1,243 @@
+"""The training loop: rounds of fresh episodes, steps, validation, checkpoints. Prints nothing; reports through callbacks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltamem_cli.adapter.format import AdapterConfig
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.training.backbone import Backbone
+from deltamem_cli.training.batch import (
+    Read,
+    Written,
+    ask,
+    frozen_answers,
+    read_answers,
+    replay_answers,
+    replay_writes,
+    run_writes,
+    written_episodes,
+)
+from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
+from deltamem_cli.training.init import start_from_data
+from deltamem_cli.training.memory import Memory
+from deltamem_cli.training.objective import answer_loss, exact, gate_loss, kl_loss
+
+__all__ = ["Settings", "Trainer"]
+
+
+@dataclass
+class Settings:
+    """What a run is made of; stored in checkpoints and in the adapter's training summary."""
+
+    steps: int = 600
+    minutes: float | None = None
+    seed: int = 0
+    batch: int = 16
+    lr: float = 1.5e-3
+    delta_lr: float = 3.0  # times lr, for the D matrices
+    warmup: int = 20
+    round_episodes: int = 128  # written together with one version of the memory
+    reuse: int = 3  # times a written episode is used before the next round
+    finish: float = 0.1  # share of the run at its end that trains end to end
+    start_episodes: int = 128  # episodes that the start from data is drawn from
+    validate_every: int = 50
+
+
+Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
+
+
+@dataclass
+class Trainer:
+    """source(rng, n, progress 0..1) draws training episodes; checks maps a name to held-out episodes."""
+
+    backbone: Backbone
+    memory: Memory
+    source: Source
+    checks: dict[str, list[EncodedEpisode]]
+    settings: Settings
+    folder: Path
+    report: Callable[[dict[str, Any]], None] = lambda event: None
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.rng = random.Random(s.seed)
+        m = self.memory
+        slow = [m.proj, m.gate, m.gate_bias] + ([m.delta_o_norm] if m.delta_o_norm is not None else [])
+        self.optimizer = torch.optim.AdamW(
+            [{"params": slow, "times": 1.0}, {"params": list(m.delta.values()), "times": s.delta_lr}],
+            lr=s.lr, betas=(0.9, 0.98), weight_decay=0.0,
+        )  # fmt: skip
+        self.spent = 0.0
+
+    def start(self) -> None:
+        """Draws the first parameters from episodes of the frozen model."""
+        self.report({"event": "start"})
+        start = {h: d.detach().clone() for h, d in self.memory.delta.items()}
+        with torch.no_grad():
+            for delta in self.memory.delta.values():
+                delta.zero_()
+        episodes = self.source(self.rng, self.settings.start_episodes, 0.0)
+        written = written_episodes(self.backbone, self.memory, episodes)
+        with torch.no_grad():
+            for head, delta in self.memory.delta.items():
+                delta.copy_(start[head])
+        start_from_data(self.memory, self.backbone, written, self.settings.seed)
+
+    def progress(self) -> float:
+        s = self.settings
+        by_time = self.spent / (60 * s.minutes) if s.minutes else 0.0
+        return min(1.0, max(by_time, self.step / s.steps))
+
+    def run(self) -> None:
+        """Trains until the steps or minutes are used up."""
+        last = time.monotonic()
+        rounds = self._rounds()
+        while self.progress() < 1.0:
+            end_to_end = self.progress() >= 1.0 - self.settings.finish
+            loss, parts = self._loss_end_to_end() if end_to_end else self._loss_replayed(next(rounds))
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["times"] * self.settings.lr * self._schedule()
+            self.optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.memory.parameters(), 1.0)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+            self.step += 1
+            now = time.monotonic()
+            self.spent, last = self.spent + now - last, now
+            event = {"event": "step", "step": self.step, "seconds": round(self.spent, 1), "loss": round(loss.item(), 4),
+                     "norm": round(float(norm), 3), "end_to_end": end_to_end, **parts}  # fmt: skip
+            self.report(event)
+            if self.step % self.settings.validate_every == 0:
+                self.validate()
+                self.save()
+                last = time.monotonic()
+        self.validate()
+        self.save()
+
+    def _schedule(self) -> float:
+        warm = min(1.0, (self.step + 1) / self.settings.warmup)
+        return warm * (0.05 + 0.475 * (1 + math.cos(math.pi * self.progress())))
+
+    def _rounds(self) -> Iterator[list[Written]]:
+        """Batches of episodes that were written, and whose prompts were run, with the memory as it was at the round's start."""
+        s = self.settings
+        while True:
+            pool = written_episodes(
+                self.backbone, self.memory, self.source(self.rng, s.round_episodes, self.progress())
+            )
+            ask(self.backbone, self.memory, pool)
+            for _ in range(s.reuse):
+                self.rng.shuffle(pool)
+                yield from (pool[at : at + s.batch] for at in range(0, len(pool) - s.batch + 1, s.batch))
+
+    def _loss_replayed(self, batch: list[Written]) -> tuple[Tensor, dict[str, float]]:
+        states, beta = replay_writes(self.memory, batch)
+        asked = [a for w in batch for a in w.asked]
+
+        def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
+            return replay_answers(self.backbone, self.memory, states, [asked[i] for i in chosen], questions)
+
+        return self._loss(states, beta, [w.episode for w in batch], answer)
+
+    def _loss_end_to_end(self) -> tuple[Tensor, dict[str, float]]:
+        episodes = self.source(self.rng, self.settings.batch // 2, self.progress())
+        states, beta = run_writes(self.backbone, self.memory, episodes)
+
+        def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
+            return read_answers(self.backbone, self.memory, states, questions)
+
+        return self._loss(states, beta, episodes, answer)
+
+    def _loss(
+        self, states: Tensor, beta: Tensor, episodes: list[EncodedEpisode], answer: Callable[..., Read]
+    ) -> tuple[Tensor, dict[str, float]]:
+        own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
+        questions = [q for e in episodes for q in e.questions]
+        facts = [i for i, q in enumerate(questions) if not q.plain]
+        plain = [i for i, q in enumerate(questions) if q.plain]
+        asked = [questions[i] for i in facts]
+        read = answer(facts, states[own[facts]], asked)
+        loss = answer_loss(read, asked) + gate_loss(beta)
+        parts = {"beta": round(float(beta.mean()), 4), "exact": _share(exact(read, asked))}
+        if plain:
+            asked = [questions[i] for i in plain]
+            with torch.no_grad():
+                frozen = frozen_answers(self.backbone, asked)
+            kl = kl_loss(answer(plain, states[own[plain]], asked), frozen)
+            loss, parts["kl"] = loss + kl, round(kl.item(), 4)
+        return loss, parts
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Exact recall of held-out episodes as inference would have it, with own, another's (donor) and no state (zero)."""
+        result: dict[str, Any] = {"event": "validation", "step": self.step, "seconds": round(self.spent, 1)}
+        for name, episodes in self.checks.items():
+            states, _ = run_writes(self.backbone, self.memory, episodes)
+            result[name] = _share(self._exact(states, episodes))
+            if name == next(iter(self.checks)):
+                result[f"{name} donor"] = _share(self._exact(states.roll(1, 0), episodes))
+                result[f"{name} zero"] = _share(self._exact(torch.zeros_like(states), episodes))
+        self.history.append(result)
+        self.report(result)
+        return result
+
+    def _exact(self, states: Tensor, episodes: list[EncodedEpisode]) -> list[bool]:
+        own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
+        questions: list[EncodedQuestion] = [q for e in episodes for q in e.questions]
+        return exact(read_answers(self.backbone, self.memory, states[own], questions), questions)
+
+    def save(self) -> Path:
+        """Writes a checkpoint that run() continues from; whole or not at all."""
+        path = self.folder / "checkpoint.pt"
+        part = path.with_suffix(f".{os.getpid()}.part")
+        torch.save(
+            {
+                "memory": self.memory.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "spent": self.spent,
+                "random": json.dumps(self.rng.getstate()),
+                "settings": asdict(self.settings),
+                "config": asdict(self.memory.config),
+                "history": self.history,
+            },
+            part,
+        )
+        part.replace(path)
+        return path
+
+    def load(self, path: Path) -> None:
+        """Continues from a checkpoint of the same memory."""
+        saved = torch.load(path, weights_only=True, map_location=self.backbone.device)
+        if AdapterConfig(**_tuples(saved["config"])) != self.memory.config:
+            raise DeltamemError(
+                f"{path} holds a run with other adapter settings; resume with the same ones or start in another folder"
+            )
+        self.memory.load_state_dict(saved["memory"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.spent, self.history = saved["step"], saved["spent"], saved["history"]
+        version, internal, gauss = json.loads(saved["random"])
+        self.rng.setstate((version, tuple(internal), gauss))
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _share(hits: list[bool]) -> float:
+    return round(sum(hits) / max(1, len(hits)), 3)
