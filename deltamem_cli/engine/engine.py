@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import CACHE_TYPES, FLASH_ATTENTION, EngineOptions
 from deltamem_cli.engine.sampling import Sampler, Sampling
 from deltamem_cli.engine.threads import physical_cores
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _ABORTED = 2  # llama_decode's answer when the abort callback stopped it
 _NO_ROOM = 1
@@ -105,7 +108,7 @@ class Engine:
             self._context = None
             self.model.release()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -350,7 +353,7 @@ class Engine:
         def run() -> None:
             try:
                 result.append(work())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (raised again in the thread that waits)
                 failure.append(error)
 
         thread = threading.Thread(target=run, name="llama_decode")

@@ -7,10 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.bindings import Native, native
 from deltamem_cli.engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Model:
@@ -62,7 +65,7 @@ class Model:
             self.native.llama.llama_model_free(self.handle)
             self.handle = None
 
-    def __enter__(self) -> Model:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
