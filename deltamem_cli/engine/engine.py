@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import threading
@@ -67,7 +66,7 @@ class Engine:
         self._memory = self.native.llama.llama_get_memory(self._context)
         self._fed = [0] * options.sequences  # positions used, per sequence
         self._in_pass = False
-        self._drawable: int | None = None  # the sequence whose next token the context's logits are for
+        self._has_logits = False  # of the last token fed
         self.info = AdapterInfo()
         self.layers: list[int] = []
         try:
@@ -254,7 +253,7 @@ class Engine:
                 "drop a part of it or use a larger --ctx-size."
             )
         self._cancel.value = False
-        self._drawable = None
+        self._has_logits = False
         if not self.has_memory:
             return self._feed_batches(tokens, sequence, None, all_logits, progress)
         self.native.call("set_write", self._context, write)
@@ -317,7 +316,7 @@ class Engine:
                 rows.append(self._logits(1)[0])
             if progress:
                 progress(start + len(part))
-        self._drawable = sequence
+        self._has_logits = True
         return np.concatenate(rows) if all_logits else rows[-1]
 
     def _decode(
@@ -364,7 +363,7 @@ class Engine:
             # Nobody may touch the context before the thread is through with it, however often Ctrl-C is pressed.
             while thread.is_alive():
                 self.cancel()
-                with contextlib.suppress(BaseException):
+                with suppress(BaseException):
                     thread.join()
             raise
         if failure:
@@ -381,7 +380,7 @@ class Engine:
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """Draws tokens from the logits of the last feed(); close it after use."""
-        return Sampler(self.native, sampling, self.model.n_vocab, self._context)
+        return Sampler(self.native, sampling, self.model.n_vocab, self._context, lambda: self._has_logits)
 
     def generate(
         self, sampling: Sampling, *, max_tokens: int | None = None, sequence: int = 0, write: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +40,26 @@ class Sampling:
 
 
 class Sampler:
-    """One chain of llama.cpp's samplers; it remembers the tokens that it accepted."""
+    """One chain of llama.cpp's samplers; it remembers the tokens that it accepted.
 
-    def __init__(self, native: Native, sampling: Sampling, n_vocab: int, context: Any) -> None:
+    has_logits: whether the context holds logits; llama.cpp would end the process without them.
+    """
+
+    def __init__(
+        self, native: Native, sampling: Sampling, n_vocab: int, context: Any, has_logits: Callable[[], bool]
+    ) -> None:
         self.llama = native.llama
         self.context = context
+        self.has_logits = has_logits
         llama = self.llama
         self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         for sampler in _samplers(llama, sampling, n_vocab):
             llama.llama_sampler_chain_add(self.chain, sampler)
 
     def sample(self) -> int:
-        """Draws a token from the context's last logits, and remembers it."""
+        """Draws a token from the context's last logits, and remembers it. Raises EngineError when there are none."""
+        if not self.has_logits():
+            raise EngineError("There is nothing to draw a token from: feed the model at least one token first.")
         return int(self.llama.llama_sampler_sample(self.chain, self.context, -1))
 
     def close(self) -> None:
