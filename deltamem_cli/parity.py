@@ -5,8 +5,10 @@ A case is a folder with model.gguf, adapter/ (as published) and vectors.npz; the
 
 from __future__ import annotations
 
+import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,8 @@ def replay(case: Path, *, micro_batch: int, batch: int = 512, compute: str = "au
         convert(case / "adapter", case / "model.gguf", adapter)
         with Model(case / "model.gguf") as model, Engine(model, adapter, options) as engine:
             vectors = _open(case / "vectors.npz")
+            if "layers" not in vectors:
+                raise ParityError(f"{case / 'vectors.npz'} does not list its layers: copy the case again.")
             if vectors["layers"].tolist() != engine.layers:
                 raise ParityError(
                     f"{case} lists the layers {vectors['layers'].tolist()}, its adapter has {engine.layers}."
@@ -120,18 +124,25 @@ def _open(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ParityError(f"{path} can't be read ({error}): copy the case again.") from error
 
 
 def _steps(vectors: dict[str, NDArray[np.float32]], granularity: str) -> Iterator[Step]:
-    names = sorted(name.removesuffix(".tokens") for name in vectors if name.endswith(".tokens"))
-    for name in names:
+    names = [name.removesuffix(".tokens") for name in vectors if name.endswith(".tokens")]
+    # b_decode10 comes after b_decode9
+    for name in sorted(
+        names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    ):
         missing = [part for part in ("write", "logits", "state") if f"{name}.{part}" not in vectors]
         if missing:
             raise ParityError(f"Step {name} of a parity case lacks {', '.join(missing)}: copy the case again.")
         tokens = vectors[f"{name}.tokens"].ravel().tolist()
         logits, state = vectors[f"{name}.logits"], vectors[f"{name}.state"]
+        if not tokens or logits.size % len(tokens):
+            raise ParityError(
+                f"Step {name} of a parity case has {len(tokens)} tokens and {logits.size} logits: copy the case again."
+            )
         yield Step(
             name,
             tokens,

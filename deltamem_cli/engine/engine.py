@@ -105,6 +105,7 @@ class Engine:
         if self._context:
             self.native.llama.llama_free(self._context)
             self._context = None
+            self._has_logits = False
             self.model.release()
 
     def __enter__(self) -> Self:
