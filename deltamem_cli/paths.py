@@ -11,6 +11,7 @@ from deltamem_cli.errors import DeltamemError
 APP_NAME = "dmem"
 DISTRIBUTION = "deltamem-cli"
 STARTER_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTER_ADAPTER = "SmolLM2-135M-Instruct.deltamem.gguf"
 
 
 def _home() -> Path | None:
@@ -81,3 +82,9 @@ def starter_model() -> Path:
             f"This build of {DISTRIBUTION} has no starter model ({path} is missing): name a GGUF file with --model."
         )
     return path
+
+
+def starter_adapter() -> Path | None:
+    """The adapter that was trained for the starter model, if this package has one."""
+    path = Path(__file__).resolve().parent / "adapters" / STARTER_ADAPTER
+    return path if path.is_file() else None

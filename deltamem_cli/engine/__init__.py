@@ -2,8 +2,9 @@
 
 from deltamem_cli.engine.engine import Cancelled, Engine
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.fingerprint import fingerprint
 from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import EngineOptions
 from deltamem_cli.engine.sampling import Sampling
 
-__all__ = ["Cancelled", "Engine", "EngineError", "EngineOptions", "Model", "Sampling"]
+__all__ = ["Cancelled", "Engine", "EngineError", "EngineOptions", "Model", "Sampling", "fingerprint"]

@@ -1,0 +1,70 @@
+"""Which model or adapter a file is, by its contents; fast for files of any size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.paths import cache_dir
+
+_WHOLE = 64 << 20  # up to this size the whole file is read
+_BLOCK = 64 << 10
+_BLOCKS = 512  # of larger files: evenly spread, besides both ends
+_END = 16 << 20  # the header with settings and vocabulary lies at the beginning
+
+
+def fingerprint(path: Path) -> str:
+    """Hex digest of what `path` holds: whole for small files, of its header and 512 samples for large ones.
+
+    Remembered by path, size and time of change, so that a second start reads nothing. Raises EngineError.
+    """
+    try:
+        status = path.stat()
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        known = _read_cache()
+        if key not in known:
+            known[key] = _digest(path, status.st_size)
+            _write_cache(known)
+        return known[key]
+    except OSError as error:
+        raise EngineError(f"{path} can't be read ({error.strerror or error}): check the path.") from error
+
+
+def _digest(path: Path, size: int) -> str:
+    digest = hashlib.sha256(f"{size}\n".encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+        digest.update(file.read(_END))
+        for i in range(_BLOCKS):
+            file.seek(_END + (size - _END - _BLOCK) * i // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def _cache_file() -> Path:
+    return cache_dir() / "fingerprints.json"
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        known = json.loads(_cache_file().read_text(encoding="utf-8"))
+        return known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache(known: dict[str, str]) -> None:
+    file = _cache_file()
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(dict(list(known.items())[-256:]), indent=0), encoding="utf-8")
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a cache that can't be written costs time and nothing else

@@ -1,0 +1,391 @@
+"""Turns of a chat: asked, answered, committed with the state they left, taken back. Knows engine and store, no terminal."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltamem_cli.engine import Cancelled, Engine, Sampling
+from deltamem_cli.session import spans as span_ids
+from deltamem_cli.session.prompt import Piece, Prompt
+from deltamem_cli.session.window import Window
+from deltamem_cli.store import states, turns
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.ids import new_id
+from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Profile, Snapshot, Turn, TurnContext
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose for a session."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    replay_tokens: int | None = None  # of earlier turns shown to the model at the start; None: a quarter of the context
+    write: bool = True  # False: the memory is read and stays as it was, and nothing is committed
+    log: bool = True  # False: texts are not committed, states are
+
+
+@dataclass
+class TurnStats:
+    """Of the last turn. Times in seconds; `changed` is the norm of the state's change."""
+
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    written_tokens: int = 0
+    prompt_seconds: float = 0.0
+    reply_seconds: float = 0.0
+    interrupted: bool = False
+    changed: float = 0.0
+
+
+@dataclass
+class _Mark:
+    """Where a turn began, to go back to."""
+
+    state: NDArray[np.float32] | None
+    turn: int
+    dropped: int  # turns that had left the window
+
+
+class ChatSession:
+    """One conversation being held. Commits each turn with its state; transcript, state and window always agree."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        profile: Profile,
+        conversation: Conversation,
+        *,
+        model: Identity,
+        adapter: Identity | None,
+        prompt: Prompt,
+        settings: Settings,
+    ) -> None:
+        """The engine holds the conversation's state already (see opening.py). Feeds head and replayed turns."""
+        self.store = store
+        self.engine = engine
+        self.profile = profile
+        self.conversation = conversation
+        self.model, self.adapter = model, adapter
+        self.prompt = prompt
+        self.settings = settings
+        self.window = Window(engine)
+        self.stats = TurnStats()
+        self._stop = False
+        self._reading = False  # a message, as opposed to replying
+        self._number = turns.last_number(store, conversation.id)
+        self._context: TurnContext = {}
+        self._begin(self._to_replay())
+
+    # turns
+
+    @property
+    def n_turns(self) -> int:
+        """Number of the last turn."""
+        return self._number
+
+    @property
+    def writes(self) -> bool:
+        return self.settings.write and self.engine.has_memory
+
+    def ask(
+        self, text: str, *, progress: Callable[[int, int], None] | None = None, instead_of: int | None = None
+    ) -> Iterator[str]:
+        """Streams the reply to `text`; at its end, or when stopped by stop() or by closing the iterator, commits.
+
+        progress: called with tokens done and to do while a long message is read.
+        Raises engine.Cancelled when stopped before the reply began, and StoreError when the turn could not be saved;
+        then everything is as it was before.
+        """
+        mark = self._mark()
+        self._stop = False
+        self.stats = stats = TurnStats()
+        number = self._number + 1
+        context = self._turn_context()
+        reply = _Reply(self.engine)
+        try:
+            with self._pass():
+                piece, spans = self._user(text)
+                start = time.perf_counter()
+                self._feed(number, piece.tokens, spans, progress)
+                stats.prompt_tokens, stats.prompt_seconds = len(piece.tokens), time.perf_counter() - start
+                start = time.perf_counter()
+                span = span_ids.next_id(spans)
+                try:
+                    for token in self._reply(number, reply, spans is not None, span):
+                        if text_piece := reply.add(token):
+                            yield text_piece
+                        if self._stop:
+                            stats.interrupted = True
+                            break
+                    if rest := reply.finish():
+                        yield rest
+                except GeneratorExit:
+                    stats.interrupted = True
+                stats.reply_tokens, stats.reply_seconds = len(reply.tokens), time.perf_counter() - start
+                closing = self.prompt.close()
+                closing_spans = None if spans is None else [reply.span(self.engine.granularity, span)] * len(closing)
+                self._feed(number, closing, closing_spans, None)
+            messages = [
+                Message("user", text, piece.tokens, spans),
+                Message(
+                    "assistant",
+                    reply.text,
+                    [*reply.tokens, *closing],
+                    None if spans is None else [*reply.spans, *(closing_spans or [])],
+                ),
+            ]
+            self._commit(mark, context, messages, instead_of)
+        except BaseException:
+            self._go_back(mark)
+            raise
+
+    def remember(self, text: str, *, progress: Callable[[int, int], None] | None = None) -> None:
+        """Writes `text` into the memory as a message that nobody answers, and commits it as a turn.
+
+        Raises engine.Cancelled when stopped; then everything is as it was before.
+        """
+        mark = self._mark()
+        self._stop = False
+        self.stats = stats = TurnStats()
+        context = self._turn_context()
+        try:
+            piece = self.prompt.said(text)
+            spans = span_ids.of_message(self.engine.model, piece, self.engine.granularity)
+            with self._pass():
+                start = time.perf_counter()
+                self._feed(self._number + 1, piece.tokens, spans, progress)
+                stats.prompt_tokens, stats.prompt_seconds = len(piece.tokens), time.perf_counter() - start
+            self._commit(mark, context, [Message("user", text, piece.tokens, spans)], None, kind="remember")
+        except BaseException:
+            self._go_back(mark)
+            raise
+
+    def stop(self) -> None:
+        """Stops the running ask() or remember() as soon as possible; may be called from a signal handler."""
+        self._stop = True
+        if self._reading:  # a reply ends with a whole token, so that memory and window hold what was shown
+            self.engine.cancel()
+
+    def undo(self, count: int = 1) -> list[Turn]:
+        """Takes back the last `count` turns; the state is then, byte for byte, the one from before them."""
+        if not self.settings.write:  # nothing was committed, and the state never moved
+            self._number -= min(count, self._number)
+            self.window.cut(self._number + 1)
+            return []
+        gone = turns.undo(self.store, self.conversation.id, count)
+        self._number = turns.last_number(self.store, self.conversation.id)
+        self._set_state(states.latest(self.store, self.conversation.id))
+        self.window.cut(gone[0].number)
+        return gone
+
+    def regenerate(self) -> Iterator[str]:
+        """Asks the last question again, from the state before it; the new turn takes the old one's place."""
+        last = turns.get(self.store, self.conversation.id, self._number)
+        text = next((message.text for message in last.messages if message.role == "user"), "")
+        self._set_state(states.before(self.store, self.conversation.id, last.number))
+        self.window.cut(last.number)
+        self._number -= 1
+        replaced = False
+        try:
+            yield from self.ask(text, instead_of=last.number)
+            replaced = True
+        finally:
+            if not replaced and self._number < last.number:  # the old turn still stands
+                self._number = last.number
+                self._set_state(states.latest(self.store, self.conversation.id))
+                self._begin(self._visible())
+
+    def clear(self) -> None:
+        """Empties what the model sees; the memory stays."""
+        self._begin([])
+
+    def set_system(self, system: str | None) -> None:
+        """Another system prompt from the next turn on; the visible turns stay visible."""
+        self.prompt = Prompt(self.engine.model, system, self.prompt.template)
+        self._begin(self._visible())
+
+    @property
+    def context_filled(self) -> tuple[int, int]:
+        """Tokens that the model sees, and how many it can see."""
+        return self.window.n_past, self.engine.n_ctx_seq
+
+    def take_dropped(self) -> list[int]:
+        """Turns that left the window since the last call; the memory keeps what they wrote."""
+        dropped = sorted(self.window.dropped)
+        self.window.dropped.clear()
+        return dropped
+
+    # inside
+
+    def _user(self, text: str) -> tuple[Piece, list[int] | None]:
+        piece = self.prompt.user(text, first=not self.window.stretches)
+        granularity = self.engine.granularity if self.engine.has_memory else "token"
+        return piece, span_ids.of_message(self.engine.model, piece, granularity)
+
+    def _feed(
+        self,
+        turn: int,
+        tokens: Sequence[int],
+        spans: list[int] | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        def report(done: int) -> None:
+            if progress:
+                progress(done, len(tokens))
+            if self._stop and done < len(tokens):
+                raise Cancelled(done)
+
+        self._reading = True
+        try:
+            self.window.feed(turn, tokens, write=self.writes, spans=spans, progress=report)
+        finally:
+            self._reading = False
+
+    def _reply(self, turn: int, reply: _Reply, has_spans: bool, span: int) -> Iterator[int]:
+        granularity = self.engine.granularity
+        return self.window.reply(
+            turn,
+            self.settings.sampling,
+            write=self.writes,
+            span=(lambda: reply.span(granularity, span)) if has_spans else None,
+            max_tokens=self.settings.max_tokens,
+        )
+
+    def _pass(self) -> AbstractContextManager[None]:
+        """With message and sentence writes the whole turn reads one state and is written at its end."""
+        return self.engine.one_pass() if self.engine.granularity != "token" else nullcontext()
+
+    def _mark(self) -> _Mark:
+        state = self.engine.state() if self.engine.has_memory else None
+        return _Mark(state, self._number + 1, len(self.window.dropped))
+
+    def _go_back(self, mark: _Mark) -> None:
+        """Everything as it was before a turn that failed."""
+        if mark.state is not None:
+            self.engine.set_state(mark.state)
+        if len(self.window.dropped) == mark.dropped:
+            self.window.cut(mark.turn)
+        else:
+            self._begin(self._visible())
+
+    def _set_state(self, snapshot: Snapshot | None) -> None:
+        if not self.engine.has_memory:
+            return
+        if snapshot is None:
+            self.engine.clear_state()
+        else:
+            self.engine.set_state(snapshot.state)
+
+    def _commit(
+        self, mark: _Mark, context: TurnContext, messages: list[Message], instead_of: int | None, kind: str = "chat"
+    ) -> None:
+        stats = self.stats
+        snapshot = None
+        if mark.state is not None and self.writes and self.adapter:
+            state = self.engine.state()
+            stats.changed = float(np.linalg.norm(state - mark.state))
+            stats.written_tokens = sum(len(message.tokens) for message in messages)
+            snapshot = Snapshot(state, self.engine.layers, self.model, self.adapter)
+        if not self.settings.write:
+            self._number += 1
+            return
+        turn = NewTurn(
+            model=self.model,
+            adapter=self.adapter,
+            messages=messages if self.settings.log else [],
+            snapshot=snapshot,
+            kind=kind,
+            settings={**asdict(self.settings.sampling), "ctx_size": self.engine.n_ctx_seq},
+            context=context,
+            interrupted=stats.interrupted,
+            prompt_tokens=stats.prompt_tokens,
+            reply_tokens=stats.reply_tokens,
+            written_tokens=stats.written_tokens,
+            timings={"prompt": stats.prompt_seconds, "reply": stats.reply_seconds},
+        )
+        self._number = turns.commit(self.store, self.conversation, turn, instead_of=instead_of).number
+
+    # the window's beginning
+
+    def _turn_context(self) -> TurnContext:
+        visible = self.window.turns
+        return {
+            **self._context,
+            "window_first": visible[0] if visible else self._number + 1,
+            "n_past": self.window.n_past,
+        }
+
+    def _begin(self, replayed: Sequence[Turn]) -> None:
+        """A fresh window: head and `replayed` turns. None of them is written: the memory holds turns, each once."""
+        head = self.prompt.head()
+        self.window.start(head)
+        for turn in replayed:
+            for message in turn.messages:
+                if message.tokens:
+                    self.window.feed(turn.number, message.tokens, write=False)
+        self.window.dropped.clear()
+        self._context = {
+            "run": new_id(),
+            "run_first": self._number + 1,
+            "replayed": [turn.number for turn in replayed],
+            "system": self.prompt.system,
+            "head": head,
+        }
+
+    def _to_replay(self) -> list[Turn]:
+        """The last turns that fit the budget, oldest first."""
+        budget = self.settings.replay_tokens
+        if budget is None:
+            budget = self.engine.n_ctx_seq // 4
+        chosen: list[Turn] = []
+        for turn in reversed(turns.all_of(self.store, self.conversation.id)):
+            size = sum(len(message.tokens) for message in turn.messages)
+            same = turn.model.fingerprint == self.model.fingerprint and turn.kind == "chat" and size > 0
+            budget -= size
+            if not same or budget < 0:
+                break
+            chosen.insert(0, turn)
+        return chosen
+
+    def _visible(self) -> list[Turn]:
+        """Turns in the window that are stored whole."""
+        stored = {turn.number: turn for turn in turns.all_of(self.store, self.conversation.id)}
+        return [stored[number] for number in self.window.turns if number in stored]
+
+
+class _Reply:
+    """A reply as it grows: its tokens, their span ids, and the text that is complete so far."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._model = engine.model
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.tokens: list[int] = []
+        self.spans: list[int] = []
+        self.text = ""
+
+    def span(self, granularity: str, first: int) -> int:
+        """Span id of the next token."""
+        id = first + (span_ids.sentences(self.text) if granularity == "sentence_mean" else 0)
+        if len(self.spans) == len(self.tokens):
+            self.spans.append(id)
+        return id
+
+    def add(self, token: int) -> str:
+        self.tokens.append(token)
+        return self._grow(self._decoder.decode(self._model.piece(token)))
+
+    def finish(self) -> str:
+        return self._grow(self._decoder.decode(b"", final=True))
+
+    def _grow(self, piece: str) -> str:
+        self.text += piece
+        return piece

@@ -1,0 +1,144 @@
+"""What the model sees: the head and the latest turns. Makes room by letting the oldest turns go whole.
+
+The memory is no part of it: what leaves the window stays in the state. Knows nothing of texts and databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from deltamem_cli.engine import Engine, EngineError, Sampling
+
+# A message longer than the window leaves it in pieces of this part of the window.
+_PIECES = 4
+
+
+@dataclass
+class Stretch:
+    """Neighbouring tokens in the window that belong to one turn and leave it together."""
+
+    turn: int
+    tokens: list[int]
+
+
+class Window:
+    """The visible context of one sequence of `engine`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.head: list[int] = []
+        self.stretches: list[Stretch] = []
+        self.dropped: set[int] = set()  # turns that left, for the caller to tell the user
+        self.written = 0  # tokens fed with writing on
+
+    def start(self, head: Sequence[int]) -> None:
+        """Empties the window and feeds its head, which is read and not written."""
+        self.engine.clear_context()
+        self.stretches.clear()
+        self.dropped.clear()
+        if len(head) > self.engine.n_ctx_seq // 2:
+            raise EngineError(
+                f"The system prompt takes {len(head)} of the context's {self.engine.n_ctx_seq} tokens: "
+                "shorten it or use a larger --ctx-size."
+            )
+        self.head = list(head)
+        if head:
+            self.engine.feed(head, write=False)
+
+    @property
+    def n_past(self) -> int:
+        return self.engine.n_past()
+
+    @property
+    def turns(self) -> list[int]:
+        """Turns of which something is visible, oldest first."""
+        return list(dict.fromkeys(stretch.turn for stretch in self.stretches))
+
+    def feed(
+        self,
+        turn: int,
+        tokens: Sequence[int],
+        *,
+        write: bool,
+        spans: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Feeds tokens of `turn`, of any number. progress: called with the number done.
+
+        Raises engine.Cancelled; what was fed until then is in the window.
+        """
+        piece = max(1, self.engine.n_ctx_seq // _PIECES)
+        done = 0
+        while done < len(tokens):
+            room = self.engine.n_ctx_seq - self.n_past
+            if room == 0:
+                self._drop_oldest(turn)
+                continue
+            stretch = self._stretch(turn, piece)
+            size = min(len(tokens) - done, room, piece - len(stretch.tokens))
+            part = tokens[done : done + size]
+            before = self.n_past
+            try:
+                self.engine.feed(part, write=write, spans=None if spans is None else spans[done : done + size])
+            finally:
+                fed = self.n_past - before
+                stretch.tokens += part[:fed]
+                done += fed
+                self.written += fed if write else 0
+            if progress:
+                progress(done)
+
+    def reply(
+        self, turn: int, sampling: Sampling, *, write: bool, span: Callable[[], int] | None, max_tokens: int | None
+    ) -> Iterator[int]:
+        """Draws tokens until the model ends its turn; each is in the window when it is yielded."""
+        sampler = self.engine.sampler(sampling)
+        try:
+            count = 0
+            while max_tokens is None or count < max_tokens:
+                token = sampler.sample()
+                if self.engine.model.is_end(token):
+                    return
+                self.feed(turn, [token], write=write, spans=[span()] if span else None)
+                yield token
+                count += 1
+        finally:
+            sampler.close()
+
+    def cut(self, turn: int) -> None:
+        """Takes `turn` and all later ones out again, from the end."""
+        while self.stretches and self.stretches[-1].turn >= turn:
+            gone = self.stretches.pop()
+            self.engine.drop(self.n_past - len(gone.tokens), self.n_past)
+
+    def drop_before(self, turn: int) -> None:
+        """Lets all turns before `turn` go."""
+        while self.stretches and self.stretches[0].turn < turn:
+            self._drop_oldest(turn)
+
+    def _stretch(self, turn: int, piece: int) -> Stretch:
+        if not self.stretches or self.stretches[-1].turn != turn or len(self.stretches[-1].tokens) >= piece:
+            self.stretches.append(Stretch(turn, []))
+        return self.stretches[-1]
+
+    def _drop_oldest(self, current: int) -> None:
+        """Lets the oldest turn go whole, or when only `current` is left its oldest piece."""
+        if not self.stretches:
+            raise EngineError("The context is too small for this system prompt: use a larger --ctx-size.")
+        oldest = self.stretches[0].turn
+        count = 1
+        if oldest != current:
+            count = sum(1 for stretch in self.stretches if stretch.turn == oldest)
+            self.dropped.add(oldest)
+        size = sum(len(stretch.tokens) for stretch in self.stretches[:count])
+        start = len(self.head)
+        if self.engine.can_shift or start + size == self.n_past:
+            self.engine.drop(start, start + size)
+            del self.stretches[:count]
+            return
+        # This model's cache can't be moved up, so what stays is computed again; it was written when it was new.
+        del self.stretches[:count]
+        kept = [token for stretch in self.stretches for token in stretch.tokens]
+        self.engine.clear_context()
+        self.engine.feed([*self.head, *kept], write=False)
