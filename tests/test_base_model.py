@@ -47,10 +47,12 @@ def test_divided_key_value_heads_follow_their_converter(tmp_path: Path) -> None:
 
 
 def test_permuted_architectures_have_names_that_llama_cpp_knows() -> None:
-    # granite_swa and others may be newer than the gguf package that is installed
     known = set(gguf.MODEL_ARCH_NAMES.values())
-    newer = {"granite_swa", "granitehybrid", "graniteswitch", "nanbeige", "muse-glimmer", "mistral3", "llama-embed"}
-    assert PERMUTED_ARCHITECTURES - newer <= known
+    if "smollm3" not in known:
+        pytest.skip("the installed gguf package is older than the architectures")
+    # in the pinned llama.cpp, and not yet in a released gguf package
+    unreleased = {"granite_swa", "graniteswitch", "nanbeige", "muse-glimmer"}
+    assert PERMUTED_ARCHITECTURES - unreleased <= known
 
 
 def test_heads_are_counted_per_layer_where_the_model_does(tmp_path: Path) -> None:
