@@ -215,9 +215,9 @@ def replay_answers(
         for padded, known in zip(sides, (a.keys, a.values), strict=True):
             for n, t in known.items():
                 padded[n][i, :, : t.shape[1]] = t
-    sizes = torch.tensor([a.inputs.shape[1] for a in asked])
+    sizes = torch.tensor([a.inputs.shape[1] for a in asked], device=states.device)
     states, _ = memory.write(x, states, length_mask(sizes, size))
-    lengths = torch.tensor([len(a.lower) for a in asked])
+    lengths = torch.tensor([len(a.lower) for a in asked], device=states.device)
     h = torch.nn.utils.rnn.pad_sequence([a.lower for a in asked], batch_first=True)
     session = Session(memory, states, length_mask(lengths, h.shape[1]))
     return _answers(backbone, h, lengths, Past(sides[0], sides[1], sizes), session, questions, memory.config.layers[0])

@@ -33,7 +33,8 @@ def start_from_data(memory: Memory, backbone: Backbone, written: Sequence[Writte
     generator = torch.Generator().manual_seed(seed)
     c = memory.config
     tokens = [torch.tensor([t for s in w.episode.sessions for t in s.tokens]) for w in written]
-    x_all = torch.cat([w.inputs for w in written], 1)
+    # small linear algebra: on the CPU wherever the backbone runs
+    x_all = torch.cat([w.inputs.cpu() for w in written], 1)
     content = torch.cat([w.content for w in written])
     ids = torch.cat(tokens)
     pairs = find_pairs(backbone, memory, written, tokens)
@@ -74,7 +75,7 @@ def find_pairs(backbone: Backbone, memory: Memory, written: Sequence[Written], t
             wanted = [q.answer[j] for j in q.value_at]
             begin = last_place(tokens[i].tolist(), written[i].content.tolist(), wanted)
             if begin is not None:
-                writes.append(written[i].inputs[:, begin : begin + len(wanted)].float())
+                writes.append(written[i].inputs[:, begin : begin + len(wanted)].float().cpu())
                 first = len(q.prompt) + len(q.head) + q.value_at[0] - 1
                 wants.append(seen[row, :, first : first + len(wanted)])
     empty = torch.zeros(len(memory.config.layers), 0, memory.config.embedding_length)
@@ -98,7 +99,7 @@ def frozen_inputs(backbone: Backbone, memory: Memory, questions: Sequence[Encode
         return {}
 
     backbone.run(backbone.embed(ids), lengths, correct=keep)
-    return torch.stack([found[n] for n in memory.config.layers], 1)
+    return torch.stack([found[n] for n in memory.config.layers], 1).cpu()
 
 
 def whitener(x: Tensor) -> tuple[Tensor, Tensor]:

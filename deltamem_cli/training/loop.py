@@ -69,12 +69,14 @@ class Trainer:
     settings: Settings
     folder: Path
     report: Callable[[dict[str, Any]], None] = lambda event: None
+    accelerator: Any = None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         s = self.settings
-        self.rng = random.Random(s.seed)
+        # every process draws its own episodes; the start is common to all
+        self.rng = random.Random(f"{s.seed} {self._rank}")
         m = self.memory
         slow = [m.proj, m.gate, m.gate_bias] + ([m.delta_o_norm] if m.delta_o_norm is not None else [])
         self.optimizer = torch.optim.AdamW(
@@ -83,6 +85,14 @@ class Trainer:
         )  # fmt: skip
         self.spent = 0.0
 
+    @property
+    def _rank(self) -> int:
+        return 0 if self.accelerator is None else int(self.accelerator.process_index)
+
+    def _mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes."""
+        return tensor if self.accelerator is None else self.accelerator.reduce(tensor, "mean")
+
     def start(self) -> None:
         """Draws the first parameters from episodes of the frozen model."""
         self.report({"event": "start"})
@@ -90,12 +100,15 @@ class Trainer:
         with torch.no_grad():
             for delta in self.memory.delta.values():
                 delta.zero_()
-        episodes = self.source(self.rng, self.settings.start_episodes, 0.0)
+        episodes = self.source(random.Random(f"{self.settings.seed} start"), self.settings.start_episodes, 0.0)
         written = written_episodes(self.backbone, self.memory, episodes)
         with torch.no_grad():
             for head, delta in self.memory.delta.items():
                 delta.copy_(start[head])
         start_from_data(self.memory, self.backbone, written, self.settings.seed)
+        with torch.no_grad():
+            for parameter in self.memory.parameters():
+                parameter.copy_(self._mean(parameter))
 
     def progress(self) -> float:
         s = self.settings
@@ -104,30 +117,40 @@ class Trainer:
 
     def run(self) -> None:
         """Trains until the steps or minutes are used up."""
-        last = time.monotonic()
         rounds = self._rounds()
         while self.progress() < 1.0:
+            began = time.monotonic()
             end_to_end = self.progress() >= 1.0 - self.settings.finish
             loss, parts = self._loss_end_to_end() if end_to_end else self._loss_replayed(next(rounds))
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["times"] * self.settings.lr * self._schedule()
-            self.optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.memory.parameters(), 1.0)
-            if torch.isfinite(norm):
-                self.optimizer.step()
+            norm = self._update(loss)
             self.step += 1
-            now = time.monotonic()
-            self.spent, last = self.spent + now - last, now
-            event = {"event": "step", "step": self.step, "seconds": round(self.spent, 1), "loss": round(loss.item(), 4),
-                     "norm": round(float(norm), 3), "end_to_end": end_to_end, **parts}  # fmt: skip
+            # one clock for all processes, or they would not agree on the last step
+            taken = float(self._mean(torch.tensor(time.monotonic() - began, device=self.backbone.device)))
+            self.spent += taken
+            event = {"event": "step", "step": self.step, "seconds": round(self.spent, 1), "progress": self.progress(),
+                     "loss": round(loss.item(), 4), "norm": round(norm, 3), "end_to_end": end_to_end, **parts,
+                     "tokens_per_second": parts["tokens"] / taken}  # fmt: skip
             self.report(event)
             if self.step % self.settings.validate_every == 0:
                 self.validate()
                 self.save()
-                last = time.monotonic()
-        self.validate()
-        self.save()
+        if not self.history or self.history[-1]["step"] != self.step:
+            self.validate()
+            self.save()
+
+    def _update(self, loss: Tensor) -> float:
+        """One step of the optimizer; returns the gradient's norm. A step that is not finite is skipped."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["times"] * self.settings.lr * self._schedule()
+        self.optimizer.zero_grad()
+        loss.backward()
+        for parameter in self.memory.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self._mean(parameter.grad)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.memory.parameters(), 1.0))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return norm
 
     def _schedule(self) -> float:
         warm = min(1.0, (self.step + 1) / self.settings.warmup)
@@ -173,7 +196,11 @@ class Trainer:
         asked = [questions[i] for i in facts]
         read = answer(facts, states[own[facts]], asked)
         loss = answer_loss(read, asked) + gate_loss(beta)
-        parts = {"beta": round(float(beta.mean()), 4), "exact": _share(exact(read, asked))}
+        parts = {
+            "beta": round(float(beta.detach().mean()), 4),
+            "exact": _share(exact(read, asked)),
+            "tokens": _tokens(episodes),
+        }
         if plain:
             asked = [questions[i] for i in plain]
             with torch.no_grad():
@@ -192,6 +219,8 @@ class Trainer:
             if name == next(iter(self.checks)):
                 result[f"{name} donor"] = _share(self._exact(states.roll(1, 0), episodes))
                 result[f"{name} zero"] = _share(self._exact(torch.zeros_like(states), episodes))
+        unseen = [v for name, v in result.items() if name in self.checks and not name.startswith("seen")]
+        result["score"] = round(sum(unseen) / max(1, len(unseen)), 4)
         self.history.append(result)
         self.report(result)
         return result
@@ -204,6 +233,8 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint that run() continues from; whole or not at all."""
         path = self.folder / "checkpoint.pt"
+        if self._rank:
+            return path
         part = path.with_suffix(f".{os.getpid()}.part")
         torch.save(
             {
@@ -237,6 +268,12 @@ class Trainer:
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _tokens(episodes: list[EncodedEpisode]) -> int:
+    """Conversation tokens that a batch stands for."""
+    told = sum(len(s.tokens) for e in episodes for s in e.sessions)
+    return told + sum(len(q.prompt) + len(q.head) + len(q.answer) for e in episodes for q in e.questions)
 
 
 def _share(hits: list[bool]) -> float:

@@ -7,7 +7,14 @@ from torch import Tensor
 
 
 def chunked_delta_scan(
-    q: Tensor, k: Tensor, v: Tensor, log_keep: Tensor, erase: Tensor, write: Tensor, state: Tensor, chunk: int = 64
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_keep: Tensor,
+    erase: Tensor,
+    write: Tensor,
+    state: Tensor,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Reads before every write, then the state after the last token.
 
@@ -17,6 +24,9 @@ def chunked_delta_scan(
     A row of the state is s <- keep*s + u*k with u = write*v - erase*(s.k), so within a chunk the u solve a
     lower-triangular system, one per row (or one for all rows that share a gate).
     """
+    if chunk is None:
+        # measured on a CPU: a gate per row makes r triangles per chunk, so smaller ones
+        chunk = 32 if log_keep.shape[-1] == 1 else 16
     reads = []
     for start in range(0, q.shape[-2], chunk):
         part = slice(start, start + chunk)

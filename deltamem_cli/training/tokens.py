@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+from deltamem_cli.errors import DeltamemError
 
 
 class Tokenizer(Protocol):
@@ -25,18 +28,19 @@ class GGUFTokenizer:
     """The vocabulary of a GGUF through llama.cpp, as inference uses it."""
 
     def __init__(self, path: Path) -> None:
-        import llama_cpp
+        from deltamem_cli.bindings import native
 
-        self._lib: Any = llama_cpp
-        log = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
-        self._log = log  # the library keeps only a pointer
-        params = llama_cpp.llama_model_default_params()
+        lib = self._lib = native().llama
+        params = lib.llama_model_default_params()
         params.vocab_only = True
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        template = llama_cpp.llama_model_chat_template(self._model, None)
-        self.template = template.decode() if template else ""
+        self._model = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise DeltamemError(f"{path} has no vocabulary that can be read; train from the GGUF that inference uses")
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        template = lib.llama_model_chat_template(self._model, None)
+        if not template:
+            raise DeltamemError(f"{path} has no chat template, and training needs one; choose an instruct model")
+        self.template = template.decode()
 
     def encode(self, text: str) -> list[int]:
         raw = text.encode()
@@ -75,3 +79,38 @@ class ChatTemplate:
         """reply: end with the head of an assistant's turn"""
         text: str = self._template.render(messages=messages, add_generation_prompt=reply, bos_token="", eos_token="")
         return text
+
+
+class DirectoryTokenizer:
+    """tokenizer.json of a Hugging Face directory."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            fast = importlib.import_module("tokenizers")
+        except ImportError:
+            raise DeltamemError(
+                f"{directory} needs the package tokenizers, which is not installed; install it or train from a GGUF"
+            ) from None
+        settings = json.loads((directory / "tokenizer_config.json").read_text())
+        self._fast: Any = fast.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        template = directory / "chat_template.jinja"
+        self.template: str = template.read_text() if template.exists() else settings.get("chat_template", "")
+        if not self.template:
+            raise DeltamemError(f"{directory} has no chat template, and training needs one; choose an instruct model")
+        end = settings.get("eos_token")
+        self._end = self._fast.token_to_id(end["content"] if isinstance(end, dict) else end)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def piece(self, token: int) -> bytes:
+        text: str = self._fast.decode([token], skip_special_tokens=False)
+        return text.encode()
+
+    def ends_reply(self, token: int) -> bool:
+        return bool(token == self._end)
+
+
+def tokenizer_of(source: Path) -> Tokenizer:
+    return DirectoryTokenizer(source) if source.is_dir() else GGUFTokenizer(source)

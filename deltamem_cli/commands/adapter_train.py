@@ -1,0 +1,87 @@
+"""`dmem adapter train`: trains an adapter for a frozen base model and shows how it goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_cli.errors import DeltamemError, UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.training.run import RunOptions
+
+CHOICE = "token, message_mean or sentence_mean"
+
+
+def train(
+    base: Annotated[Path, typer.Option("--base", metavar="MODEL", help="GGUF file or Hugging Face directory.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Conversations (.jsonl) instead of invented ones.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 600,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0.01, help="Stop after this time.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of data and parameters.")] = 0,
+    rank: Annotated[int, typer.Option("--rank", min=1, max=64, help="Width of a state.")] = 8,
+    state_heads: Annotated[int, typer.Option("--state-heads", min=1, max=64, help="States per layer; 4 is MSW.")] = 1,
+    heads: Annotated[str, typer.Option("--heads", metavar="qkvo", help="Projections that are corrected.")] = "qo",
+    layers: Annotated[str, typer.Option("--layers", metavar="A-B,…", help="Layers that get a memory.")] = "",
+    granularity: Annotated[str, typer.Option("--granularity", metavar="KIND", help=f"Writes per {CHOICE}.")] = "token",
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Episodes per step and device.")] = 16,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 2e-3,
+    finish: Annotated[
+        float, typer.Option("--finish", min=0.0, max=1.0, help="Share of the run that trains end to end.")
+    ] = 0.15,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside FILE.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per event.")] = False,
+) -> None:
+    """Train an adapter; needs the extra "train". Checkpoints go to FILE.run beside the adapter.
+
+    On several GPUs start it with: accelerate launch -m deltamem_cli adapter train ...
+    """
+    if output.suffix != ".gguf":
+        raise UsageError(f"{output} is not named as an adapter file; give -o a name that ends in .gguf")
+    try:
+        from deltamem_cli.training.run import RunOptions, run_training
+    except ImportError as error:
+        raise DeltamemError(
+            f"Training needs the package {error.name}, which is not installed; install the extra with: "
+            'pip install "deltamem-cli[train]"'
+        ) from None
+    options = RunOptions(
+        base=base, output=output, data=data, steps=steps, minutes=minutes, seed=seed, rank=rank,
+        state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, batch=batch, lr=lr,
+        finish=finish, resume=resume,
+    )  # fmt: skip
+    if as_json:
+        run_training(options, lambda event: typer.echo(json.dumps(event)))
+    else:
+        _show(options, run_training)
+
+
+def _show(options: RunOptions, run_training: Any) -> None:
+    """A bar on stderr, validations as lines above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("starting", total=1.0, note="")
+
+        def report(event: dict[str, Any]) -> None:
+            if event["event"] == "step":
+                note = (
+                    f"loss {event['loss']:.2f}  recall {event['exact']:.0%}  {event['tokens_per_second']:.0f} tokens/s"
+                )
+                progress.update(bar, completed=event["progress"], description=f"step {event['step']}", note=note)
+            elif event["event"] == "validation":
+                recall = "  ".join(f"{k} {v:.0%}" for k, v in event.items() if isinstance(v, float) and k != "seconds")
+                console.print(f"step {event['step']}: recall {recall}")
+            elif event["event"] == "saved":
+                console.print(f"wrote {event['path']}")
+
+        run_training(options, report)

@@ -1,0 +1,164 @@
+"""One training run from options to adapter file; prints nothing, reports events."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltamem_cli.adapter.format import DELTA_HEADS, AdapterConfig
+from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.training.backbone import Backbone
+from deltamem_cli.training.data import read_episodes
+from deltamem_cli.training.encode import EncodedEpisode, Encoder
+from deltamem_cli.training.export import export_adapter
+from deltamem_cli.training.loop import Settings, Source, Trainer
+from deltamem_cli.training.memory import Memory
+from deltamem_cli.training.mixture import persona_source, recall_checks
+from deltamem_cli.training.tokens import tokenizer_of
+
+
+@dataclass
+class RunOptions:
+    """What `dmem adapter train` was asked for."""
+
+    base: Path
+    output: Path
+    data: Path | None = None
+    steps: int = 600
+    minutes: float | None = None
+    seed: int = 0
+    rank: int = 8
+    state_heads: int = 1
+    heads: str = "qo"
+    layers: str = ""
+    granularity: str = "token"
+    rankwise_gates: bool = False
+    batch: int = 16
+    lr: float = 2e-3
+    finish: float = 0.15
+    resume: bool = False
+
+
+def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) -> Path:
+    """Trains and writes options.output after every validation that is the best so far. Raises DeltamemError."""
+    if not options.base.exists():
+        raise DeltamemError(f"{options.base} does not exist; give --base a GGUF file or a Hugging Face directory")
+    folder = options.output.with_suffix(".run")
+    checkpoint = folder / "checkpoint.pt"
+    if options.resume and not checkpoint.exists():
+        raise DeltamemError(f"{checkpoint} does not exist, so there is nothing to resume; start without --resume")
+    if checkpoint.exists() and not options.resume:
+        raise DeltamemError(
+            f"{checkpoint} holds an earlier run; go on with --resume, delete {folder}, or give -o another name"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = _accelerator()
+    device = accelerator.device
+    encoder = Encoder(tokenizer_of(options.base))
+    source, checks = _episodes(options, encoder)
+    # bf16 where products are faster in it; the memory itself stays float32
+    backbone = Backbone(options.base, _dtype(device), device)
+    config = adapter_config(options, backbone)
+    torch.manual_seed(options.seed)
+    memory = Memory(config, backbone.widths).to(device)
+    settings = Settings(
+        steps=options.steps, minutes=options.minutes, seed=options.seed, batch=options.batch, lr=options.lr,
+        finish=options.finish,
+    )  # fmt: skip
+    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, accelerator=accelerator)
+    best = -1.0
+
+    def keep_best(event: dict[str, Any]) -> None:
+        nonlocal best
+        report(event)
+        if event["event"] == "validation" and accelerator.is_main_process and event["score"] > best:
+            best = event["score"]
+            summary = {
+                "settings": asdict(settings),
+                "data": "persona episodes" if options.data is None else options.data.name,
+                "step": event["step"],
+                "validation": event,
+            }
+            export_adapter(memory, options.output, backbone.shape.name or options.base.stem, summary)
+            report({"event": "saved", "path": str(options.output), "score": best})
+
+    trainer.report = keep_best
+    if options.resume:
+        trainer.load(checkpoint)
+        best = max((h["score"] for h in trainer.history), default=-1.0)
+    else:
+        trainer.start()
+    trainer.run()
+    return options.output
+
+
+def _accelerator() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator()
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.backends.mkldnn.is_available() and _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in capability and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _episodes(options: RunOptions, encoder: Encoder) -> tuple[Source, dict[str, list[EncodedEpisode]]]:
+    if options.data is None:
+        return persona_source(encoder), recall_checks(encoder)
+    train, validation = read_episodes(options.data)
+    known = [encoder.episode(e) for e in train]
+
+    def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
+        return [rng.choice(known) for _ in range(n)]
+
+    return draw, {"validation": [encoder.episode(e) for e in validation]} if validation else {"training": known[:32]}
+
+
+def adapter_config(options: RunOptions, backbone: Backbone) -> AdapterConfig:
+    """Raises UsageError for settings that no adapter can have."""
+    shape = backbone.shape
+    heads = tuple(h for h in DELTA_HEADS if h in options.heads)
+    if not heads or set(options.heads) - set(DELTA_HEADS):
+        raise UsageError(f"--heads {options.heads} is not a choice of the letters q, k, v and o; write for example qo")
+    config = AdapterConfig(
+        architecture=shape.architecture,
+        embedding_length=shape.hidden,
+        block_count=shape.n_layer,
+        layers=parse_layers(options.layers, shape.n_layer),
+        rank=options.rank,
+        state_heads=options.state_heads,
+        write_granularity=options.granularity,
+        delta_heads=heads,
+        rankwise_gates=options.rankwise_gates,
+    )
+    problem = config.problem()
+    if problem:
+        raise UsageError(f"These settings make no adapter because {problem}; change that option")
+    return config
+
+
+def parse_layers(text: str, count: int) -> tuple[int, ...]:
+    """ "12-29", "3,5,8-10"; empty means all."""
+    if not text:
+        return tuple(range(count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+            raise UsageError(f"--layers {text} is not a list of layers; write for example 12-29 or 3,5,8-10")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    if not chosen or max(chosen) >= count:
+        raise UsageError(f"--layers {text} goes beyond the model's layers 0 to {count - 1}; name layers within them")
+    return tuple(sorted(chosen))

@@ -1,0 +1,85 @@
+"""Training and held-out cases share nothing; episodes say what they later ask."""
+
+import random
+
+import pytest
+
+from deltamem_cli.training.episodes import HELD_OUT, TRAIN, generate_episode
+from deltamem_cli.training.episodes import phrasings as p
+from deltamem_cli.training.episodes.kinds import KINDS, kinds_of
+from deltamem_cli.training.episodes.split import phrasings_of
+from deltamem_cli.training.episodes.values import values, vocabulary
+
+
+def test_no_value_is_in_both_parts_even_across_vocabularies() -> None:
+    names = {kind.vocabulary for kind in KINDS}
+    train = {v.lower() for n in names for v in values(n, TRAIN)}
+    held_out = {v.lower() for n in names for v in values(n, HELD_OUT)}
+    assert train
+    assert held_out
+    assert not train & held_out
+    assert train | held_out == {v.lower() for n in names for v in vocabulary(n)}
+
+
+def test_every_vocabulary_has_values_in_both_parts() -> None:
+    for name in {kind.vocabulary for kind in KINDS}:
+        assert len(values(name, TRAIN)) >= 8, name
+        assert len(values(name, HELD_OUT)) >= 2, name
+
+
+def test_open_vocabularies_hold_thousands() -> None:
+    assert len(values("first name", TRAIN)) > 2000
+    assert len(values("last name", TRAIN)) > 2000
+
+
+def templates(part: str) -> set[str]:
+    general = {t for group in (p.SAID, p.ASKED, p.ACKNOWLEDGED, p.CORRECTED) for t in phrasings_of(group, part)}
+    wraps = {t for group in (p.WRAPPED, p.ASKED_WRAPPED) for t in phrasings_of(group, part)}
+    own = {t for kind in KINDS for group in (kind.said, kind.asked) for t in phrasings_of(group, part)}
+    return general | wraps | own | {question for question, _ in p.talk(part)}
+
+
+def test_no_phrasing_is_in_both_parts() -> None:
+    bare = {"{s}", "{q}"}  # the sentence as it is, without anything around it
+    assert not (templates(TRAIN) & templates(HELD_OUT)) - bare
+
+
+def test_no_kind_is_in_both_parts() -> None:
+    train, held_out = ({k.name for k in kinds_of(part)} for part in (TRAIN, HELD_OUT))
+    assert held_out
+    assert not train & held_out
+    assert train | held_out == {k.name for k in KINDS}
+
+
+@pytest.mark.parametrize("part", [TRAIN, HELD_OUT])
+def test_what_is_asked_was_told_and_the_last_telling_counts(part: str) -> None:
+    rng = random.Random(5)
+    for _ in range(60):
+        episode = generate_episode(
+            rng, 4, value_part=part, phrasing_part=part, talk_turns=1, updates=1, unknown=1, sessions=2
+        )
+        told = [m for s in episode.sessions for m in s if m.role == "user"]
+        assert [m.role for s in episode.sessions for m in s][::2] == ["user"] * len(told)
+        assert len(episode.sessions) == 2
+        for q in episode.questions:
+            if q.about == "unknown":
+                assert "not told" in q.answer
+                continue
+            assert q.value in q.answer
+            assert any(q.value in m.content for m in told)
+            if q.old_value:
+                last = max(i for i, m in enumerate(told) if m.value == q.value)
+                assert last > max(i for i, m in enumerate(told) if m.value == q.old_value)
+
+
+def test_values_come_from_the_part_that_was_asked_for() -> None:
+    rng = random.Random(1)
+    for _ in range(50):
+        episode = generate_episode(rng, 3, value_part=HELD_OUT)
+        for q in episode.questions:
+            assert q.value in {v for k in KINDS if k.name == q.kind for v in values(k.vocabulary, HELD_OUT)}
+
+
+def test_the_same_seed_draws_the_same_episode() -> None:
+    assert generate_episode(random.Random(3), 3) == generate_episode(random.Random(3), 3)
+    assert generate_episode(random.Random(3), 3) != generate_episode(random.Random(4), 3)
