@@ -45,7 +45,7 @@ llama_deltamem::llama_deltamem(std::shared_ptr<const llama_deltamem_weights> wei
 // decode
 //
 
-bool llama_deltamem::batch_begin(const llama_batch & batch) {
+bool llama_deltamem::batch_begin(const llama_batch_ext & batch) {
     llama_deltamem_set_error("");
     try {
         memory.batch_begin(batch);

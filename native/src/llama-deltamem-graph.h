@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+struct llama_batch_ext;
 struct llama_model;
 struct llama_ubatch;
 
@@ -26,7 +27,7 @@ struct llama_deltamem {
     llama_deltamem & operator=(const llama_deltamem &) = delete;
 
     // Call sites in llama_context::decode and process_ubatch. False: refused or failed, the cause is the last error.
-    bool batch_begin(const llama_batch & batch);
+    bool batch_begin(const llama_batch_ext & batch);
     bool ubatch_begin(const llama_ubatch & ubatch, int n_threads);
     void ubatch_end(bool ok);
     void batch_end();

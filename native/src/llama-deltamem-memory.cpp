@@ -100,20 +100,22 @@ void llama_deltamem_memory::pass_end() {
     write_spans();
 }
 
-void llama_deltamem_memory::batch_begin(const llama_batch & batch) {
+void llama_deltamem_memory::batch_begin(const llama_batch_ext & batch) {
+    const size_t n_tokens = batch.tokens.size();
     if (n_left > 0) { // the llama_decode before this one failed outside of its micro-batches
         ubatch_end(false);
     }
-    n_left    = batch.n_tokens;
+    n_left    = (int64_t) n_tokens;
     has_spans = has_spans_next;
     has_spans_next = false;
     spans.swap(spans_next);
-    if (has_spans && (int64_t) spans.size() != batch.n_tokens) {
-        throw std::runtime_error(format("span ids for %zu tokens were set, but the batch has %d: set one id per token", spans.size(), batch.n_tokens));
+    if (has_spans && spans.size() != n_tokens) {
+        throw std::runtime_error(format("span ids for %zu tokens were set, but the batch has %zu: set one id per token", spans.size(), n_tokens));
     }
-    for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        if (batch.n_seq_id[i] != 1) {
-            throw std::runtime_error(format("token %d belongs to %d sequences, with a memory it must be one: decode it once and copy the sequence", i, batch.n_seq_id[i]));
+    for (size_t i = 0; i < n_tokens; ++i) {
+        const size_t n_seqs = batch.tokens[i].seq_ids.size();
+        if (n_seqs != 1) {
+            throw std::runtime_error(format("token %zu belongs to %zu sequences, with a memory it must be one: decode it once and copy the sequence", i, n_seqs));
         }
     }
     if (!pass_open) {

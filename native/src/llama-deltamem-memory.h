@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+struct llama_batch_ext;
 struct llama_ubatch;
 
 class llama_deltamem_memory {
@@ -31,7 +32,7 @@ public:
 
     // decode, in this order; begin throws std::runtime_error with one sentence
 
-    void batch_begin(const llama_batch & batch);
+    void batch_begin(const llama_batch_ext & batch);
     void ubatch_begin(const llama_ubatch & ubatch, int n_threads);
     void ubatch_end(bool ok);
     void batch_end();
