@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import Self
 
 from deltamem_cli.bindings import COMPUTE, AdapterInfo, native
 from deltamem_cli.engine import Model
@@ -59,7 +60,7 @@ class RawContext:
         if adapter:
             self.attach(adapter, compute)
 
-    def __enter__(self) -> RawContext:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
