@@ -16,10 +16,11 @@ _BLOCKS = 512  # of larger files: evenly spread, besides both ends
 _END = 16 << 20  # the header with settings and vocabulary lies at the beginning
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, *, remember: bool = True) -> str:
     """Hex digest of what `path` holds: whole for small files, of its header and 512 samples for large ones.
 
-    Remembered by path, size and time of change, so that a second start reads nothing. Raises EngineError.
+    Remembered by path, size and time of change, so that a second start reads nothing; without `remember` nothing is
+    written to disk. Raises EngineError.
     """
     try:
         status = path.stat()
@@ -27,7 +28,8 @@ def fingerprint(path: Path) -> str:
         known = _read_cache()
         if key not in known:
             known[key] = _digest(path, status.st_size)
-            _write_cache(known)
+            if remember:
+                _write_cache(known)
         return known[key]
     except OSError as error:
         raise EngineError(f"{path} can't be read ({error.strerror or error}): check the path.") from error

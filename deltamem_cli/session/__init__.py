@@ -1,5 +1,6 @@
 """A chat that remembers: engine and store put together. Prints nothing.
 
 Modules, from the bottom: `prompt` (what the template puts around messages), `spans` (what is written together),
-`window` (what the model sees), `chat` (turns), `replay` (the same turns again), `opening` (which conversation, which model).
+`window` (what the model sees), `reply` and `records` (of one turn), `recent` (turns to show again), `replay` (the same
+turns again), `forgetting` (without some), `chat` (a conversation being held), `opening` (which model, which conversation).
 """

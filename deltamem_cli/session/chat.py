@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import codecs
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.engine import Cancelled, Engine, Sampling
+from deltamem_cli.engine import Cancelled, Engine
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.session import recent
 from deltamem_cli.session import spans as span_ids
+from deltamem_cli.session.forgetting import Forgotten, Progress, forget
 from deltamem_cli.session.prompt import Piece, Prompt
+from deltamem_cli.session.records import Settings, TurnStats
+from deltamem_cli.session.reply import Reply
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.ids import new_id
-from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Profile, Snapshot, Turn, TurnContext
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user chose for a session."""
-
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    replay_tokens: int | None = None  # of earlier turns shown to the model at the start; None: a quarter of the context
-    write: bool = True  # False: the memory is read and stays as it was, and nothing is committed
-    log: bool = True  # False: texts are not committed, states are
-
-
-@dataclass
-class TurnStats:
-    """Of the last turn. Times in seconds; `changed` is the norm of the state's change."""
-
-    prompt_tokens: int = 0
-    reply_tokens: int = 0
-    written_tokens: int = 0
-    prompt_seconds: float = 0.0
-    reply_seconds: float = 0.0
-    interrupted: bool = False
-    changed: float = 0.0
+from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Profile, Snapshot, TurnContext
 
 
 @dataclass
@@ -81,9 +61,13 @@ class ChatSession:
         self.stats = TurnStats()
         self._stop = False
         self._reading = False  # a message, as opposed to replying
-        self._number = turns.last_number(store, conversation.id)
+        self._number = self._stored = turns.last_number(store, conversation.id)
+        self._asked: dict[int, str] = {}  # questions of this session, for turns whose text is not stored
         self._context: TurnContext = {}
-        self._begin(self._to_replay())
+        budget = settings.replay_tokens
+        self._begin(
+            recent.turns_that_fit(store, conversation.id, model, engine.n_ctx_seq // 4 if budget is None else budget)
+        )
 
     # turns
 
@@ -96,9 +80,7 @@ class ChatSession:
     def writes(self) -> bool:
         return self.settings.write and self.engine.has_memory
 
-    def ask(
-        self, text: str, *, progress: Callable[[int, int], None] | None = None, instead_of: int | None = None
-    ) -> Iterator[str]:
+    def ask(self, text: str, *, progress: Progress | None = None, instead_of: int | None = None) -> Iterator[str]:
         """Streams the reply to `text`; at its end, or when stopped by stop() or by closing the iterator, commits.
 
         progress: called with tokens done and to do while a long message is read.
@@ -110,12 +92,12 @@ class ChatSession:
         self.stats = stats = TurnStats()
         number = self._number + 1
         context = self._turn_context()
-        reply = _Reply(self.engine)
+        reply = Reply(self.engine)
         try:
             with self._pass():
                 piece, spans = self._user(text)
                 start = time.perf_counter()
-                self._feed(number, piece.tokens, spans, progress)
+                self._feed(number, piece.tokens, spans, progress, stoppable=True)
                 stats.prompt_tokens, stats.prompt_seconds = len(piece.tokens), time.perf_counter() - start
                 start = time.perf_counter()
                 span = span_ids.next_id(spans)
@@ -133,7 +115,7 @@ class ChatSession:
                 stats.reply_tokens, stats.reply_seconds = len(reply.tokens), time.perf_counter() - start
                 closing = self.prompt.close()
                 closing_spans = None if spans is None else [reply.span(self.engine.granularity, span)] * len(closing)
-                self._feed(number, closing, closing_spans, None)
+                self._feed(number, closing, closing_spans)
             messages = [
                 Message("user", text, piece.tokens, spans),
                 Message(
@@ -144,11 +126,12 @@ class ChatSession:
                 ),
             ]
             self._commit(mark, context, messages, instead_of)
+            self._asked[self._number] = text
         except BaseException:
             self._go_back(mark)
             raise
 
-    def remember(self, text: str, *, progress: Callable[[int, int], None] | None = None) -> None:
+    def remember(self, text: str, *, progress: Progress | None = None) -> None:
         """Writes `text` into the memory as a message that nobody answers, and commits it as a turn.
 
         Raises engine.Cancelled when stopped; then everything is as it was before.
@@ -162,7 +145,7 @@ class ChatSession:
             spans = span_ids.of_message(self.engine.model, piece, self.engine.granularity)
             with self._pass():
                 start = time.perf_counter()
-                self._feed(self._number + 1, piece.tokens, spans, progress)
+                self._feed(self._number + 1, piece.tokens, spans, progress, stoppable=True)
                 stats.prompt_tokens, stats.prompt_seconds = len(piece.tokens), time.perf_counter() - start
             self._commit(mark, context, [Message("user", text, piece.tokens, spans)], None, kind="remember")
         except BaseException:
@@ -175,34 +158,76 @@ class ChatSession:
         if self._reading:  # a reply ends with a whole token, so that memory and window hold what was shown
             self.engine.cancel()
 
-    def undo(self, count: int = 1) -> list[Turn]:
-        """Takes back the last `count` turns; the state is then, byte for byte, the one from before them."""
-        if not self.settings.write:  # nothing was committed, and the state never moved
-            self._number -= min(count, self._number)
-            self.window.cut(self._number + 1)
-            return []
-        gone = turns.undo(self.store, self.conversation.id, count)
-        self._number = turns.last_number(self.store, self.conversation.id)
-        self._set_state(states.latest(self.store, self.conversation.id))
-        self.window.cut(gone[0].number)
+    def undo(self, count: int = 1) -> list[int]:
+        """Takes back the last `count` turns; the state is then, byte for byte, the one from before them.
+
+        Returns their numbers. A session that does not write can take back its own turns only: others are stored.
+        """
+        if self.settings.write:
+            gone = [turn.number for turn in turns.undo(self.store, self.conversation.id, count)]
+            self._number = turns.last_number(self.store, self.conversation.id)
+            self._set_state(states.latest(self.store, self.conversation.id))
+        else:
+            if not 0 < count <= self._number - self._stored:
+                raise DeltamemError(
+                    f"Cannot take back {count} of {self._number - self._stored} turns: this chat is read-only, so it can "
+                    "take back only what was said in it."
+                )
+            gone = list(range(self._number - count + 1, self._number + 1))
+            self._number -= count
+        self.window.cut(gone[0])
         return gone
 
-    def regenerate(self) -> Iterator[str]:
+    def regenerate(self, *, progress: Progress | None = None) -> Iterator[str]:
         """Asks the last question again, from the state before it; the new turn takes the old one's place."""
-        last = turns.get(self.store, self.conversation.id, self._number)
-        text = next((message.text for message in last.messages if message.role == "user"), "")
-        self._set_state(states.before(self.store, self.conversation.id, last.number))
-        self.window.cut(last.number)
-        self._number -= 1
+        last = self._number
+        text = self._question(last)
+        visible = self._visible()
+        if self.settings.write:
+            self._set_state(states.before(self.store, self.conversation.id, last))
+        self.window.cut(last)
+        self._number = last - 1
         replaced = False
         try:
-            yield from self.ask(text, instead_of=last.number)
+            yield from self.ask(text, progress=progress, instead_of=last)
             replaced = True
         finally:
-            if not replaced and self._number < last.number:  # the old turn still stands
-                self._number = last.number
-                self._set_state(states.latest(self.store, self.conversation.id))
-                self._begin(self._visible())
+            if not replaced and self._number < last:  # the old turn still stands
+                self._number = last
+                if self.settings.write:
+                    self._set_state(states.latest(self.store, self.conversation.id))
+                self._begin(visible)
+
+    def forget(self, numbers: Collection[int], *, progress: Progress | None = None) -> Forgotten:
+        """Takes turns out of transcript and memory, see forgetting.py; the visible turns that stay stay visible.
+
+        Raises engine.Cancelled when stopped; then everything is as it was before.
+        """
+        if not self.settings.write:
+            raise DeltamemError(
+                "This chat is read-only, so nothing can be forgotten in it: open it without --read-only."
+            )
+        visible = [(number, tokens) for number, tokens in self._visible() if number not in numbers]
+        self._stop, self._reading = False, True
+        try:
+            return forget(
+                self.store,
+                self.conversation.id,
+                self.engine,
+                numbers,
+                model=self.model,
+                adapter=self.adapter,
+                progress=progress,
+                stopped=lambda: self._stop,
+            )
+        except BaseException:
+            visible = self._visible()
+            raise
+        finally:
+            self._reading = False
+            self._number = turns.last_number(self.store, self.conversation.id)
+            self._set_state(states.latest(self.store, self.conversation.id))
+            self._begin(visible)
 
     def clear(self) -> None:
         """Empties what the model sees; the memory stays."""
@@ -210,8 +235,13 @@ class ChatSession:
 
     def set_system(self, system: str | None) -> None:
         """Another system prompt from the next turn on; the visible turns stay visible."""
+        old = self.prompt
         self.prompt = Prompt(self.engine.model, system, self.prompt.template)
-        self._begin(self._visible())
+        try:
+            self._begin(self._visible())
+        except BaseException:  # too long, or the template has no place for one
+            self.prompt = old
+            raise
 
     @property
     def context_filled(self) -> tuple[int, int]:
@@ -236,28 +266,30 @@ class ChatSession:
         turn: int,
         tokens: Sequence[int],
         spans: list[int] | None,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None = None,
+        *,
+        stoppable: bool = False,
     ) -> None:
         def report(done: int) -> None:
             if progress:
                 progress(done, len(tokens))
-            if self._stop and done < len(tokens):
+            if stoppable and self._stop and done < len(tokens):
                 raise Cancelled(done)
 
-        self._reading = True
+        self._reading = stoppable
         try:
             self.window.feed(turn, tokens, write=self.writes, spans=spans, progress=report)
         finally:
             self._reading = False
 
-    def _reply(self, turn: int, reply: _Reply, has_spans: bool, span: int) -> Iterator[int]:
+    def _reply(self, turn: int, reply: Reply, has_spans: bool, span: int) -> Iterator[int]:
         granularity = self.engine.granularity
         return self.window.reply(
             turn,
             self.settings.sampling,
             write=self.writes,
             span=(lambda: reply.span(granularity, span)) if has_spans else None,
-            max_tokens=self.settings.max_tokens,
+            max_tokens=self.settings.max_tokens or self.engine.n_ctx_seq,  # a small model may find no end
         )
 
     def _pass(self) -> AbstractContextManager[None]:
@@ -293,8 +325,12 @@ class ChatSession:
         if mark.state is not None and self.writes and self.adapter:
             state = self.engine.state()
             stats.changed = float(np.linalg.norm(state - mark.state))
-            stats.written_tokens = sum(len(message.tokens) for message in messages)
+            stats.written_tokens = sum(
+                len(message.tokens) if message.spans is None else sum(span >= 0 for span in message.spans)
+                for message in messages
+            )
             snapshot = Snapshot(state, self.engine.layers, self.model, self.adapter)
+        self._asked.pop(mark.turn, None)
         if not self.settings.write:
             self._number += 1
             return
@@ -324,68 +360,30 @@ class ChatSession:
             "n_past": self.window.n_past,
         }
 
-    def _begin(self, replayed: Sequence[Turn]) -> None:
-        """A fresh window: head and `replayed` turns. None of them is written: the memory holds turns, each once."""
+    def _begin(self, replayed: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """A fresh window: head and `replayed` turns (number, tokens). None is written: the memory holds each once."""
         head = self.prompt.head()
         self.window.start(head)
-        for turn in replayed:
-            for message in turn.messages:
-                if message.tokens:
-                    self.window.feed(turn.number, message.tokens, write=False)
+        for number, tokens in replayed:
+            self.window.feed(number, tokens, write=False)
         self.window.dropped.clear()
         self._context = {
             "run": new_id(),
             "run_first": self._number + 1,
-            "replayed": [turn.number for turn in replayed],
+            "replayed": [number for number, _ in replayed],
             "system": self.prompt.system,
             "head": head,
         }
 
-    def _to_replay(self) -> list[Turn]:
-        """The last turns that fit the budget, oldest first."""
-        budget = self.settings.replay_tokens
-        if budget is None:
-            budget = self.engine.n_ctx_seq // 4
-        chosen: list[Turn] = []
-        for turn in reversed(turns.all_of(self.store, self.conversation.id)):
-            size = sum(len(message.tokens) for message in turn.messages)
-            same = turn.model.fingerprint == self.model.fingerprint and turn.kind == "chat" and size > 0
-            budget -= size
-            if not same or budget < 0:
-                break
-            chosen.insert(0, turn)
-        return chosen
+    def _visible(self) -> list[tuple[int, list[int]]]:
+        """Turns in the window, whole where they are stored."""
+        stored = {turn.number: recent.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
+        return [(number, stored.get(number) or self.window.tokens(number)) for number in self.window.turns]
 
-    def _visible(self) -> list[Turn]:
-        """Turns in the window that are stored whole."""
-        stored = {turn.number: turn for turn in turns.all_of(self.store, self.conversation.id)}
-        return [stored[number] for number in self.window.turns if number in stored]
-
-
-class _Reply:
-    """A reply as it grows: its tokens, their span ids, and the text that is complete so far."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._model = engine.model
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.tokens: list[int] = []
-        self.spans: list[int] = []
-        self.text = ""
-
-    def span(self, granularity: str, first: int) -> int:
-        """Span id of the next token."""
-        id = first + (span_ids.sentences(self.text) if granularity == "sentence_mean" else 0)
-        if len(self.spans) == len(self.tokens):
-            self.spans.append(id)
-        return id
-
-    def add(self, token: int) -> str:
-        self.tokens.append(token)
-        return self._grow(self._decoder.decode(self._model.piece(token)))
-
-    def finish(self) -> str:
-        return self._grow(self._decoder.decode(b"", final=True))
-
-    def _grow(self, piece: str) -> str:
-        self.text += piece
-        return piece
+    def _question(self, number: int) -> str:
+        if number in self._asked:
+            return self._asked[number]
+        last = turns.get(self.store, self.conversation.id, number) if number and self.settings.write else None
+        if last is None or last.kind != "chat" or not last.messages:
+            raise DeltamemError("There is no question of which the reply could be made again: ask one first.")
+        return last.messages[0].text

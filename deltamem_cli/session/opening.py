@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from deltamem_cli import paths
 from deltamem_cli.engine import Engine, EngineOptions, Model, Sampling, fingerprint
 from deltamem_cli.errors import DeltamemError, UsageError
-from deltamem_cli.session.chat import ChatSession, Settings
+from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.prompt import Prompt
-from deltamem_cli.store import conversations, locks, profiles, states
+from deltamem_cli.session.records import Settings
+from deltamem_cli.store import bundle, conversations, locks, profiles, states
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.fingerprints import check_fingerprints
 from deltamem_cli.store.records import Conversation, Identity, Profile
@@ -85,8 +86,9 @@ def find_adapter(model: Path) -> Path | None:
 
 def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> Loaded:
     """Loads model and adapter; `stack` closes them. Raises DeltamemError."""
-    path = request.model or (Path(profile.model) if profile and profile.model else paths.starter_model())
-    adapter = request.adapter or (Path(profile.adapter) if profile and profile.adapter and not request.model else None)
+    path = request.model or _path(profile.model if profile else None) or paths.starter_model()
+    # the profile's adapter belongs to the profile's model
+    adapter = request.adapter or (None if request.model else _path(profile.adapter if profile else None))
     why = None
     if not request.memory:
         adapter, why = None, "Memory is off."
@@ -100,8 +102,9 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     size = request.ctx_size if request.ctx_size is not None else min(4096, model.n_ctx_train)
     options = EngineOptions(ctx_size=size, threads=request.threads)
     engine = stack.enter_context(Engine(model, adapter, options))
-    identity = Identity(adapter.name, fingerprint(adapter)) if adapter else None
-    return Loaded(engine, Identity(model.name, fingerprint(path)), identity, why)
+    keep = not request.temporary  # nothing at all is written to disk then, not even a cache
+    identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
+    return Loaded(engine, Identity(model.name, fingerprint(path, remember=keep)), identity, why)
 
 
 def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
@@ -133,12 +136,18 @@ def open_chat(stack: ExitStack, store: Store, request: Request) -> tuple[ChatSes
 
     The conversation is found and held before the model is loaded: refusals come at once.
     """
-    profile = _profile(store, request)
+    profile = find_profile(store, request)
     conversation = pick(store, profile, request)
-    drawn, max_tokens = sampling({**profile.options, **request.options})
+    sampling({**profile.options, **request.options})
     loaded = load(stack, request, profile)
+    return begin(store, request, loaded, profile, conversation), loaded
+
+
+def begin(store: Store, request: Request, loaded: Loaded, profile: Profile, conversation: Conversation) -> ChatSession:
+    """A session of `conversation`, which is held, with a model that is loaded. Raises DeltamemError."""
+    drawn, max_tokens = sampling({**profile.options, **request.options})
     restore(store, conversation, loaded)
-    session = ChatSession(
+    return ChatSession(
         store,
         loaded.engine,
         profile,
@@ -148,11 +157,35 @@ def open_chat(stack: ExitStack, store: Store, request: Request) -> tuple[ChatSes
         prompt=Prompt(loaded.engine.model, request.system or profile.system, request.template),
         settings=Settings(drawn, max_tokens, request.replay_tokens, write=not request.read_only, log=request.log),
     )
-    return session, loaded
 
 
-def _profile(store: Store, request: Request) -> Profile:
+def copy_for_temporary(disk: Store, request: Request) -> tuple[Store, Request]:
+    """A store in this process's memory that holds profile and conversation as `request` means them, and the request
+    for it. Nothing of it ever reaches the disk.
+    """
+    profile = find_profile(disk, request)
+    found = None
+    if request.cid is not None:
+        found = conversations.get(disk, request.cid)
+    elif not request.new:
+        found = conversations.latest(disk, profile)
+    store = Store.memory()
+    settings = {"model": profile.model, "adapter": profile.adapter, "system": profile.system}
+    made = profiles.create(store, profile.name, **settings, options=profile.options)
+    if found is not None:
+        taken = bundle.read(disk, found)
+        if taken.turns or taken.initial:
+            bundle.write(store, made, taken)
+    return store, replace(request, profile=profile.name, cid=None, new=False, temporary=True)
+
+
+def find_profile(store: Store, request: Request) -> Profile:
+    """The profile that is meant; one that is not stored yet comes with its first turn."""
     if request.cid is not None:
         return profiles.get(store, conversations.get(store, request.cid).profile)
     found = profiles.find(store, request.profile)
     return found or Profile(id=0, name=profiles.check_name(request.profile))
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None

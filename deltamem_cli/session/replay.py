@@ -15,6 +15,8 @@ from deltamem_cli.store.errors import StoreError
 from deltamem_cli.store.records import Identity, Snapshot, Turn
 from deltamem_cli.store.turns import Replayed
 
+Progress = Callable[[int, int], None]  # tokens done, tokens to do
+
 
 def replay(
     store: Store,
@@ -24,7 +26,7 @@ def replay(
     model: Identity,
     adapter: Identity,
     without: Collection[int] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[int, Replayed]:
     """States and contexts of all turns after the earliest of `without` (of all turns when it is empty).
@@ -39,7 +41,8 @@ def replay(
     runs = [list(group) for _, group in groupby(every, key=lambda turn: turn.context.get("run"))]
     runs = [run for run in runs if run[-1].number >= first]
     for turn in (turn for run in runs for turn in run):
-        _check(turn, model)
+        if turn.number not in without:
+            _check(turn, model)
 
     by_number = {turn.number: turn for turn in every}
     total = sum(_size(turn) for run in runs for turn in run if turn.number not in without)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from deltamem_cli.engine import Engine, EngineError, Sampling
 
@@ -30,18 +31,17 @@ class Window:
         self.head: list[int] = []
         self.stretches: list[Stretch] = []
         self.dropped: set[int] = set()  # turns that left, for the caller to tell the user
-        self.written = 0  # tokens fed with writing on
 
     def start(self, head: Sequence[int]) -> None:
         """Empties the window and feeds its head, which is read and not written."""
-        self.engine.clear_context()
-        self.stretches.clear()
-        self.dropped.clear()
         if len(head) > self.engine.n_ctx_seq // 2:
             raise EngineError(
                 f"The system prompt takes {len(head)} of the context's {self.engine.n_ctx_seq} tokens: "
                 "shorten it or use a larger --ctx-size."
             )
+        self.engine.clear_context()
+        self.stretches.clear()
+        self.dropped.clear()
         self.head = list(head)
         if head:
             self.engine.feed(head, write=False)
@@ -54,6 +54,10 @@ class Window:
     def turns(self) -> list[int]:
         """Turns of which something is visible, oldest first."""
         return list(dict.fromkeys(stretch.turn for stretch in self.stretches))
+
+    def tokens(self, turn: int) -> list[int]:
+        """What is visible of `turn`."""
+        return [token for stretch in self.stretches if stretch.turn == turn for token in stretch.tokens]
 
     def feed(
         self,
@@ -78,16 +82,15 @@ class Window:
             stretch = self._stretch(turn, piece)
             size = min(len(tokens) - done, room, piece - len(stretch.tokens))
             part = tokens[done : done + size]
+            part_spans = None if spans is None else spans[done : done + size]
+            report = partial(_from, done, progress) if progress else None
             before = self.n_past
             try:
-                self.engine.feed(part, write=write, spans=None if spans is None else spans[done : done + size])
+                self.engine.feed(part, write=write, spans=part_spans, progress=report)
             finally:
                 fed = self.n_past - before
                 stretch.tokens += part[:fed]
                 done += fed
-                self.written += fed if write else 0
-            if progress:
-                progress(done)
 
     def reply(
         self, turn: int, sampling: Sampling, *, write: bool, span: Callable[[], int] | None, max_tokens: int | None
@@ -142,3 +145,7 @@ class Window:
         kept = [token for stretch in self.stretches for token in stretch.tokens]
         self.engine.clear_context()
         self.engine.feed([*self.head, *kept], write=False)
+
+
+def _from(start: int, progress: Callable[[int], None], done: int) -> None:
+    progress(start + done)
