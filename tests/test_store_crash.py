@@ -77,13 +77,13 @@ def test_full_database_says_so_and_keeps_what_was_committed(tmp_path: Path) -> N
     path = tmp_path / "memory.db"
     with Store.open(path) as store:
         talk = stored.conversation(store, 3)
-        pages = store.db.execute("PRAGMA page_count").fetchone()[0]
-        store.db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchall()
+        pages = store.connection.execute("PRAGMA page_count").fetchone()[0]
+        store.connection.execute(f"PRAGMA max_page_count = {pages + 2}").fetchall()
         with pytest.raises(StoreError, match="the disk is full") as error:
             turns.commit(store, talk, stored.exchange(4, user="y" * 100_000))
         assert str(path) in str(error.value) and "what was saved before is intact" in str(error.value)
         assert assert_turns_and_states_agree(store, talk.id) == 3
-        store.db.execute("PRAGMA max_page_count = 1000000").fetchall()
+        store.connection.execute("PRAGMA max_page_count = 1000000").fetchall()
         turns.commit(store, talk, stored.exchange(4))
         assert assert_turns_and_states_agree(store, talk.id) == 4
 

@@ -6,13 +6,14 @@ import os
 import sqlite3
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import stored
 
-from deltamem_cli.store import conversations, migrations, profiles, search, turns
+from deltamem_cli.store import conversations, database, migrations, profiles, search, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError
 from deltamem_cli.store.ids import new_id
@@ -61,7 +62,7 @@ def test_database_that_others_could_read_is_closed_to_them(path: Path) -> None:
 def test_settings_that_the_promises_rest_on_are_in_force(path: Path) -> None:
     with Store.open(path) as store:
         settings = {
-            name: store.db.execute(f"PRAGMA {name}").fetchone()[0]
+            name: store.connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "foreign_keys", "secure_delete", "synchronous", "temp_store")
         }
         assert settings == {"journal_mode": "wal", "foreign_keys": 1, "secure_delete": 1, "synchronous": 2,
@@ -78,7 +79,7 @@ def test_missing_database_reads_as_empty_and_is_not_made(path: Path) -> None:
 @pytest.mark.parametrize("version", range(migrations.LATEST))
 def test_every_earlier_layout_becomes_todays_with_its_rows(path: Path, version: int) -> None:
     with Store.open(path, migrate_to=version) as store:
-        assert store.db.execute("PRAGMA user_version").fetchone()[0] == version
+        assert store.connection.execute("PRAGMA user_version").fetchone()[0] == version
         if version >= 1:
             store.insert("profiles", name="old", created="2026-01-01T00:00:00.000Z")
             store.insert("conversations", id="c1", profile_id=1, created="x", updated="x")
@@ -87,7 +88,7 @@ def test_every_earlier_layout_becomes_todays_with_its_rows(path: Path, version: 
                          model_fingerprint="f")  # fmt: skip
             store.insert("messages", turn_id=1, position=0, role="user", text="an old xylophone")
     with Store.open(path) as store:
-        assert store.db.execute("PRAGMA user_version").fetchone()[0] == migrations.LATEST
+        assert store.connection.execute("PRAGMA user_version").fetchone()[0] == migrations.LATEST
         if version >= 1:
             assert [one.id for one in conversations.all_of(store, profiles.get(store, "old"))] == ["c1"]
         if version >= 2:
@@ -114,7 +115,7 @@ def test_migration_that_fails_leaves_the_layout_as_it_was(path: Path, monkeypatc
 
 def test_layout_of_a_newer_version_is_refused_with_the_way_out(path: Path) -> None:
     with Store.open(path) as store:
-        store.db.execute("PRAGMA user_version = 99")
+        store.connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError) as error:
         Store.open(path)
     text = one_sentence(error, path)
@@ -218,6 +219,31 @@ def test_many_processes_may_begin_at_once_on_no_database(path: Path) -> None:
     with Store.open(path) as store:
         found = conversations.all_of(store)
         assert [one.n_turns for one in found] == [3] * 5 and len(profiles.all_of(store)) == 1
+
+
+def test_switching_a_new_file_to_wal_at_once_never_fails(tmp_path: Path) -> None:
+    """SQLite's own busy timeout does not cover this: some of these would be told that the database is locked."""
+    failures: list[Exception] = []
+
+    def switch(path: Path, together: threading.Barrier) -> None:
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        connection.execute("PRAGMA user_version").fetchone()
+        together.wait()
+        try:
+            database._use_wal(connection)
+        except sqlite3.Error as error:
+            failures.append(error)
+        connection.close()
+
+    for attempt in range(150):
+        path, together = tmp_path / f"{attempt}.db", threading.Barrier(6)
+        path.touch()
+        threads = [threading.Thread(target=switch, args=(path, together)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
 
 
 def test_store_is_imported_without_sqlite_utils_and_numpy() -> None:

@@ -77,6 +77,21 @@ def test_reset_with_transcript_leaves_no_byte_of_the_words_either(path: Path, st
     assert path.with_name("memory.db-wal").stat().st_size == 0
 
 
+def test_words_in_cells_that_pages_left_behind_are_wiped_too(path: Path, store: Store) -> None:
+    """secure_delete alone leaves some: b-tree pages that were rearranged keep copies. This order of writes has them."""
+    random = np.random.default_rng(2)
+    private, other = (conversations.new(profiles.ensure(store, name)) for name in ("work", "home"))
+    for number in range(1, 120):
+        for talk, word in ((private, SECRET[:10]), (other, "other")):
+            text = f"{word}{number} " + f"{word} pad " * int(random.integers(1, 60))
+            settings = {"x": word * int(random.integers(1, 20))}
+            turns.commit(store, talk, stored.exchange(number, user=text, settings=settings))
+        if number % 5 == 0:
+            turns.undo(store, private.id, int(random.integers(1, 4)))
+    reset(store, [private], transcript=True)
+    assert traces_of(path, SECRET[:10]) == 0
+
+
 def test_reset_of_the_last_conversation_does_not_bring_up_an_older_one(store: Store) -> None:
     stored.conversation(store, 2, word="older")
     talk = stored.conversation(store, 2)
@@ -127,7 +142,7 @@ def test_reset_of_a_conversation_in_use_changes_nothing(path: Path, store: Store
 
 def test_wipe_that_a_reader_prevents_is_told_and_done_by_the_next_one(path: Path, store: Store) -> None:
     talk = conversations.get(store, secret_conversation(store))
-    store.db.execute("PRAGMA busy_timeout = 50").fetchall()
+    store.connection.execute("PRAGMA busy_timeout = 50").fetchall()
     with Store.open(path) as reader:
         with reader.reading():
             turns.all_of(reader, talk.id)

@@ -51,7 +51,7 @@ def insert(store: Store, conversation: Conversation) -> None:
 
 def touch(store: Store, conversation: str) -> None:
     """Make it its profile's last conversation, inside the open transaction."""
-    store.db.execute("UPDATE conversations SET updated = ? WHERE id = ?", [now(), conversation])
+    store.execute("UPDATE conversations SET updated = ? WHERE id = ?", [now(), conversation])
 
 
 def latest(store: Store, profile: Profile) -> Conversation | None:
@@ -96,14 +96,14 @@ def branches(store: Store, conversation: str) -> list[Conversation]:
 
 
 def rename(store: Store, conversation: str, title: str | None) -> None:
-    with store.transaction() as db:
-        db.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation])
+    with store.transaction():
+        store.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation])
 
 
 def delete(store: Store, conversation: str) -> None:
     """Delete it with its turns, states and texts; call store.scrub() to wipe the bytes too."""
-    with holding(store, conversation), store.transaction() as db:
-        db.execute("DELETE FROM conversations WHERE id = ?", [conversation])
+    with holding(store, conversation), store.transaction():
+        store.execute("DELETE FROM conversations WHERE id = ?", [conversation])
 
 
 def _conversation(row: Mapping[str, Any]) -> Conversation:

@@ -32,9 +32,8 @@ class Store:
     """An open database. Not for use by two threads at once."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
-        from sqlite_utils import Database
-
-        self.db: Database = Database(connection, execute_plugins=False)
+        self.connection = connection
+        self.connection.row_factory = sqlite3.Row
         self.path = path
         self.locks: dict[str, ConversationLock] = {}  # conversations this store holds, see locks.py
         self._file = _identity(path) if path else None
@@ -77,6 +76,16 @@ class Store:
         return store
 
     @property
+    def db(self) -> Database:
+        """The connection as sqlite-utils has it, for layouts and search.
+
+        Made when asked for: importing it takes as long as everything else that `memory inspect` does.
+        """
+        from sqlite_utils import Database
+
+        return Database(self.connection, execute_plugins=False)
+
+    @property
     def name(self) -> str:
         return str(self.path) if self.path else "the temporary database"
 
@@ -86,7 +95,7 @@ class Store:
             lock.release()
         self.locks.clear()
         with suppress(sqlite3.Error):
-            self.db.close()
+            self.connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -95,57 +104,61 @@ class Store:
         self.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[Database]:
+    def transaction(self) -> Iterator[None]:
         """All or nothing. Takes the write lock first, so that what is read inside is still true when it commits.
 
         Inside another transaction it is a part of that one.
         """
-        if self.db.conn.in_transaction:
-            yield self.db
+        if self.connection.in_transaction:
+            yield
             return
         self._check_still_there()
         with as_sentences(self.name):
             try:
-                self.db.execute("BEGIN IMMEDIATE")
-                yield self.db
-                self.db.execute("COMMIT")
+                self.connection.execute("BEGIN IMMEDIATE")
+                yield
+                self.connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # a full disk has rolled back already; its own error is the one to show
-                    self.db.rollback()
+                    self.connection.rollback()
                 raise
 
     @contextmanager
-    def reading(self) -> Iterator[Database]:
+    def reading(self) -> Iterator[None]:
         """Several queries that see one and the same moment, whatever others commit meanwhile; never waits."""
-        if self.db.conn.in_transaction:
-            yield self.db
+        if self.connection.in_transaction:
+            yield
             return
         with as_sentences(self.name):
-            self.db.execute("BEGIN")
+            self.connection.execute("BEGIN")
             try:
-                yield self.db
+                yield
             finally:
-                self.db.rollback()
+                self.connection.rollback()
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Every row of a query. A list, because a half-read cursor would keep the WAL from being emptied."""
         with as_sentences(self.name):
-            return list(self.db.query(sql, parameters))
+            return [dict(row) for row in self.connection.execute(sql, parameters)]
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, Any] | None:
         return next(iter(self.rows(sql, parameters)), None)
 
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Change rows inside the open transaction."""
+        self.connection.execute(sql, parameters)
+
     def insert(self, table: str, **values: Any) -> int:
         """Insert one row inside the open transaction and return its rowid."""
         columns, marks = ", ".join(values), ", ".join("?" * len(values))
-        cursor = self.db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
+        cursor = self.connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
         return int(cursor.lastrowid or 0)
 
     def tidy(self) -> None:
         """Move what the WAL has gathered into the database; cheap, never waits, for moments when nobody does."""
         if self.path:
             with suppress(sqlite3.Error):
-                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def scrub(self) -> None:
         """Wipe the bytes of everything that was deleted from the database file, its WAL and its search index.
@@ -156,11 +169,11 @@ class Store:
         """
         left = "It is deleted, but its old bytes could not be wiped yet"
         try:
-            with self.transaction() as db:
-                db.execute("INSERT INTO messages_fts (messages_fts) VALUES ('rebuild')")
+            with self.transaction():
+                self.execute("INSERT INTO messages_fts (messages_fts) VALUES ('rebuild')")
             with as_sentences(self.name):
-                self.db.execute("VACUUM")
-                busy = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                self.connection.execute("VACUUM")
+                busy = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         except StoreError as error:
             raise StoreError(f"{left}: {error}, and then run: dmem memory scrub") from error
         if busy and self.path:
@@ -182,18 +195,18 @@ class Store:
             "temp_store = MEMORY",  # a VACUUM must not leave transcripts in the system's temporary folder
             f"wal_autocheckpoint = {WAL_PAGES}",
         ):
-            self.db.execute(f"PRAGMA {pragma}").fetchall()
+            self.connection.execute(f"PRAGMA {pragma}").fetchall()
 
     def _migrate(self, target: int) -> None:
         if self._version() == target:
             return
-        with self.transaction() as db:  # asked again inside: another process may have migrated meanwhile
+        with self.transaction():  # asked again inside: another process may have migrated meanwhile
             version = self._version()
             if version < target:
-                migrations.apply(db, version, target)
+                migrations.apply(self.db, version, target)
 
     def _version(self) -> int:
-        return int(self.db.execute("PRAGMA user_version").fetchone()[0])
+        return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def _check_still_there(self) -> None:
         # SQLite would go on writing into a deleted file, and the turn would be lost without a word.

@@ -82,8 +82,8 @@ def ensure(store: Store, name: str) -> Profile:
     if found:
         return found
     check_name(name)
-    with store.transaction() as db:  # OR IGNORE: two first chats may begin at once
-        db.execute("INSERT OR IGNORE INTO profiles (name, created) VALUES (?, ?)", [name, now()])
+    with store.transaction():  # OR IGNORE: two first chats may begin at once
+        store.execute("INSERT OR IGNORE INTO profiles (name, created) VALUES (?, ?)", [name, now()])
     return get(store, name)
 
 
@@ -93,21 +93,21 @@ def change(store: Store, name: str, **changes: Any) -> Profile:
         raise TypeError(f"not a setting of a profile: {', '.join(sorted(unknown))}")
     if "options" in changes:
         changes["options"] = json.dumps(dict(changes["options"]))
-    with store.transaction() as db:
+    with store.transaction():
         profile = get(store, name)
         for column, value in changes.items():
-            db.execute(f"UPDATE profiles SET {column} = ? WHERE id = ?", [value, profile.id])
+            store.execute(f"UPDATE profiles SET {column} = ? WHERE id = ?", [value, profile.id])
     return get(store, name)
 
 
 def rename(store: Store, name: str, to: str) -> Profile:
     check_name(to)
-    with store.transaction() as db:
+    with store.transaction():
         profile = get(store, name)
         if find(store, to):
             raise StoreError(f"There is already a profile {to}; choose another name, or delete it with: "
                              f"dmem profile delete {to}")  # fmt: skip
-        db.execute("UPDATE profiles SET name = ? WHERE id = ?", [to, profile.id])
+        store.execute("UPDATE profiles SET name = ? WHERE id = ?", [to, profile.id])
     return get(store, to)
 
 
@@ -115,8 +115,8 @@ def delete(store: Store, name: str) -> None:
     """Delete the profile with all its conversations; call store.scrub() to wipe the bytes too."""
     profile = get(store, name)
     ids = [r["id"] for r in store.rows("SELECT id FROM conversations WHERE profile_id = ?", [profile.id])]
-    with holding(store, *ids), store.transaction() as db:
-        db.execute("DELETE FROM profiles WHERE id = ?", [profile.id])
+    with holding(store, *ids), store.transaction():
+        store.execute("DELETE FROM profiles WHERE id = ?", [profile.id])
 
 
 def _profile(row: Mapping[str, Any]) -> Profile:

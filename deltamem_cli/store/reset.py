@@ -55,12 +55,12 @@ def reset(store: Store, chosen: Sequence[Conversation], *, transcript: bool) -> 
     Running it again after a failed wipe wipes.
     """
     with holding(store, *(conversation.id for conversation in chosen)):
-        with store.transaction() as db:
+        with store.transaction():
             gone = extent(store, chosen, transcript=transcript)
             for conversation in chosen:
-                db.execute("DELETE FROM states WHERE conversation_id = ?", [conversation.id])
+                store.execute("DELETE FROM states WHERE conversation_id = ?", [conversation.id])
                 if transcript:
-                    db.execute("DELETE FROM turns WHERE conversation_id = ?", [conversation.id])
-                    db.execute("UPDATE conversations SET title = NULL WHERE id = ?", [conversation.id])
+                    store.execute("DELETE FROM turns WHERE conversation_id = ?", [conversation.id])
+                    store.execute("UPDATE conversations SET title = NULL WHERE id = ?", [conversation.id])
         store.scrub()
     return gone

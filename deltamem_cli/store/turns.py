@@ -35,7 +35,7 @@ def commit(store: Store, conversation: Conversation, turn: NewTurn, *, instead_o
     instead_of: number of the last turn, deleted in the same transaction (a regenerated or edited turn).
     """
     with holding(store, conversation.id):
-        with store.transaction() as db:
+        with store.transaction():
             conversations.insert(store, conversation)
             conversations.touch(store, conversation.id)
             number = last_number(store, conversation.id) + 1
@@ -46,7 +46,7 @@ def commit(store: Store, conversation: Conversation, turn: NewTurn, *, instead_o
                         "see: dmem memory history"
                     )
                 number = instead_of
-                db.execute("DELETE FROM turns WHERE conversation_id = ? AND number = ?", [conversation.id, number])
+                store.execute("DELETE FROM turns WHERE conversation_id = ? AND number = ?", [conversation.id, number])
             insert(store, conversation.id, number, now(), turn)
         return get(store, conversation.id, number)
 
@@ -111,14 +111,14 @@ def undo(store: Store, conversation: str, count: int = 1) -> list[Turn]:
 
     Raises StoreError when there are fewer. The bytes are wiped by the next store.scrub().
     """
-    with holding(store, conversation), store.transaction() as db:
+    with holding(store, conversation), store.transaction():
         every = all_of(store, conversation)
         if not 0 < count <= len(every):
             raise StoreError(
                 f"Cannot undo {count} of {len(every)} turns in conversation {conversation}; see: dmem memory history"
             )
         for turn in every[-count:]:
-            db.execute("DELETE FROM turns WHERE id = ?", [turn.id])
+            store.execute("DELETE FROM turns WHERE id = ?", [turn.id])
         conversations.touch(store, conversation)
     return every[-count:]
 
@@ -131,7 +131,7 @@ def replace_after_forgetting(
     Every remaining turn after the earliest forgotten one that has a state must be in `replayed`, for its old state
     still contains what is to be forgotten. Numbers stay as they are. Call store.scrub() afterwards.
     """
-    with holding(store, conversation), store.transaction() as db:
+    with holding(store, conversation), store.transaction():
         present = {turn.number: turn for turn in all_of(store, conversation, messages=False)}
         for number in forgotten:
             if number not in present:
@@ -145,14 +145,14 @@ def replace_after_forgetting(
                 "run the same command again"
             )
         for number in forgotten:
-            db.execute("DELETE FROM turns WHERE id = ?", [present[number].id])
+            store.execute("DELETE FROM turns WHERE id = ?", [present[number].id])
         for number, result in replayed.items():
             turn_id = present[number].id
-            db.execute("DELETE FROM states WHERE turn_id = ?", [turn_id])
+            store.execute("DELETE FROM states WHERE turn_id = ?", [turn_id])
             if result.snapshot:
                 states.insert(store, conversation, turn_id, result.snapshot)
             if result.context is not None:
-                db.execute("UPDATE turns SET context = ? WHERE id = ?", [json.dumps(result.context), turn_id])
+                store.execute("UPDATE turns SET context = ? WHERE id = ?", [json.dumps(result.context), turn_id])
         conversations.touch(store, conversation)
 
 
