@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from deltamem_cli.bindings import COMPUTE, GRANULARITIES, AdapterInfo, NativeError
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.interruptible import run_interruptible
 from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import CACHE_TYPES, FLASH_ATTENTION, EngineOptions
 from deltamem_cli.engine.sampling import Sampler, Sampling
@@ -341,35 +341,9 @@ class Engine:
                 code = int(llama.llama_decode(self._context, batch))
                 return code, self.native.last_error() if code < 0 and self.has_memory else ""
 
-            return decode() if len(tokens) < _TOKENS_WORTH_A_THREAD else self._interruptible(decode)
+            return decode() if len(tokens) < _TOKENS_WORTH_A_THREAD else run_interruptible(decode, self.cancel)
         finally:
             llama.llama_batch_free(batch)
-
-    def _interruptible(self, work: Callable[[], tuple[int, str]]) -> tuple[int, str]:
-        """Runs `work` in a thread, so that Python can act on signals here; an exception here cancels the work."""
-        result: list[tuple[int, str]] = []
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                result.append(work())
-            except BaseException as error:  # noqa: BLE001 (raised again in the thread that waits)
-                failure.append(error)
-
-        thread = threading.Thread(target=run, name="llama_decode")
-        try:
-            thread.start()
-            thread.join()
-        except BaseException:
-            # Nobody may touch the context before the thread is through with it, however often Ctrl-C is pressed.
-            while thread.is_alive():
-                self.cancel()
-                with suppress(BaseException):
-                    thread.join()
-            raise
-        if failure:
-            raise failure[0]
-        return result[0]
 
     def _logits(self, rows: int) -> NDArray[np.float32]:
         data = self.native.llama.llama_get_logits(self._context)
