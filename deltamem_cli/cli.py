@@ -19,6 +19,7 @@ from deltamem_cli.errors import DeltamemError
 # (name, module, help). The module has an `app`, a typer.Typer: with a callback it is a group, without one its
 # single command answers to the name.
 COMMANDS: list[tuple[str, str, str]] = [
+    ("chat", "deltamem_cli.commands.chat", "Talk to a model that remembers."),
     ("memory", "deltamem_cli.commands.memory", "Show and govern what a conversation's memory keeps."),
     ("profile", "deltamem_cli.commands.profile", "Manage profiles, each with its own memory and settings."),
     ("log", "deltamem_cli.commands.log", "Read the transcripts: list, show, search, export."),

@@ -1,14 +1,14 @@
 """`dmem memory`: the table of its commands; each group of them has its module.
 
-Those in memory_show, memory_change and memory_file need no model. What does (probe, remember, forget) is added below
-in the same way, from a module that imports the engine inside its functions.
+Those in memory_show, memory_change and memory_file need no model; those in memory_model load it when they must.
 """
 
 from __future__ import annotations
 
 import typer
 
-from deltamem_cli.commands import memory_change, memory_file, memory_show
+from deltamem_cli.commands import memory_change, memory_file, memory_model, memory_show
+from deltamem_cli.commands.shared import KeyValueCommand
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Show and govern memory.")
 
@@ -27,3 +27,6 @@ app.command("scrub")(memory_change.scrub)
 app.command("copy")(memory_change.copy)
 app.command("export")(memory_file.export)
 app.command("import")(memory_file.import_)
+app.command("probe", cls=KeyValueCommand)(memory_model.probe)
+app.command("remember")(memory_model.remember)
+app.command("forget")(memory_model.forget)

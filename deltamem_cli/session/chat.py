@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
@@ -80,7 +80,9 @@ class ChatSession:
     def writes(self) -> bool:
         return self.settings.write and self.engine.has_memory
 
-    def ask(self, text: str, *, progress: Progress | None = None, instead_of: int | None = None) -> Iterator[str]:
+    def ask(
+        self, text: str, *, progress: Progress | None = None, instead_of: int | None = None
+    ) -> Generator[str, None, None]:
         """Streams the reply to `text`; at its end, or when stopped by stop() or by closing the iterator, commits.
 
         progress: called with tokens done and to do while a long message is read.
@@ -178,7 +180,7 @@ class ChatSession:
         self.window.cut(gone[0])
         return gone
 
-    def regenerate(self, *, progress: Progress | None = None) -> Iterator[str]:
+    def regenerate(self, *, progress: Progress | None = None) -> Generator[str, None, None]:
         """Asks the last question again, from the state before it; the new turn takes the old one's place."""
         last = self._number
         text = self._question(last)

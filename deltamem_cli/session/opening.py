@@ -104,7 +104,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     engine = stack.enter_context(Engine(model, adapter, options))
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
-    return Loaded(engine, Identity(model.name, fingerprint(path, remember=keep)), identity, why)
+    return Loaded(engine, Identity(path.stem, fingerprint(path, remember=keep)), identity, why)
 
 
 def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
@@ -146,6 +146,7 @@ def open_chat(stack: ExitStack, store: Store, request: Request) -> tuple[ChatSes
 def begin(store: Store, request: Request, loaded: Loaded, profile: Profile, conversation: Conversation) -> ChatSession:
     """A session of `conversation`, which is held, with a model that is loaded. Raises DeltamemError."""
     drawn, max_tokens = sampling({**profile.options, **request.options})
+    system = profile.system if request.system is None else request.system
     restore(store, conversation, loaded)
     return ChatSession(
         store,
@@ -154,7 +155,7 @@ def begin(store: Store, request: Request, loaded: Loaded, profile: Profile, conv
         conversation,
         model=loaded.model,
         adapter=loaded.adapter,
-        prompt=Prompt(loaded.engine.model, request.system or profile.system, request.template),
+        prompt=Prompt(loaded.engine.model, system or None, request.template),
         settings=Settings(drawn, max_tokens, request.replay_tokens, write=not request.read_only, log=request.log),
     )
 

@@ -1,0 +1,187 @@
+"""`dmem chat`: a conversation that is remembered, in a terminal or as one turn of a pipe."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_cli.commands.shared import (
+    CidOption,
+    DatabaseOption,
+    KeyValueCommand,
+    OptionOption,
+    ProfileOption,
+    note,
+    open_store,
+    profile_name,
+)
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.session.opening import Request
+    from deltamem_cli.store.database import Store
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("-m", "--model", metavar="FILE", envvar="DMEM_MODEL", help="GGUF model.  [default: the starter]"),
+]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", metavar="FILE", help="The model's δ-mem adapter, a GGUF file.")
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--ctx-size", metavar="N", min=0, help="Tokens that the model sees at once; 0: all it can."),
+]
+GpuOption = Annotated[int, typer.Option("-ngl", "--gpu-layers", metavar="N", help="Layers on the GPU; -1: all.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads.  [default: one per core]")
+]
+StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show replies when they are complete.")]
+
+
+@app.command(cls=KeyValueCommand)
+def chat(
+    question: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="Ask this and exit.")] = None,
+    profile: ProfileOption = None,
+    new: Annotated[bool, typer.Option("--new", help="Begin a new conversation.")] = False,
+    cid: CidOption = None,
+    temporary: Annotated[bool, typer.Option("--temporary", help="Write nothing to disk.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory and leave it as it is.")] = False,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="The plain model.")] = False,
+    replay: Annotated[
+        int | None,
+        typer.Option(
+            "--replay",
+            metavar="N",
+            min=0,
+            help="Tokens of the last messages to show the model again; 0: the memory alone.  [default: a quarter of "
+            "the context]",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")] = None,
+    option: OptionOption = None,
+    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
+    ctx_size: ContextOption = None,
+    gpu_layers: GpuOption = 0,
+    threads: ThreadsOption = None,
+    no_stream: StreamOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Talk to a model that remembers. Goes on with the profile's last conversation.
+
+    With a QUESTION, or when something is piped in, answers once and exits.
+
+    \b
+    Example: dmem chat --profile work
+    Example: git diff | dmem chat "Explain this change"
+    """
+    from deltamem_cli.session.opening import Request
+
+    if new and cid is not None:
+        raise UsageError("--new begins a conversation and --cid takes a given one; give one of the two")
+    request = Request(
+        profile=profile_name(profile),
+        cid=cid,
+        new=new,
+        model=model.expanduser() if model else None,
+        adapter=adapter.expanduser() if adapter else None,
+        memory=not no_memory,
+        read_only=read_only,
+        temporary=temporary,
+        log=not no_log,
+        system=system,
+        options=key_values(option),
+        replay_tokens=replay,
+        ctx_size=ctx_size,
+        gpu_layers=gpu_layers,
+        threads=threads,
+    )
+    asked = one_question(question)
+    with ExitStack() as stack:
+        store, request = open_for(stack, request, database)
+        if asked is None:
+            _in_terminal(store, request, stream=not no_stream)
+        else:
+            _once(stack, store, request, asked, stream=not no_stream)
+
+
+def open_for(stack: ExitStack, request: Request, database: Path | None) -> tuple[Store, Request]:
+    """The store that `request` needs, and the request for it."""
+    from deltamem_cli.session.opening import copy_for_temporary
+
+    if not request.temporary:
+        return stack.enter_context(open_store(database, create=not request.read_only)), request
+    with open_store(database) as disk:
+        store, request = copy_for_temporary(disk, request)
+    return stack.enter_context(store), request
+
+
+def one_question(words: list[str] | None) -> str | None:
+    """What is asked once: standard input that is no terminal, and the words behind it. None: a chat at the terminal."""
+    parts = []
+    if sys.stdin is not None and not sys.stdin.isatty():
+        parts.append(sys.stdin.buffer.read().decode("utf-8", "replace").strip())
+    parts.append(" ".join(words or []).strip())
+    text = "\n\n".join(part for part in parts if part)
+    if text:
+        return text
+    if len(parts) > 1 or words:
+        raise UsageError('There is no question: give one, such as: dmem chat "What is my name?"')
+    return None
+
+
+def key_values(pairs: list[str] | None) -> dict[str, str]:
+    """`-o KEY VALUE`s as a mapping; what the names mean is the session's business."""
+    options = {}
+    for pair in pairs or []:
+        name, _, value = pair.partition("=")
+        options[name.replace("-", "_")] = value
+    return options
+
+
+def _once(stack: ExitStack, store: Store, request: Request, question: str, *, stream: bool) -> None:
+    from deltamem_cli.commands import chat_turn
+    from deltamem_cli.engine import Cancelled
+    from deltamem_cli.session.opening import open_chat
+
+    session, loaded = open_chat(stack, store, request)
+    if loaded.why_no_memory and request.memory:
+        note(f"Memory is off: {loaded.why_no_memory}")
+    try:
+        chat_turn.show_reply(session, lambda progress: session.ask(question, progress=progress), stream=stream)
+    except Cancelled:
+        raise typer.Exit(130) from None
+    if warning := chat_turn.warn_of_dropped(session):
+        note(warning)
+    if session.stats.interrupted:
+        raise typer.Exit(130)
+
+
+def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
+    from threading import Thread
+
+    from deltamem_cli.commands.chat_talk import Talk
+
+    # What the prompt needs is imported while the model loads: both take a while, and the one mostly waits.
+    imports = Thread(target=_import_terminal, daemon=True)
+    imports.start()
+    with Talk(store, request, stream=stream) as talk:
+        from deltamem_cli.commands import chat_about, chat_terminal
+
+        for line in chat_about.greeting(talk):
+            note(line)
+        chat_terminal.hold(talk)
+
+
+def _import_terminal() -> None:
+    from deltamem_cli.commands import chat_terminal
+
+    chat_terminal.preload()

@@ -1,0 +1,163 @@
+"""What a chat can tell of itself: where it stands at its start, /show, /context, /stats, /memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltamem_cli import paths
+from deltamem_cli.commands.shared import count, moment, note, printable, size
+from deltamem_cli.errors import DeltamemError, UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.commands.chat_talk import Talk
+
+
+def greeting(talk: Talk) -> list[str]:
+    """The first lines: model and profile, what is small or off about them, what is continued."""
+    import deltamem_cli
+
+    session, request, loaded = talk.session, talk.request, talk.loaded
+    file = session.engine.model.path
+    starter = file.name == paths.STARTER_MODEL
+    lines = [f"dmem {deltamem_cli.__version__}, {printable(loaded.model.name)}, profile {session.profile.name}"]
+    if starter:
+        lines.append(
+            "This starter is a tiny model: it talks, but knows little and is often wrong. "
+            "A bigger one: dmem chat -m MODEL.gguf --adapter ADAPTER.gguf"
+        )
+    if loaded.why_no_memory:
+        lines.append(loaded.why_no_memory if not request.memory else f"Memory is off: {loaded.why_no_memory}")
+    elif request.read_only:
+        lines.append("Read-only: the memory is read and stays as it is; nothing is saved.")
+    if request.temporary:
+        lines.append("Temporary: nothing is written to disk, and what is said here ends with this chat.")
+    elif not request.log and not request.read_only:
+        lines.append("No log: the memory is saved, the texts are not.")
+    lines.append(_continued(talk))
+    lines.append("/help shows what you can do, Ctrl-D leaves.")
+    return lines
+
+
+def _continued(talk: Talk) -> str:
+    conversation, session = talk.session.conversation, talk.session
+    if not session.n_turns:
+        remembers = " The memory is empty." if session.engine.has_memory and not session.engine.state().any() else ""
+        return f"A new conversation.{remembers}"
+    heading = f" “{printable(conversation.heading)}”" if conversation.heading else ""
+    shown = len(session.window.turns)
+    again = f"; the last {count(shown, 'turn')} the model sees again" if shown else ""
+    return (
+        f"Continuing{heading} of {moment(conversation.updated)}, {count(conversation.n_turns, 'turn')}{again}. "
+        "Another: --new"
+    )
+
+
+def show(talk: Talk, _argument: str) -> None:
+    session, loaded = talk.session, talk.loaded
+    model = session.engine.model
+    adapter = printable(loaded.adapter.name) if loaded.adapter else f"none ({loaded.why_no_memory})"
+    facts = {
+        "model": f"{printable(model.name)}, {model.architecture}, {model.n_params / 1e6:,.0f}M parameters",
+        "file": f"{model.path} ({size(model.n_bytes)})",
+        "adapter": adapter,
+        "profile": session.profile.name,
+        "conversation": f"{session.conversation.id}, {count(session.n_turns, 'turn')}",
+        "database": str(talk.store.path) if talk.store.path else "none, this chat is temporary",
+        "system": printable(session.prompt.system) if session.prompt.system else "none",
+        "threads": str(session.engine.n_threads),
+    }
+    for label, text in facts.items():
+        note(f"{label:<14}{text}")
+
+
+def context(talk: Talk, _argument: str) -> None:
+    window = talk.session.window
+    filled, room = talk.session.context_filled
+    note(f"{filled:,} of {room:,} tokens ({100 * filled / room:.0f} %)")
+    if window.head:
+        note(f"{len(window.head):>7,}  system prompt")
+    for number in window.turns:
+        note(f"{len(window.tokens(number)):>7,}  turn {number}")
+    older = talk.session.n_turns - len(window.turns)
+    if older > 0:
+        note(
+            "Older turns are not seen"
+            + (", the memory keeps what they wrote." if talk.session.engine.has_memory else ".")
+        )
+
+
+def stats(talk: Talk, _argument: str) -> None:
+    session = talk.session
+    last = session.stats
+    filled, room = session.context_filled
+    if last.prompt_tokens:
+        note(f"prompt   {_speed(last.prompt_tokens, last.prompt_seconds)}")
+    if last.reply_tokens:
+        note(f"reply    {_speed(last.reply_tokens, last.reply_seconds)}{', stopped' if last.interrupted else ''}")
+    note(f"context  {filled:,} of {room:,} tokens ({100 * filled / room:.0f} %)")
+    if not session.engine.has_memory:
+        note(f"memory   off: {talk.loaded.why_no_memory}")
+    else:
+        import numpy as np
+
+        norm = float(np.linalg.norm(session.engine.state()))
+        note(
+            f"memory   {count(last.written_tokens, 'token')} written in the last turn, "
+            f"norm {norm:.4g}, changed by {last.changed:.4g}"
+        )
+    note(f"threads  {session.engine.n_threads}")
+
+
+def memory(talk: Talk, argument: str) -> None:
+    if argument == "history":
+        _history(talk)
+        return
+    if argument == "reset":
+        _reset(talk)
+        return
+    if argument:
+        raise UsageError(f"/memory knows history and reset, not {argument}: see /help memory")
+    from deltamem_cli.commands import memory_render
+    from deltamem_cli.memory_view import metrics
+    from deltamem_cli.store import states
+
+    session = talk.session
+    if not session.engine.has_memory:
+        raise DeltamemError(f"There is no memory to show: {talk.loaded.why_no_memory}")
+    state = session.engine.state()
+    if not state.any():
+        note("The memory is empty.")
+        return
+    before = states.before(talk.store, session.conversation.id, session.n_turns)
+    layers = metrics.per_layer(state, session.engine.layers, before.state if before else None)
+    memory_render.overview(memory_render.console(), state, layers)
+
+
+def _history(talk: Talk) -> None:
+    from deltamem_cli.memory_view import metrics
+    from deltamem_cli.store import states, turns
+
+    conversation = talk.session.conversation.id
+    steps = {step.turn: step for step in metrics.course(states.every(talk.store, conversation))}
+    every = turns.all_of(talk.store, conversation)
+    if not every:
+        note("No turn is stored yet.")
+    for turn in every:
+        step = steps.get(turn.number)
+        numbers = f"norm {step.norm:<8.4g} changed {step.change:<8.4g}" if step else f"{'memory as before':<29}"
+        first = turn.messages[0].text if turn.messages else f"({turn.kind})"
+        note(f"{turn.number:>5}  {moment(turn.created)}  {numbers}  {printable(first)[:40]}")
+
+
+def _reset(talk: Talk) -> None:
+    from deltamem_cli.commands.shared import confirm
+
+    talk.check_writes()
+    confirm("Clear this conversation's memory for good? The transcript stays.", False)
+    talk.reset_memory()
+    note("The memory is empty, and so is what the model sees.")
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    rate = f", {tokens / seconds:,.1f} tokens/s" if seconds > 0 else ""
+    return f"{count(tokens, 'token')} in {seconds:.2f} s{rate}"

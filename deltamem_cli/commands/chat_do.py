@@ -1,0 +1,224 @@
+"""The slash commands that change something: what the model sees, what is remembered, with what it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_cli.commands import chat_turn
+from deltamem_cli.commands.chat_render import progress_bar
+from deltamem_cli.commands.interrupts import stopping
+from deltamem_cli.commands.shared import confirm, count, note, printable
+from deltamem_cli.errors import DeltamemError, UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.commands.chat_talk import Talk
+
+_LARGEST_FILE = 64 << 20
+
+
+def clear(talk: Talk, _argument: str) -> None:
+    talk.session.clear()
+    kept = " The memory stays." if talk.session.engine.has_memory else ""
+    note(f"The model sees nothing of what was said before.{kept}")
+
+
+def new(talk: Talk, _argument: str) -> None:
+    old = talk.session
+    talk.begin_new()
+    kept = (
+        f" The old one: dmem chat --cid {old.conversation.id[-8:]}"
+        if old.n_turns and not talk.request.temporary
+        else ""
+    )
+    note(f"A new conversation.{kept}")
+
+
+def ask(talk: Talk, text: str) -> None:
+    """A message that is no command."""
+    chat_turn.show_reply(talk.session, lambda progress: talk.session.ask(text, progress=progress), stream=talk.stream)
+    after_turn(talk)
+
+
+def after_turn(talk: Talk) -> None:
+    if talk.session.stats.interrupted:
+        note("(stopped)")
+    _warn_once(talk)
+
+
+def regenerate(talk: Talk, _argument: str) -> None:
+    chat_turn.show_reply(talk.session, lambda progress: talk.session.regenerate(progress=progress), stream=talk.stream)
+    after_turn(talk)
+
+
+def undo(talk: Talk, argument: str) -> None:
+    number = _number(argument) if argument else 1
+    gone = talk.session.undo(number)
+    back = "; the memory is what it was before" if talk.session.engine.has_memory else ""
+    note(f"Took back {count(len(gone), 'turn')}{back}.")
+
+
+def edit(talk: Talk, argument: str) -> None:
+    text = from_editor(talk, argument)
+    if not text.strip():
+        note("Nothing was written, so nothing was sent.")
+        return
+    note(printable(text[:200]))
+    ask(talk, text.strip())
+
+
+def from_editor(talk: Talk, text: str) -> str:
+    import click
+
+    if talk.request.temporary:
+        raise DeltamemError(
+            "This chat is temporary and writes nothing to disk, but an editor needs a file: write between two lines of "
+            '""" instead.'
+        )
+    try:
+        return click.edit(text, require_save=False, extension=".md") or ""
+    except click.ClickException as error:
+        raise DeltamemError(f"The editor did not work ({error.message}): set EDITOR to one that does.") from None
+
+
+def model(talk: Talk, argument: str) -> None:
+    if not argument:
+        adapter = talk.loaded.adapter
+        note(f"{talk.session.engine.model.path}" + (f" with {adapter.name}" if adapter else ", memory off"))
+        return
+    file, rest = _word(argument)
+    with_adapter, more = _word(rest)
+    if more:
+        raise UsageError("/model takes a model file and an adapter file: quote names with spaces.")
+    same = talk.switch_model(Path(file).expanduser(), Path(with_adapter).expanduser() if with_adapter else None)
+    note(f"Now with {printable(talk.loaded.model.name)}.")
+    if talk.loaded.why_no_memory:
+        note(f"Memory is off: {talk.loaded.why_no_memory}")
+    if not same:
+        note("The memory was written by another model or adapter, so this is a new conversation; the old one is kept.")
+
+
+def system(talk: Talk, argument: str) -> None:
+    if not argument:
+        note(printable(talk.session.prompt.system or "There is no system prompt."))
+        return
+    talk.set_system("" if argument in ('""', "''") else argument)
+    note("From the next turn on." if talk.session.prompt.system else "There is no system prompt any more.")
+
+
+def set_option(talk: Talk, argument: str) -> None:
+    from dataclasses import asdict
+
+    if argument:
+        name, _, value = argument.replace("=", " ", 1).partition(" ")
+        if not value.strip():
+            raise UsageError("/set takes an option and its value, such as: /set temperature 0.7")
+        talk.set_option(name, value.strip())
+    settings = talk.session.settings
+    values = {**asdict(settings.sampling), "max_tokens": settings.max_tokens or "as many as fit the context"}
+    for name, value in values.items():
+        note(f"{name:<15}{value}")
+
+
+def remember(talk: Talk, argument: str) -> None:
+    if not argument:
+        raise UsageError("/remember takes the text that is to be remembered.")
+    talk.check_writes()
+    chat_turn.remember(talk.session, argument)
+    stats = talk.session.stats
+    note(f"Remembered as turn {talk.session.n_turns}: {count(stats.written_tokens, 'token')} written.")
+    _warn_once(talk)
+
+
+def forget(talk: Talk, argument: str) -> None:
+    from deltamem_cli.commands.memory_model import forget_report, parse_turns
+    from deltamem_cli.session.forgetting import plan
+
+    if not argument:
+        raise UsageError("/forget takes the numbers of turns, which /memory history shows.")
+    if talk.request.read_only:
+        raise DeltamemError("This chat is read-only, so nothing can be forgotten in it: open it without --read-only.")
+    numbers = parse_turns(argument.split())
+    planned = plan(talk.store, talk.session.conversation.id, numbers)
+    for turn in planned.turns:
+        first = turn.messages[0].text if turn.messages else f"({turn.kind})"
+        note(f"turn {turn.number}: {printable(first[:70])}")
+    confirm(f"Forget {count(len(planned.turns), 'turn')} for good?", False)
+    texts = [message.text for turn in planned.turns for message in turn.messages]
+    with stopping(talk.session.stop), progress_bar("replaying") as progress:
+        result = talk.session.forget(numbers, progress=progress)
+    forget_report(result)
+    if not talk.request.temporary:
+        chat_turn.erase_typed(texts)
+
+
+def read(talk: Talk, argument: str) -> None:
+    if not argument:
+        raise UsageError("/read takes the name of a file.")
+    name, question = _word(argument)
+    file = Path(name).expanduser()
+    message = f"{file.name}:\n\n{file_text(file)}"
+    if question:
+        ask(talk, f"{message}\n\n{question}")
+        return
+    chat_turn.remember(talk.session, message)
+    note(f"Read {file.name}, {count(talk.session.stats.prompt_tokens, 'token')}; ask about it.")
+    _warn_once(talk)
+
+
+def file_text(file: Path) -> str:
+    """What a file says. Raises DeltamemError when it can't be read or is no text."""
+    try:
+        if file.stat().st_size > _LARGEST_FILE:
+            raise DeltamemError(f"{file} is larger than {_LARGEST_FILE >> 20} MB: take a part of it.")
+        data = file.read_bytes()
+    except OSError as error:
+        raise DeltamemError(f"{file} can't be read ({error.strerror or error}): check the path.") from None
+    text = data.decode("utf-8-sig", "replace")
+    if "\0" in text:
+        raise DeltamemError(f"{file} is no text file: convert it to plain text first.")
+    if not text.strip():
+        raise DeltamemError(f"{file} is empty, so there is nothing to read: check the path.")
+    return text
+
+
+def save(talk: Talk, argument: str) -> None:
+    from deltamem_cli.commands import log
+    from deltamem_cli.store import conversations, turns
+
+    name, rest = _word(argument)
+    if not name or rest:
+        raise UsageError("/save takes the name of a file: quote it if it has spaces.")
+    file = Path(name).expanduser()
+    if file.exists():
+        confirm(f"{file} exists. Replace it?", False)
+    if not turns.last_number(talk.store, talk.session.conversation.id):
+        raise DeltamemError("Nothing of this conversation is stored, so there is nothing to save: say something first.")
+    conversation = conversations.get(talk.store, talk.session.conversation.id)
+    every = turns.all_of(talk.store, conversation.id)
+    try:
+        file.write_text(log._markdown(conversation, every), encoding="utf-8")
+    except OSError as error:
+        raise DeltamemError(f"{file} can't be written ({error.strerror or error}): choose another name.") from None
+    note(f"Wrote {file}: {count(len(every), 'turn')}.")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"How many turns? {text} is no number above 0.")
+    return int(text)
+
+
+def _word(text: str) -> tuple[str, str]:
+    """The first word, which may stand in quotes, and the rest as it is."""
+    if text[:1] in ("'", '"') and (end := text.find(text[0], 1)) > 0:
+        return text[1:end], text[end + 1 :].strip()
+    word, _, rest = text.partition(" ")
+    return word, rest.strip()
+
+
+def _warn_once(talk: Talk) -> None:
+    text = chat_turn.warn_of_dropped(talk.session)
+    if text and not talk.warned:
+        talk.warned = True
+        note(text)

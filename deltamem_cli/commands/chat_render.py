@@ -1,0 +1,198 @@
+"""How replies and progress look: Markdown in a terminal that can, plain text elsewhere; knows no session."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+_REFRESH_SECONDS = 0.08
+# Control characters but for line feed and tab, and those that turn the direction of what is written.
+_HIDDEN = dict.fromkeys(
+    [*(set(range(32)) - {9, 10}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+)
+
+
+class View(Protocol):
+    """Where a reply goes as it grows."""
+
+    def add(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def can_render() -> bool:
+    """Whether stdout is a terminal that shows more than plain text."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb") and not os.environ.get("NO_COLOR")
+
+
+def shown(text: str) -> str:
+    """What a model may write on a terminal: everything but control characters."""
+    return text.translate(_HIDDEN)
+
+
+@contextmanager
+def reply_view(*, stream: bool = True) -> Iterator[View]:
+    """The view that fits stdout; what has been shown stays when the block ends, however it ends."""
+    view: View = Markdown() if can_render() else Plain()
+    if not stream:
+        view = Whole(view)
+    try:
+        yield view
+    finally:
+        view.close()
+
+
+class Plain:
+    """Text as it comes; to a pipe or file unchanged."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._last = "\n"
+
+    def add(self, text: str) -> None:
+        sys.stdout.write(shown(text) if self._terminal else text)
+        sys.stdout.flush()
+        self._last = text[-1:] or self._last
+
+    def close(self) -> None:
+        if self._last != "\n":
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+class Whole:
+    """All at the end."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._parts: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._parts.append(text)
+
+    def close(self) -> None:
+        self._view.add("".join(self._parts))
+        self._view.close()
+
+
+class Markdown:
+    """Rendered Markdown. Blocks that are complete are printed for good; only the last one is drawn again and again."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(highlight=False, emoji=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self._text = ""  # of the blocks that are not printed yet
+        self._printed = False
+        self._next = 0.0
+        self._live.start()
+
+    def add(self, text: str) -> None:
+        self._text += shown(text)
+        end = _complete(self._text)
+        if end:
+            self._live.update("")
+            self._print(self._text[:end])
+            self._text = self._text[end:]
+        now = time.monotonic()
+        if end or now >= self._next:
+            self._live.update(_Tail(self._text), refresh=True)
+            # a slow terminal or a long block must not hold up the model
+            self._next = now + max(_REFRESH_SECONDS, 4 * (time.monotonic() - now))
+
+    def close(self) -> None:
+        self._live.update("", refresh=True)
+        self._live.stop()
+        self._print(self._text)
+        self._text = ""
+
+    def _print(self, text: str) -> None:
+        if not text.strip():
+            return
+        if self._printed:
+            self._console.print()
+        self._console.print(_markdown(text))
+        self._printed = True
+
+
+class _Tail:
+    """The end of a block that is being written, as much of it as the terminal has lines for."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment
+
+        for line in console.render_lines(_markdown(self._text), options, pad=False)[-max(1, console.height - 2) :]:
+            yield from line
+            yield Segment.line()
+
+
+def _markdown(text: str) -> Any:
+    from rich.markdown import Markdown as RichMarkdown
+
+    return RichMarkdown(text, hyperlinks=False)
+
+
+def _complete(text: str) -> int:
+    """Where the last complete block of `text` ends: behind a blank line that no code fence holds; 0: nowhere."""
+    end, position, fence = 0, 0, ""
+    for line in text.splitlines(keepends=True):
+        position += len(line)
+        mark = line.lstrip()[:3]
+        if mark in ("```", "~~~") and fence in ("", mark):
+            fence = "" if fence else mark
+        if not fence and line == "\n" and text[:position].strip():
+            end = position
+    return end
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that draws a bar on stderr while something is long; short things draw nothing."""
+    bar: Any = None
+    task: Any = None
+    began = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal bar, task
+        if bar is None:
+            if done >= total or time.monotonic() - began < 0.3 or not sys.stderr.isatty():
+                return
+            bar = _bar()
+            task = bar.add_task(what, total=total)
+            bar.start()
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

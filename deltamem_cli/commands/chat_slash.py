@@ -1,0 +1,135 @@
+"""The slash commands of a chat: their table, their help, and finding the one that is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from deltamem_cli.commands import chat_about, chat_do
+from deltamem_cli.commands.shared import note
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.commands.chat_talk import Talk
+
+
+@dataclass(frozen=True)
+class Command:
+    """usage: arguments as help shows them. text: the first line stands in the list."""
+
+    run: Callable[[Talk, str], None]
+    usage: str
+    text: str
+
+
+class Leave(Exception):
+    """The user wants to go."""
+
+
+def _help(_talk: Talk, argument: str) -> None:
+    if argument:
+        name = find("/" + argument.lstrip("/"))
+        command = COMMANDS[name]
+        note(f"{name} {command.usage}".rstrip() + f"\n{command.text}")
+        return
+    width = max(len(f"{name} {command.usage}") for name, command in COMMANDS.items())
+    for name, command in COMMANDS.items():
+        note(f"{f'{name} {command.usage}':<{width}}  {command.text.splitlines()[0]}")
+    note(
+        '\n"""             begins and ends a message of many lines; Esc Enter or Ctrl-J adds a line\n'
+        "Ctrl-X Ctrl-E   opens the message in $EDITOR\n"
+        "Ctrl-C          stops the reply and keeps what was shown\n"
+        "Ctrl-D          leaves, as /exit, exit and quit do"
+    )
+
+
+def _exit(_talk: Talk, _argument: str) -> None:
+    raise Leave
+
+
+COMMANDS: dict[str, Command] = {
+    "/help": Command(_help, "[COMMAND]", "Show the commands, or one of them."),
+    "/exit": Command(_exit, "", "Leave. What was said is saved already."),
+    "/clear": Command(
+        chat_do.clear, "", "Empty what the model sees. The memory stays.\nOnly /memory reset and /forget change it."
+    ),
+    "/new": Command(chat_do.new, "", "Begin a new conversation with an empty memory.\nThe old one is kept."),
+    "/regen": Command(
+        chat_do.regenerate, "", "Make the last reply again.\nThe memory goes back to before the question first."
+    ),
+    "/undo": Command(
+        chat_do.undo, "[N]", "Take back the last turn, or the last N.\nThe memory is then exactly what it was before."
+    ),
+    "/edit": Command(chat_do.edit, "[TEXT]", "Write a message in $EDITOR.\nIt is sent when the editor closes."),
+    "/model": Command(
+        chat_do.model,
+        "[FILE [ADAPTER]]",
+        "Show the model, or go on with another.\nA memory belongs to its model and adapter: with others a new "
+        "conversation begins.",
+    ),
+    "/system": Command(
+        chat_do.system, '[TEXT|""]', 'Show the system prompt, or change it from the next turn on.\n"" takes it away.'
+    ),
+    "/set": Command(
+        chat_do.set_option,
+        "[KEY VALUE]",
+        "Show the sampling options, or change one.\nFor this chat; for always: dmem profile set NAME -o KEY VALUE",
+    ),
+    "/show": Command(chat_about.show, "", "Show model, adapter, profile and conversation."),
+    "/context": Command(chat_about.context, "", "Show what the model sees and how full its context is."),
+    "/stats": Command(chat_about.stats, "", "Show speed, context and what was written into the memory."),
+    "/memory": Command(
+        chat_about.memory,
+        "[history|reset]",
+        "Show the memory.\nhistory: what each turn did to it. reset: clear it for good; the transcript stays.",
+    ),
+    "/remember": Command(chat_do.remember, "TEXT", "Write TEXT into the memory; nobody answers."),
+    "/forget": Command(
+        chat_do.forget,
+        "TURN...",
+        "Take turns out of transcript and memory, for good.\nNumbers and ranges, such as: /forget 2 5-7. The later "
+        "turns are replayed without them. The numbers: /memory history",
+    ),
+    "/read": Command(
+        chat_do.read,
+        "FILE [QUESTION]",
+        'Put a file into the conversation, and ask about it.\nQuote a name with spaces: /read "my notes.txt" Who wrote it?',
+    ),
+    "/save": Command(chat_do.save, "FILE", "Write the transcript as Markdown."),
+}
+ALIASES = {"/?": "/help", "/bye": "/exit", "/quit": "/exit", "/regenerate": "/regen"}
+BARE = {"exit": "/exit", "quit": "/exit"}
+
+
+def command_of(text: str) -> tuple[str, str] | None:
+    """(command, argument) of a line, None for a message. Raises UsageError for a command that is none."""
+    text = text.strip()
+    if text in BARE:
+        return BARE[text], ""
+    word, _, argument = text.partition(" ")
+    if not word.startswith("/") or "\n" in word or "/" in word[1:]:  # /etc/hosts is no command
+        return None
+    return find(word), argument.strip()
+
+
+def find(word: str) -> str:
+    """The command's name. Raises UsageError."""
+    name = ALIASES.get(word, word)
+    if name in COMMANDS:
+        return name
+    starting = [command for command in COMMANDS if command.startswith(word)]
+    if len(starting) == 1 and len(word) > 2:
+        return starting[0]
+    near = starting or get_close_matches(word, [*COMMANDS, *ALIASES], n=1)
+    hint = f"did you mean {' or '.join(near)}" if near and word != "/" else "see /help"
+    raise UsageError(f"There is no command {word}: {hint}.")
+
+
+def run(talk: Talk, name: str, argument: str) -> None:
+    """Raises Leave, DeltamemError and engine.Cancelled."""
+    command = COMMANDS[name]
+    if argument and not command.usage:
+        raise UsageError(f"{name} takes nothing behind it, so it was not done: say only {name}.")
+    command.run(talk, argument)

@@ -1,0 +1,114 @@
+"""The chat that a terminal holds: its session, the loaded model, and their exchange for others. Prints nothing."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamem_cli.errors import DeltamemError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from deltamem_cli.session.chat import ChatSession
+    from deltamem_cli.session.opening import Loaded, Request
+    from deltamem_cli.store.database import Store
+
+
+class Talk:
+    """An open chat; close it or use it as a context manager. The store stays its caller's."""
+
+    def __init__(self, store: Store, request: Request, *, stream: bool = True) -> None:
+        from deltamem_cli.session import opening
+
+        self.store = store
+        self.request = request
+        self.stream = stream  # replies are shown as they grow
+        self.warned = False  # that turns leave the context
+        self._model = ExitStack()
+        try:
+            self.session, self.loaded = opening.open_chat(self._model, store, request)
+        except BaseException:
+            self._model.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._model.close()
+
+    def begin_new(self) -> None:
+        """A fresh conversation of the same profile and model; the old one stays as it is."""
+        self.session = self._fresh(self.request, self.loaded)
+
+    def switch_model(self, path: Path, adapter: Path | None) -> bool:
+        """Goes on with another model. True: in the same conversation; False: in a new one, as the memory is not its.
+
+        Raises DeltamemError; the chat goes on with the old model then.
+        """
+        from deltamem_cli.session import opening
+        from deltamem_cli.store.errors import FingerprintMismatch
+
+        request = replace(self.request, model=path, adapter=adapter)
+        model = ExitStack()
+        same = True
+        try:
+            loaded = opening.load(model, request, self.session.profile)
+            try:
+                session = opening.begin(self.store, request, loaded, self.session.profile, self.session.conversation)
+            except FingerprintMismatch:
+                same, session = False, self._fresh(request, loaded)
+        except BaseException:
+            model.close()
+            raise
+        self._model.close()
+        self._model, self.request, self.loaded, self.session = model, request, loaded, session
+        return same
+
+    def set_option(self, name: str, value: str) -> None:
+        """Raises DeltamemError for a name or a value that makes no sense."""
+        from deltamem_cli.session.opening import sampling
+
+        options = {**self.request.options, name.replace("-", "_"): value}
+        drawn, max_tokens = sampling({**self.session.profile.options, **options})
+        self.request = replace(self.request, options=options)
+        self.session.settings = replace(self.session.settings, sampling=drawn, max_tokens=max_tokens)
+
+    def set_system(self, text: str) -> None:
+        """Another system prompt, from the next turn on; empty: none."""
+        self.session.set_system(text or None)
+        self.request = replace(self.request, system=text)
+
+    def reset_memory(self) -> None:
+        """Clears the conversation's memory and what the model sees; the transcript stays."""
+        from deltamem_cli.store.reset import reset
+
+        self.check_writes()
+        reset(self.store, [self.session.conversation], transcript=False)
+        self.session.engine.clear_state()
+        self.session.clear()
+
+    def check_writes(self) -> None:
+        """Raises DeltamemError unless this chat writes into a memory."""
+        if self.request.read_only:
+            raise DeltamemError("This chat is read-only, so its memory stays as it is: open it without --read-only.")
+        if not self.session.writes:
+            raise DeltamemError(self.loaded.why_no_memory or "Memory is off.")
+
+    def _fresh(self, request: Request, loaded: Loaded) -> ChatSession:
+        from deltamem_cli.session import opening
+        from deltamem_cli.store import conversations, locks
+
+        conversation = conversations.new(self.session.profile)
+        if not request.read_only:
+            locks.hold(self.store, conversation.id)
+        try:
+            session = opening.begin(self.store, request, loaded, self.session.profile, conversation)
+        except BaseException:
+            locks.let_go(self.store, conversation.id)
+            raise
+        locks.let_go(self.store, self.session.conversation.id)
+        return session

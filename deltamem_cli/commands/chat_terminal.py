@@ -1,0 +1,167 @@
+"""The chat in a terminal: the prompt with its keys, and the loop around it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import create_output
+
+from deltamem_cli.commands import chat_do, chat_slash
+from deltamem_cli.commands.chat_complete import ChatCompleter
+from deltamem_cli.commands.chat_history import open_history
+from deltamem_cli.commands.shared import count, note
+from deltamem_cli.errors import DeltamemError
+
+if TYPE_CHECKING:
+    from deltamem_cli.commands.chat_talk import Talk
+
+QUOTES = '"""'
+_TYPING_SECONDS = 0.005
+
+
+def hold(talk: Talk) -> None:
+    """Asks and answers until the user leaves."""
+    from deltamem_cli.engine import Cancelled
+
+    prompt = _prompt(talk)
+    while True:
+        try:
+            text = prompt.prompt(">>> ")
+        except KeyboardInterrupt:
+            note("Ctrl-D or /exit leaves; Ctrl-C stops a reply.")
+            continue
+        except EOFError:
+            break
+        try:
+            _take(talk, text)
+        except chat_slash.Leave:
+            break
+        except Cancelled:
+            note("Stopped before it had an effect; everything is as it was.")
+        except (KeyboardInterrupt, typer.Abort):
+            note("Nothing was changed.")
+        except DeltamemError as error:
+            note(str(error))
+    _farewell(talk)
+
+
+def _take(talk: Talk, text: str) -> None:
+    message = unquoted(text)
+    if message is not None:
+        if message.strip():
+            chat_do.ask(talk, message)
+        return
+    command = chat_slash.command_of(text)
+    if command:
+        chat_slash.run(talk, *command)
+    elif text.strip():
+        chat_do.ask(talk, text.strip())
+
+
+def unquoted(text: str) -> str | None:
+    """What stands between two lots of three quotes, None when the text is not of that form."""
+    text = text.strip()
+    if not text.startswith(QUOTES):
+        return None
+    return text[len(QUOTES) :].removesuffix(QUOTES).strip("\n")
+
+
+def is_open(text: str) -> bool:
+    """Whether three quotes have begun a message of many lines that is not ended yet."""
+    text = text.strip()
+    return text.startswith(QUOTES) and (len(text) < 2 * len(QUOTES) or not text.endswith(QUOTES))
+
+
+def _farewell(talk: Talk) -> None:
+    session, request = talk.session, talk.request
+    if request.temporary or request.read_only or not session.n_turns:
+        return
+    profile = "" if session.profile.name == "default" else f" -p {session.profile.name}"
+    note(f"{count(session.n_turns, 'turn')} kept. Go on with: dmem chat{profile}")
+
+
+def _prompt(talk: Talk) -> PromptSession[str]:
+    request = talk.request
+    typed = _Typed()
+    prompt: PromptSession[str] = PromptSession(
+        history=open_history(keep=request.log and not request.temporary),
+        completer=ChatCompleter(talk),
+        complete_while_typing=False,
+        key_bindings=_keys(typed),
+        multiline=True,
+        prompt_continuation=lambda width, line, wrapped: "... ",
+        enable_open_in_editor=not request.temporary,  # an editor needs a file
+        tempfile_suffix=".md",
+        # replies go to stdout; where that is no terminal the prompt goes to stderr
+        output=create_output(always_prefer_tty=True),
+    )
+    prompt.default_buffer.on_text_insert += typed.note
+    return prompt
+
+
+class _Typed:
+    """When the last letter came."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def note(self, _buffer: Buffer) -> None:
+        self._last = time.monotonic()
+
+    @property
+    def just_now(self) -> bool:
+        return time.monotonic() - self._last < _TYPING_SECONDS
+
+
+def _keys(typed: _Typed) -> KeyBindings:
+    keys = KeyBindings()
+
+    @Condition
+    def completing() -> bool:
+        state = get_app().current_buffer.complete_state
+        return state is not None and state.current_completion is not None
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        _enter(event)
+
+    @keys.add("enter", filter=completing)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.complete_state = None
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-j")
+    def _(event: KeyPressEvent) -> None:
+        # A line feed in the same instant as text is not a person's Ctrl-J but the Enter of a program that types.
+        if typed.just_now:
+            _enter(event)
+        else:
+            event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _enter(event: KeyPressEvent) -> None:
+    buffer = event.current_buffer
+    if is_open(buffer.text):
+        buffer.insert_text("\n")
+    else:
+        buffer.validate_and_handle()
+
+
+def preload() -> Any:
+    """Imports what the first prompt and the first reply need, for a thread beside the loading of the model."""
+    import rich.live
+    import rich.markdown
+
+    return rich

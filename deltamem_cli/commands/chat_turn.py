@@ -1,0 +1,57 @@
+"""One question and its reply on the screen, in a chat and outside one; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+from deltamem_cli.commands.chat_render import progress_bar, reply_view
+from deltamem_cli.commands.interrupts import stopping
+
+if TYPE_CHECKING:
+    from deltamem_cli.session.chat import ChatSession
+
+Progress = Callable[[int, int], None]
+
+
+def show_reply(
+    session: ChatSession, reply: Callable[[Progress], Generator[str, None, None]], *, stream: bool = True
+) -> None:
+    """Shows what `reply` yields; Ctrl-C stops it, and what was shown is kept. reply: session.ask or the like.
+
+    Raises engine.Cancelled when it was stopped before the reply began.
+    """
+    with stopping(session.stop), progress_bar("reading") as progress, closing(reply(progress)) as pieces:
+        first = next(pieces, None)
+        if first is None:
+            return
+        with reply_view(stream=stream) as view:
+            view.add(first)
+            for piece in pieces:
+                view.add(piece)
+
+
+def remember(session: ChatSession, text: str) -> None:
+    """Writes `text` into the memory, with a progress bar when it is long. Raises engine.Cancelled at Ctrl-C."""
+    with stopping(session.stop), progress_bar("remembering") as progress:
+        session.remember(text, progress=progress)
+
+
+def warn_of_dropped(session: ChatSession) -> str | None:
+    """What to tell when turns have left the window since it was asked last."""
+    if not session.take_dropped():
+        return None
+    kept = "; the memory keeps what they wrote" if session.writes else ""
+    return (
+        f"The context of {session.context_filled[1]:,} tokens is full: from now on the oldest turns leave it{kept}. "
+        "A larger one: --ctx-size"
+    )
+
+
+def erase_typed(texts: Collection[str]) -> None:
+    """What is forgotten goes from the history of typed lines too."""
+    from deltamem_cli.commands.chat_history import erase
+
+    with suppress(OSError):  # a history that can't be written is not kept either
+        erase(texts)

@@ -1,0 +1,349 @@
+"""`dmem memory probe`, `remember` and `forget`: what needs the model. Loads it only when there is something to do."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltamem_cli.commands.chat import (
+    AdapterOption,
+    ContextOption,
+    GpuOption,
+    ModelOption,
+    ThreadsOption,
+    key_values,
+)
+from deltamem_cli.commands.shared import (
+    CidOption,
+    DatabaseOption,
+    DryRunOption,
+    JsonOption,
+    OptionOption,
+    ProfileOption,
+    YesOption,
+    confirm,
+    count,
+    note,
+    open_store,
+    pick_conversation,
+    print_json,
+    printable,
+    profile_name,
+)
+from deltamem_cli.errors import DeltamemError, UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.session.forgetting import Forgotten
+    from deltamem_cli.store.database import Store
+    from deltamem_cli.store.records import Conversation
+
+_LONGEST_RANGE = 100_000
+
+
+def probe(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask the memory.")],
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    option: OptionOption = None,
+    ctx_size: ContextOption = None,
+    gpu_layers: GpuOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Ask the memory alone: the model sees no earlier message, and nothing is stored.
+
+    Example: dmem memory probe "What is my name?" --profile work
+    """
+    from deltamem_cli.commands import chat_turn
+    from deltamem_cli.engine import Cancelled
+    from deltamem_cli.session.opening import Request, open_chat
+
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(database))
+        conversation = pick_conversation(store, profile, cid)
+        _check_has_memory(store, conversation)
+        request = Request(
+            cid=conversation.id,
+            model=model,
+            adapter=adapter,
+            read_only=True,
+            options=key_values(option),
+            replay_tokens=0,
+            ctx_size=ctx_size,
+            gpu_layers=gpu_layers,
+            threads=threads,
+        )
+        session, loaded = open_chat(stack, store, request)
+        if loaded.why_no_memory or loaded.adapter is None:
+            raise DeltamemError(f"The memory can't be asked: {loaded.why_no_memory}")
+        try:
+            if not as_json:
+                chat_turn.show_reply(session, lambda progress: session.ask(question, progress=progress))
+                return
+            with chat_turn.stopping(session.stop):
+                reply = "".join(session.ask(question))
+        except Cancelled:
+            raise typer.Exit(130) from None
+    print_json(
+        {
+            "profile": conversation.profile,
+            "conversation": conversation.id,
+            "turns": conversation.n_turns,
+            "model": loaded.model.name,
+            "adapter": loaded.adapter.name,
+            "question": question,
+            "reply": reply,
+        }
+    )
+
+
+def remember(
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to remember.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Remember what FILE says.")] = None,
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    new: Annotated[bool, typer.Option("--new", help="In a new conversation.")] = False,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the text.")] = False,
+    ctx_size: ContextOption = None,
+    gpu_layers: GpuOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Write a text into the memory outside a chat; without TEXT and FILE, what is piped in.
+
+    \b
+    Example: dmem memory remember "My sister is called Ana." --profile work
+    Example: dmem memory remember -f notes.txt
+    """
+    from deltamem_cli.commands import chat_turn
+    from deltamem_cli.engine import Cancelled
+    from deltamem_cli.session.opening import Request, open_chat
+
+    if new and cid is not None:
+        raise UsageError("--new begins a conversation and --cid takes a given one; give one of the two")
+    wanted = _text(text, file)
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(database, create=True))
+        request = Request(
+            profile=profile_name(profile),
+            cid=cid,
+            new=new,
+            model=model,
+            adapter=adapter,
+            log=not no_log,
+            replay_tokens=0,
+            ctx_size=ctx_size,
+            gpu_layers=gpu_layers,
+            threads=threads,
+        )
+        session, loaded = open_chat(stack, store, request)
+        if not session.writes:
+            raise DeltamemError(f"Nothing can be remembered: {loaded.why_no_memory}")
+        try:
+            chat_turn.remember(session, wanted)
+        except Cancelled:
+            note("Stopped; the memory is as it was.")
+            raise typer.Exit(130) from None
+        number, stats = session.n_turns, session.stats
+    if as_json:
+        print_json(
+            {
+                "profile": session.profile.name,
+                "conversation": session.conversation.id,
+                "turn": number,
+                "tokens_written": stats.written_tokens,
+                "change": stats.changed,
+            }
+        )
+    else:
+        note(
+            f"remembered as turn {number} of conversation {session.conversation.id}: "
+            f"{count(stats.written_tokens, 'token')} written, the memory changed by {stats.changed:.4g}"
+        )
+
+
+def forget(
+    turns_: Annotated[list[str], typer.Argument(metavar="TURN...", help="Numbers and ranges of turns: 3 5-7")],
+    profile: ProfileOption = None,
+    cid: CidOption = None,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    ctx_size: ContextOption = None,
+    gpu_layers: GpuOption = 0,
+    threads: ThreadsOption = None,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Forget turns as if they had never been said: later ones are replayed without them, their texts are deleted.
+
+    Nothing changes until the replay is complete. `dmem memory history` shows the numbers.
+
+    Example: dmem memory forget 3 5-7 --profile work
+    """
+    from deltamem_cli.commands.chat_render import progress_bar
+    from deltamem_cli.commands.chat_turn import erase_typed
+    from deltamem_cli.commands.interrupts import stopping
+    from deltamem_cli.engine import Cancelled
+    from deltamem_cli.session import forgetting
+
+    numbers = parse_turns(turns_)
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(database))
+        conversation = pick_conversation(store, profile, cid)
+        if not dry_run:
+            from deltamem_cli.store import locks
+
+            locks.hold(store, conversation.id)  # what is shown below is what goes
+        planned = forgetting.plan(store, conversation.id, numbers)
+        if not as_json:
+            for turn in planned.turns:
+                first = turn.messages[0].text if turn.messages else f"({turn.kind})"
+                note(f"turn {turn.number}: {printable(first[:70])}")
+            if planned.later:
+                note(f"{count(len(planned.later), 'later turn')} will be replayed without: {ranges(planned.later)}")
+        if not dry_run:
+            confirm(f"Forget {count(len(planned.turns), 'turn')} of conversation {conversation.id} for good?", yes)
+        cancelled: list[bool] = []
+        engine: dict[str, Any] = {"engine": None}
+        if planned.later:
+            engine = _load(stack, store, conversation, model, adapter, ctx_size, gpu_layers, threads)
+
+        def stop() -> None:
+            cancelled.append(True)
+            if engine["engine"]:
+                engine["engine"].cancel()
+
+        texts = [message.text for turn in planned.turns for message in turn.messages]
+        try:
+            with stopping(stop), progress_bar("replaying") as progress:
+                result = forgetting.forget(
+                    store,
+                    conversation.id,
+                    numbers=numbers,
+                    progress=progress,
+                    stopped=lambda: bool(cancelled),
+                    dry_run=dry_run,
+                    **engine,
+                )
+        except Cancelled:
+            note("Stopped; nothing was forgotten.")
+            raise typer.Exit(130) from None
+        if not dry_run:
+            erase_typed(texts)
+    if as_json:
+        print_json(
+            {
+                "conversation": conversation.id,
+                "dry_run": dry_run,
+                "forgotten": list(result.turns),
+                "replayed": list(result.later),
+                "norm_before": result.norm_before,
+                "norm_after": result.norm_after,
+            }
+        )
+    else:
+        forget_report(result, dry_run=dry_run)
+
+
+def forget_report(result: Forgotten, *, dry_run: bool = False) -> None:
+    """What forgetting did, or would do, to the memory."""
+    note(f"{'would forget' if dry_run else 'forgot'} {count(len(result.turns), 'turn')} ({ranges(result.turns)})")
+    if result.later:
+        note(f"{'would replay' if dry_run else 'replayed'} {count(len(result.later), 'later turn')}")
+    note(f"norm of the memory: {result.norm_before:.4g} before, {result.norm_after:.4g} after")
+
+
+def parse_turns(words: Sequence[str]) -> list[int]:
+    """Turn numbers of words like 3, 5-7 and 3,5-7. Raises UsageError."""
+    numbers: set[int] = set()
+    for word in ",".join(words).split(","):
+        if not word:
+            continue
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 0 < first <= last < first + _LONGEST_RANGE:
+            raise UsageError(f"{word} names no turn: say numbers and ranges, such as 3 5-7")
+        numbers.update(range(first, last + 1))
+    if not numbers:
+        raise UsageError("No turn is named: say numbers and ranges, such as 3 5-7")
+    return sorted(numbers)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """1, 3-5"""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def _load(
+    stack: ExitStack,
+    store: Store,
+    conversation: Conversation,
+    model: Path | None,
+    adapter: Path | None,
+    ctx_size: int | None,
+    gpu_layers: int,
+    threads: int | None,
+) -> dict[str, Any]:
+    """Engine, model and adapter that wrote the conversation's memory. Raises DeltamemError when they are others."""
+    from deltamem_cli.session.opening import Request, find_profile, load, restore
+    from deltamem_cli.store import turns
+
+    if ctx_size is None:
+        # in a context of another size the turns would have seen something else
+        sizes = [turn.settings.get("ctx_size") for turn in turns.all_of(store, conversation.id, messages=False)]
+        ctx_size = next((size for size in reversed(sizes) if size), None)
+    request = Request(
+        cid=conversation.id, model=model, adapter=adapter, ctx_size=ctx_size, gpu_layers=gpu_layers, threads=threads
+    )
+    loaded = load(stack, request, find_profile(store, request))
+    if loaded.adapter is None:
+        raise DeltamemError(f"The later turns can't be replayed: {loaded.why_no_memory}")
+    restore(store, conversation, loaded)
+    return {"engine": loaded.engine, "model": loaded.model, "adapter": loaded.adapter}
+
+
+def _check_has_memory(store: Store, conversation: Conversation) -> None:
+    from deltamem_cli.store import states
+
+    if states.latest(store, conversation.id) is None:
+        raise DeltamemError(
+            f"The memory of conversation {conversation.id} is empty, so there is nothing to ask: "
+            "write some with: dmem chat"
+        )
+
+
+def _text(text: str | None, file: Path | None) -> str:
+    """What is to be remembered: the argument, a file, or standard input."""
+    from deltamem_cli.commands.chat_do import file_text
+
+    if text is not None and file is not None:
+        raise UsageError("TEXT and --file are two texts; give one of the two")
+    if file is not None and str(file) != "-":
+        return file_text(file)
+    if text is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError('There is nothing to remember: give a text, such as: dmem memory remember "I like tea."')
+        text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not text.strip():
+        raise UsageError("The text is empty, so there is nothing to remember: give some words.")
+    return text.strip()
