@@ -129,10 +129,19 @@ from deltamem_cli.engine import Engine, EngineOptions, Model
 options = EngineOptions(ctx_size=2048, batch=1500, micro_batch=8, threads=1, cache_type_k="f32", cache_type_v="f32", flash_attention="off")
 tokens = [i * 7919 % 288 for i in range(1500)]
 with Model(Path(sys.argv[1])) as model, Engine(model, Path(sys.argv[2]), options) as engine:
+    engine.feed(tokens)
+    engine.clear_context()
+    engine.clear_state()
     start = time.monotonic()
     engine.feed(tokens)
     whole, state = time.monotonic() - start, engine.state()
-    stopped = 0
+    stopped, feeding = 0, False
+
+    def on_signal(*_):
+        if feeding:  # a second press may come when the first one has done its work
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_signal)
     for part in (0.2, 0.4, 0.6):
         engine.clear_context()
         engine.clear_state()
@@ -143,14 +152,13 @@ with Model(Path(sys.argv[1])) as model, Engine(model, Path(sys.argv[2]), options
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.002)
 
-        thread = threading.Thread(target=press)
+        feeding = True
+        threading.Thread(target=press).start()
         try:
             try:
-                thread.start()
                 engine.feed(tokens)
             finally:
-                thread.join()
-                time.sleep(0.05)
+                feeding = False
         except KeyboardInterrupt:
             stopped += 1
         rest = tokens[engine.n_past():]
