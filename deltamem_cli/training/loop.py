@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.objective import answer_loss, exact, gate_loss, kl_loss
+from deltamem_cli.training.warmup import Bank, warm_up
 
 __all__ = ["Settings", "Trainer"]
 
@@ -51,7 +53,8 @@ class Settings:
     round_episodes: int = 128  # written together with one version of the memory
     reuse: int = 3  # times a written episode is used before the next round
     finish: float = 0.1  # share of the run at its end that trains end to end
-    start_episodes: int = 128  # episodes that the start from data is drawn from
+    start_episodes: int = 96  # conversations that the start from data and the first stage are drawn from
+    warm_up_steps: int = 300  # steps of the first stage, without the backbone
     validate_every: int = 50
 
 
@@ -69,6 +72,7 @@ class Trainer:
     settings: Settings
     folder: Path
     report: Callable[[dict[str, Any]], None] = lambda event: None
+    bank: Callable[[random.Random], Bank] | None = None
     accelerator: Any = None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -83,7 +87,7 @@ class Trainer:
             [{"params": slow, "times": 1.0}, {"params": list(m.delta.values()), "times": s.delta_lr}],
             lr=s.lr, betas=(0.9, 0.98), weight_decay=0.0,
         )  # fmt: skip
-        self.spent = 0.0
+        self.spent = self._last = 0.0
 
     @property
     def _rank(self) -> int:
@@ -94,18 +98,27 @@ class Trainer:
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor, "mean")
 
     def start(self) -> None:
-        """Draws the first parameters from episodes of the frozen model."""
+        """Draws the first parameters from data, and trains them without the backbone where the memory's kind allows it."""
         self.report({"event": "start"})
-        start = {h: d.detach().clone() for h, d in self.memory.delta.items()}
+        s = self.settings
+        rng = random.Random(f"{s.seed} start")
+        kept = {h: d.detach().clone() for h, d in self.memory.delta.items()}
+        # the frozen model is wanted: without D there are no corrections
         with torch.no_grad():
             for delta in self.memory.delta.values():
                 delta.zero_()
-        episodes = self.source(random.Random(f"{self.settings.seed} start"), self.settings.start_episodes, 0.0)
-        written = written_episodes(self.backbone, self.memory, episodes)
+        simple = self.memory.config.write_granularity == "token" and "o" in self.memory.delta
+        bank = self.bank(rng) if self.bank is not None and simple else None
+        if bank is None:
+            written = written_episodes(self.backbone, self.memory, self.source(rng, s.start_episodes, 0.0))
+        else:
+            written = bank.written
         with torch.no_grad():
             for head, delta in self.memory.delta.items():
-                delta.copy_(start[head])
-        start_from_data(self.memory, self.backbone, written, self.settings.seed)
+                delta.copy_(kept[head])
+        start_from_data(self.memory, self.backbone, written, s.seed, bank.pairs() if bank else None)
+        if bank is not None:
+            warm_up(self.memory, bank, s.warm_up_steps, s.batch, s.lr, s.delta_lr, s.seed, self.report)
         with torch.no_grad():
             for parameter in self.memory.parameters():
                 parameter.copy_(self._mean(parameter))
@@ -116,27 +129,43 @@ class Trainer:
         return min(1.0, max(by_time, self.step / s.steps))
 
     def run(self) -> None:
-        """Trains until the steps or minutes are used up."""
-        rounds = self._rounds()
+        """Trains until the steps or minutes are used up.
+
+        A checkpoint is written after every round, where nothing but parameters and random numbers carries over, so a
+        run that was killed and resumed takes the same steps as one that was not.
+        """
         while self.progress() < 1.0:
-            began = time.monotonic()
-            end_to_end = self.progress() >= 1.0 - self.settings.finish
-            loss, parts = self._loss_end_to_end() if end_to_end else self._loss_replayed(next(rounds))
-            norm = self._update(loss)
-            self.step += 1
-            # one clock for all processes, or they would not agree on the last step
-            taken = float(self._mean(torch.tensor(time.monotonic() - began, device=self.backbone.device)))
-            self.spent += taken
-            event = {"event": "step", "step": self.step, "seconds": round(self.spent, 1), "progress": self.progress(),
-                     "loss": round(loss.item(), 4), "norm": round(norm, 3), "end_to_end": end_to_end, **parts,
-                     "tokens_per_second": parts["tokens"] / taken}  # fmt: skip
-            self.report(event)
-            if self.step % self.settings.validate_every == 0:
+            self._clock(time.monotonic())
+            for draw_loss in self._round():
+                loss, parts = draw_loss()
+                norm = self._update(loss)
+                self.step += 1
+                taken = self._clock()
+                self.report({
+                    "event": "step", "step": self.step, "seconds": round(self.spent, 1), "progress": self.progress(),
+                    "loss": round(loss.item(), 4), "norm": round(norm, 3), **parts,
+                    "tokens_per_second": parts["tokens"] / max(taken, 1e-9),
+                })  # fmt: skip
+                if self.progress() >= 1.0:
+                    break
+            since = self.step - (self.history[-1]["step"] if self.history else 0)
+            if since >= self.settings.validate_every or self.progress() >= 1.0:
                 self.validate()
-                self.save()
-        if not self.history or self.history[-1]["step"] != self.step:
-            self.validate()
             self.save()
+
+    def _clock(self, now: float | None = None) -> float:
+        """Adds the time since the last call to what was spent; with now it only starts the watch.
+
+        All processes share one clock, or they would not agree on the last step.
+        """
+        if now is None:
+            now = time.monotonic()
+            taken = float(self._mean(torch.tensor(now - self._last, device=self.backbone.device)))
+            self.spent += taken
+        else:
+            taken = 0.0
+        self._last = now
+        return taken
 
     def _update(self, loss: Tensor) -> float:
         """One step of the optimizer; returns the gradient's norm. A step that is not finite is skipped."""
@@ -156,19 +185,23 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / self.settings.warmup)
         return warm * (0.05 + 0.475 * (1 + math.cos(math.pi * self.progress())))
 
-    def _rounds(self) -> Iterator[list[Written]]:
-        """Batches of episodes that were written, and whose prompts were run, with the memory as it was at the round's start."""
+    def _round(self) -> Iterator[Callable[[], tuple[Tensor, dict[str, Any]]]]:
+        """The losses of one round: of episodes written once and used several times, or, at the end, of fresh ones."""
         s = self.settings
-        while True:
-            pool = written_episodes(
-                self.backbone, self.memory, self.source(self.rng, s.round_episodes, self.progress())
-            )
-            ask(self.backbone, self.memory, pool)
-            for _ in range(s.reuse):
-                self.rng.shuffle(pool)
-                yield from (pool[at : at + s.batch] for at in range(0, len(pool) - s.batch + 1, s.batch))
+        per_round = max(1, s.round_episodes // s.batch) * s.reuse
+        if self.progress() >= 1.0 - s.finish:
+            for _ in range(per_round):
+                yield self._loss_end_to_end
+            return
+        pool = written_episodes(self.backbone, self.memory, self.source(self.rng, s.round_episodes, self.progress()))
+        ask(self.backbone, self.memory, pool)
+        self._clock()
+        for _ in range(s.reuse):
+            self.rng.shuffle(pool)
+            for at in range(0, max(1, len(pool) - s.batch + 1), s.batch):
+                yield partial(self._loss_replayed, pool[at : at + s.batch])
 
-    def _loss_replayed(self, batch: list[Written]) -> tuple[Tensor, dict[str, float]]:
+    def _loss_replayed(self, batch: list[Written]) -> tuple[Tensor, dict[str, Any]]:
         states, beta = replay_writes(self.memory, batch)
         asked = [a for w in batch for a in w.asked]
 
@@ -177,7 +210,7 @@ class Trainer:
 
         return self._loss(states, beta, [w.episode for w in batch], answer)
 
-    def _loss_end_to_end(self) -> tuple[Tensor, dict[str, float]]:
+    def _loss_end_to_end(self) -> tuple[Tensor, dict[str, Any]]:
         episodes = self.source(self.rng, self.settings.batch // 2, self.progress())
         states, beta = run_writes(self.backbone, self.memory, episodes)
 
@@ -188,7 +221,7 @@ class Trainer:
 
     def _loss(
         self, states: Tensor, beta: Tensor, episodes: list[EncodedEpisode], answer: Callable[..., Read]
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Any]]:
         own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
         questions = [q for e in episodes for q in e.questions]
         facts = [i for i, q in enumerate(questions) if not q.plain]

@@ -20,6 +20,7 @@ from deltamem_cli.training.loop import Settings, Source, Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixture import persona_source, recall_checks
 from deltamem_cli.training.tokens import tokenizer_of
+from deltamem_cli.training.warmup import Bank
 
 
 @dataclass
@@ -70,7 +71,11 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         steps=options.steps, minutes=options.minutes, seed=options.seed, batch=options.batch, lr=options.lr,
         finish=options.finish,
     )  # fmt: skip
-    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, accelerator=accelerator)
+
+    def bank(rng: random.Random) -> Bank:
+        return Bank(backbone, memory, encoder, settings.start_episodes, rng)
+
+    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, bank, accelerator)
     best = -1.0
 
     def keep_best(event: dict[str, Any]) -> None:

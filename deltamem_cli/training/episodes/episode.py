@@ -16,11 +16,12 @@ TOLD, UPDATED, UNKNOWN = "told", "updated", "unknown"
 
 @dataclass(frozen=True)
 class Message:
-    """value: the fact's value where this message states one, for the data-driven start of the gates."""
+    """value and kind: of the fact, where this message states one; the start from data uses them."""
 
     role: str
     content: str
     value: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ def _tell(
 ) -> list[Message]:
     statement = _pick(rng, phrasings.said(kind, part)).replace("{v}", value)
     reply = rng.choice(phrasings_of(phrasings.ACKNOWLEDGED, part)).replace("{v}", value)
-    return [Message("user", _wrap(rng, wraps, "{s}", statement, part), value), Message("assistant", reply)]
+    return [Message("user", _wrap(rng, wraps, "{s}", statement, part), value, kind.name), Message("assistant", reply)]
 
 
 def _ask(rng: random.Random, kind: Kind, part: str) -> str:
     question = _pick(rng, phrasings.asked(kind, part))
     return _wrap(rng, phrasings.ASKED_WRAPPED, "{q}", question, part)
+
+
+def question_about(rng: random.Random, kind: Kind, value: str, part: str = TRAIN) -> Question:
+    return Question(_ask(rng, kind, part), kind.answer_for(value), value, kind.name)
 
 
 def small_talk(rng: random.Random, turns: int, part: str = TRAIN) -> list[Message]:

@@ -99,4 +99,5 @@ def kinds_of(part: str) -> list[Kind]:
     return [k for k in KINDS if k.name in chosen]
 
 
+BY_NAME = {k.name: k for k in KINDS}
 HELD_OUT_KINDS = tuple(k.name for k in kinds_of(HELD_OUT))

@@ -1,0 +1,214 @@
+"""A run on a tiny model: it learns, resumes as if it had not stopped, repeats by seed, and exports what inference reads."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltamem_cli.adapter.format import AdapterConfig, read_adapter
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.synthetic import write_model
+from deltamem_cli.training.backbone import Backbone
+from deltamem_cli.training.batch import ask, read_answers, replay_answers, replay_writes, run_writes, written_episodes
+from deltamem_cli.training.encode import EncodedEpisode, Encoder
+from deltamem_cli.training.episodes import generate_episode
+from deltamem_cli.training.episodes.kinds import KINDS
+from deltamem_cli.training.export import export_adapter, memory_from_adapter
+from deltamem_cli.training.init import start_from_data
+from deltamem_cli.training.loop import Settings, Trainer
+from deltamem_cli.training.memory import Memory
+from deltamem_cli.training.mixture import persona_source
+from deltamem_cli.training.run import RunOptions, parse_layers, run_training
+from deltamem_cli.training.tokens import GGUFTokenizer
+from deltamem_cli.training.warmup import Bank, warm_up
+
+SETTINGS = {"batch": 4, "round_episodes": 8, "reuse": 1, "start_episodes": 8, "validate_every": 4, "finish": 0.0}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", "llama", seed=1)
+
+
+@pytest.fixture(scope="module")
+def encoder(base: Path) -> Encoder:
+    return Encoder(GGUFTokenizer(base))
+
+
+def episodes(encoder: Encoder, n: int, seed: int = 0) -> list[EncodedEpisode]:
+    rng = random.Random(seed)
+    return [encoder.episode(generate_episode(rng, 2, talk_turns=1, sessions=2, system="")) for _ in range(n)]
+
+
+def memory_for(backbone: Backbone, **settings: object) -> Memory:
+    torch.manual_seed(0)
+    shape = backbone.shape
+    layers = tuple(range(1, shape.n_layer))
+    config = AdapterConfig(shape.architecture, shape.hidden, shape.n_layer, layers, rank=4, **settings)  # type: ignore[arg-type]
+    return Memory(config, backbone.widths, beta_bias=-2.0)
+
+
+def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: object) -> Trainer:
+    backbone = Backbone(base)
+    made = Settings(steps=steps, **{**SETTINGS, **settings})  # type: ignore[arg-type]
+    checks = {"unseen 2": episodes(encoder, 4, seed=9)}
+    return Trainer(backbone, memory_for(backbone), persona_source(encoder), checks, made, folder)
+
+
+def test_resuming_takes_the_same_steps_as_not_stopping(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    whole = trainer(base, encoder, tmp_path, 6)
+    whole.start()
+    whole.run()
+    first = trainer(base, encoder, tmp_path, 6)
+    first.start()
+    rounds = 0
+
+    def stop(event: dict[str, object]) -> None:
+        nonlocal rounds
+        if event["event"] == "step" and event["step"] == 5:  # in the middle of a round, after two checkpoints
+            raise KeyboardInterrupt
+
+    first.report = stop
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = trainer(base, encoder, tmp_path, 6)
+    second.load(tmp_path / "checkpoint.pt")
+    assert second.step == 4
+    second.run()
+    for name, parameter in whole.memory.named_parameters():
+        torch.testing.assert_close(dict(second.memory.named_parameters())[name], parameter, rtol=0, atol=0)
+
+
+def test_a_seed_repeats_a_run_and_another_does_not(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        run = trainer(base, encoder, tmp_path, 2, seed=seed)
+        run.start()
+        run.run()
+        found.append(run.memory.proj.detach().clone())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_the_loss_falls_in_both_ways_of_training(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    for finish in (0.0, 1.0):
+        losses: list[float] = []
+        run = trainer(base, encoder, tmp_path, 12, finish=finish, lr=1e-2, warmup=1, reuse=3)
+        run.report = lambda event, losses=losses: losses.append(event["loss"]) if event["event"] == "step" else None
+        run.start()
+        run.run()
+        assert sum(losses[-3:]) < sum(losses[:3]), finish
+
+
+def test_a_checkpoint_of_other_settings_is_refused(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    run = trainer(base, encoder, tmp_path, 1)
+    path = run.save()
+    run.memory = memory_for(run.backbone, delta_heads=("o",))
+    with pytest.raises(DeltamemError, match="other adapter settings"):
+        run.load(path)
+
+
+@pytest.mark.parametrize("granularity", ["token", "message_mean"])
+def test_replay_equals_the_real_passes_in_states_and_answers(base: Path, encoder: Encoder, granularity: str) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone, write_granularity=granularity)
+    told = episodes(encoder, 3)
+    pool = written_episodes(backbone, memory, told)
+    ask(backbone, memory, pool)
+    states, _ = run_writes(backbone, memory, told)
+    replayed, _ = replay_writes(memory, pool)
+    torch.testing.assert_close(replayed, states, atol=5e-3, rtol=5e-2)  # inputs are kept in bfloat16
+    own = torch.tensor([i for i, e in enumerate(told) for _ in e.questions])
+    questions = [q for e in told for q in e.questions]
+    real = read_answers(backbone, memory, states[own], questions)
+    again = replay_answers(backbone, memory, states[own], [a for w in pool for a in w.asked], questions)
+    torch.testing.assert_close(again.logits, real.logits, atol=2e-2, rtol=5e-2)
+    assert real.lengths == [len(q.answer) for q in questions]
+
+
+def test_the_gradient_of_an_answer_reaches_what_wrote_the_state(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    told = episodes(encoder, 2)
+    states, _ = run_writes(backbone, memory, told)
+    questions = [e.questions[0] for e in told]
+    read = read_answers(backbone, memory, states, questions)
+    torch.nn.functional.cross_entropy(read.logits, read.labels).backward()
+    rank = memory.config.rank
+    assert memory.proj.grad is not None
+    assert memory.gate.grad is not None
+    # keys and values only matter through writes
+    assert (memory.proj.grad[:, rank : 2 * rank].abs().sum((1, 2)) > 0).all()
+    assert (memory.proj.grad[:, 2 * rank :].abs().sum((1, 2)) > 0).all()
+    assert memory.gate.grad.abs().sum() > 0
+
+
+def test_the_start_from_data_opens_the_gates_for_told_values_alone(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    written = written_episodes(backbone, memory, episodes(encoder, 24))
+    start_from_data(memory, backbone, written, seed=0)
+    x = torch.cat([w.inputs for w in written], 1)[0].float()
+    content = torch.cat([w.content for w in written])
+    gates = memory.project(x, 0)[:, -memory.config.gate_width :].mean(-1)
+    assert gates[content].mean() > gates[~content].mean() + 0.5
+
+
+def test_an_exported_memory_is_read_back_as_it_was(base: Path, tmp_path: Path) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone, delta_heads=("q", "k", "v", "o"), rankwise_gates=False, couple_lambda=False)
+    with torch.no_grad():
+        memory.scale["o"].fill_(3.0)
+    export_adapter(memory, tmp_path / "a.gguf", "tiny", {"step": 7})
+    adapter = read_adapter(tmp_path / "a.gguf")
+    assert adapter.config == memory.config
+    assert json.loads(adapter.provenance.training or "")["step"] == 7
+    again = memory_from_adapter(adapter.config, adapter.tensors)
+    x = torch.randn(1, 5, backbone.shape.hidden)
+    projected = memory.project(x, 0)
+    torch.testing.assert_close(again.project(x, 0), projected, atol=2e-3, rtol=2e-3)
+    reads, _, _ = memory.scan(projected, 0, torch.randn(1, 1, 4, 4), torch.ones(1, 5))
+    for head, delta in memory.correct(0, reads).items():
+        torch.testing.assert_close(again.correct(0, reads)[head], delta, atol=2e-3, rtol=2e-3)
+
+
+def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    line = {
+        "messages": [{"role": "user", "content": "My boat is red."}, {"role": "assistant", "content": "ok"}],
+        "questions": [{"content": "My boat?", "answer": "It is red.", "value": "red"}],
+    }
+    data.write_text("\n".join([json.dumps(line)] * 3 + [json.dumps({**line, "validation": True})]))
+    options = RunOptions(base, tmp_path / "out.gguf", data=data, steps=2, batch=2, rank=2, layers="1", finish=0.5)
+    events: list[dict[str, object]] = []
+    run_training(options, events.append)
+    assert read_adapter(tmp_path / "out.gguf").config.layers == (1,)
+    assert {e["event"] for e in events} == {"start", "step", "validation", "saved"}
+    with pytest.raises(DeltamemError, match="--resume"):
+        run_training(options, events.append)
+    options.resume, options.steps = True, 3
+    run_training(options, events.append)
+
+
+def test_layers_are_read_as_ranges_and_refused_beyond_the_model() -> None:
+    assert parse_layers("", 3) == (0, 1, 2)
+    assert parse_layers("0,2-4", 6) == (0, 2, 3, 4)
+    for text in ("2-9", "x", "1-y"):
+        with pytest.raises(DeltamemError):
+            parse_layers(text, 6)
+
+
+def test_the_first_stage_learns_to_find_told_values_without_the_backbone(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    with torch.no_grad():
+        memory.delta["q"].zero_()
+        memory.delta["o"].zero_()
+    bank = Bank(backbone, memory, encoder, 6, random.Random(0))
+    assert {t.kind for t in bank.turns} <= {k.name for k in KINDS}
+    start_from_data(memory, backbone, bank.written, 0, bank.pairs())
+    losses: list[float] = []
+    warm_up(memory, bank, 24, 4, 1e-2, 3.0, 0, lambda event: losses.append(float(event["loss"])))
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
