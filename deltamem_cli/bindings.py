@@ -135,7 +135,9 @@ class Native:
         text = (self.lib.llama_deltamem_last_error() or b"").decode("utf-8", "replace")
         # names in it come from files, which must not write on the terminal what they like
         text = "".join(letter if letter.isprintable() else "?" for letter in text)
-        return text[:1].upper() + text[1:] + ("." if text and not text.endswith(".") else "")
+        if text.partition(" ")[0].isalpha():  # not a file's name
+            text = text[:1].upper() + text[1:]
+        return text + ("." if text and not text.endswith(".") else "")
 
     def recent_errors(self) -> str:
         """What llama.cpp last complained of, for a failure that it explains nowhere else; empties the list."""

@@ -10,16 +10,17 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 
-// Up to this many tokens the threads repeat the projection instead of sharing it: cheaper than one more barrier.
-static constexpr int64_t N_TOKENS_REPEAT = 2;
+// Up to this many tokens the projection is a part of the scan; more are worth a node of their own.
+static constexpr int64_t N_TOKENS_FEW = 4;
 
 llama_deltamem::llama_deltamem(std::shared_ptr<const llama_deltamem_weights> weights_, const llama_model & model) :
-    weights(std::move(weights_)), memory(*weights), scan_of(weights->layers.size(), nullptr) {
+    weights(std::move(weights_)), memory(*weights), scan_of(weights->layers.size(), nullptr), n_met(0) {
     hooks.reserve(weights->layers.size()*DELTAMEM_N_HEADS);
     const auto add = [&](const ggml_tensor * w, size_t index, llama_deltamem_head head, bool fused_qkv) {
         const int32_t il = weights->layers[index].il;
-        hooks.push_back({ this, (int) index, head, fused_qkv, {
+        hooks.push_back({ this, &weights->layers[index], (int) index, head, fused_qkv, {
             llama_deltamem_width(model, il, DELTAMEM_Q), llama_deltamem_width(model, il, DELTAMEM_K), llama_deltamem_width(model, il, DELTAMEM_V) } });
         hook_of[w] = &hooks.back();
     };
@@ -70,6 +71,8 @@ bool llama_deltamem::ubatch_begin(const llama_ubatch & ubatch, int n_threads) {
             throw std::runtime_error(misfit + ": use another model, or an adapter whose layers leave it out");
         }
         memory.ubatch_begin(ubatch, n_threads);
+        parts.resize(std::max((int64_t) parts.size(), n_threads*N_TOKENS_FEW*weights->layers.front().proj.matrix.stride));
+        n_met = 0;
         return true;
     } catch (const std::exception & err) {
         memory.ubatch_end(false);
@@ -124,7 +127,7 @@ ggml_tensor * llama_deltamem::build_scan(ggml_context * ctx, const hook & h, ggm
 
     if (weights->compute == LLAMA_DELTAMEM_COMPUTE_FUSED) {
         ggml_tensor * in = x;
-        if (n_tokens > N_TOKENS_REPEAT) {
+        if (n_tokens > N_TOKENS_FEW) {
             in = ggml_custom_4d(ctx, GGML_TYPE_F32, layer.proj.matrix.stride, n_tokens, 1, 1, &x, 1, op_project, GGML_N_TASKS_MAX, data);
         }
         return scan_of[h.index] = ggml_custom_inplace(ctx, y, &in, 1, op_scan, GGML_N_TASKS_MAX, data);
@@ -178,7 +181,7 @@ static float * row(const ggml_tensor * t, int64_t i) {
 
 void llama_deltamem::op_project(ggml_tensor * dst, int ith, int nth, void * data) {
     const auto & h = *(const hook *) data;
-    const auto & m = h.self->weights->layers[h.index].proj.matrix;
+    const auto & m = h.layer->proj.matrix;
     const ggml_tensor * x = dst->src[0];
 
     int64_t t0, t1;
@@ -189,9 +192,62 @@ void llama_deltamem::op_project(ggml_tensor * dst, int ith, int nth, void * data
     }
 }
 
+void llama_deltamem::meet(int nth) {
+    const int target = (n_met.fetch_add(1, std::memory_order_acq_rel)/nth + 1)*nth;
+    for (int spins = 0; n_met.load(std::memory_order_acquire) < target; ++spins) {
+        if (spins > 1000) {
+            std::this_thread::yield(); // more threads than cores: let the others come
+        }
+    }
+}
+
+void llama_deltamem::project_together(const llama_deltamem_matrix & m, const ggml_tensor * x, float * p, int ith, int nth) {
+    const int64_t n_tokens = x->ne[1];
+    const int64_t size     = n_tokens*m.stride;
+
+    int64_t i0, i1;
+    split(m.n_in, 64, ith, nth, i0, i1);
+    llama_deltamem_matrix part = m;
+    part.n_in = std::max<int64_t>(0, i1 - i0);
+    part.f32  = m.f32  ? m.f32  + i0*m.stride : nullptr;
+    part.bf16 = m.bf16 ? m.bf16 + i0*m.stride : nullptr;
+
+    float * mine = parts.data() + ith*size;
+    memset(mine, 0, size*sizeof(float));
+    llama_deltamem_kernels_get().accumulate(part, row(x, 0) + i0, x->nb[1]/sizeof(float), mine, m.stride, n_tokens, 0, m.n_out);
+    meet(nth);
+
+    memcpy(p, parts.data(), size*sizeof(float));
+    for (int t = 1; t < nth; ++t) {
+        const float * other = parts.data() + t*size;
+        for (int64_t i = 0; i < size; ++i) {
+            p[i] += other[i];
+        }
+    }
+}
+
+// what correct() will read for few tokens, so that it is on its way from memory meanwhile
+static void prefetch(const llama_deltamem_matrix & m, int ith, int nth) {
+#if defined(__GNUC__)
+    int64_t c0, c1;
+    split(m.n_out, 32, ith, nth, c0, c1);
+    const size_t size = m.bf16 ? sizeof(uint16_t) : sizeof(float);
+    const char * data = m.bf16 ? (const char *) m.bf16 : (const char *) m.f32;
+    if (c0 < c1 && m.n_in*(c1 - c0)*size <= 16*1024) { // more would throw out what it brings in
+        for (int64_t i = 0; i < m.n_in; ++i) {
+            for (size_t b = (i*m.stride + c0)*size; b < (i*m.stride + c1)*size; b += 64) {
+                __builtin_prefetch(data + b);
+            }
+        }
+    }
+#else
+    GGML_UNUSED(m); GGML_UNUSED(ith); GGML_UNUSED(nth);
+#endif
+}
+
 // y[:, col0:] += D reads; every thread takes a part
-void llama_deltamem::correct(int index, llama_deltamem_head head, const float * reads, ggml_tensor * y, int64_t col0, int ith, int nth) {
-    const auto &  m        = weights->layers[index].delta[head].matrix;
+void llama_deltamem::correct(const hook & h, llama_deltamem_head head, const float * reads, ggml_tensor * y, int64_t col0, int ith, int nth) {
+    const auto &  m        = h.layer->delta[head].matrix;
     const auto &  kernels  = llama_deltamem_kernels_get();
     const int64_t n_tokens = y->ne[1];
     const int64_t n_read   = weights->rule.n_read();
@@ -200,7 +256,7 @@ void llama_deltamem::correct(int index, llama_deltamem_head head, const float * 
     int64_t t0 = 0, t1 = n_tokens, c0 = 0, c1 = m.n_out;
 
     if (head == DELTAMEM_O && weights->o_norm_eps > 0.0f) {
-        const auto & norm = weights->layers[index].o_norm;
+        const auto & norm = h.layer->o_norm;
         split(n_tokens, 1, ith, nth, t0, t1);
         std::vector<float> delta(m.stride);
         for (int64_t t = t0; t < t1; ++t) {
@@ -233,7 +289,7 @@ void llama_deltamem::op_scan(ggml_tensor * dst, int ith, int nth, void * data) {
     const auto & h    = *(const hook *) data;
     auto &       self = *h.self;
     auto &       mem  = self.memory;
-    const auto & m    = self.weights->layers[h.index].proj.matrix;
+    const auto & m    = h.layer->proj.matrix;
     const ggml_tensor * in = dst->src[1];
 
     const int64_t n_tokens = dst->ne[1];
@@ -242,11 +298,15 @@ void llama_deltamem::op_scan(ggml_tensor * dst, int ith, int nth, void * data) {
     }
 
     float * p = mem.projections(ith);
-    if (n_tokens > N_TOKENS_REPEAT) {
+    if (n_tokens > N_TOKENS_FEW) {
         memcpy(p, in->data, n_tokens*m.stride*sizeof(float));
     } else {
-        memset(p, 0, n_tokens*m.stride*sizeof(float));
-        llama_deltamem_kernels_get().accumulate(m, row(in, 0), in->nb[1]/sizeof(float), p, m.stride, n_tokens, 0, m.n_out);
+        for (const auto & d : h.layer->delta) {
+            if (d.matrix.n_in > 0) {
+                prefetch(d.matrix, ith, nth);
+            }
+        }
+        self.project_together(m, in, p, ith, nth);
     }
     const float * reads = mem.scan(h.index, ith, ith == 0);
 
@@ -256,7 +316,7 @@ void llama_deltamem::op_scan(ggml_tensor * dst, int ith, int nth, void * data) {
             break;
         }
         if (self.weights->heads[head]) {
-            self.correct(h.index, head, reads, dst, col, ith, nth);
+            self.correct(h, head, reads, dst, col, ith, nth);
         }
         col += h.width[head];
     }
@@ -265,7 +325,7 @@ void llama_deltamem::op_scan(ggml_tensor * dst, int ith, int nth, void * data) {
 void llama_deltamem::op_delta(ggml_tensor * dst, int ith, int nth, void * data) {
     const auto & h = *(const hook *) data;
     if (h.self->memory.n_tokens() == dst->ne[1]) {
-        h.self->correct(h.index, h.head, h.self->memory.reads(), dst, 0, ith, nth);
+        h.self->correct(h, h.head, h.self->memory.reads(), dst, 0, ith, nth);
     }
 }
 
@@ -276,7 +336,7 @@ void llama_deltamem::op_scan_only(ggml_tensor * dst, int ith, int nth, void * da
     }
     const auto & h   = *(const hook *) data;
     auto &       mem = h.self->memory;
-    const auto & m   = h.self->weights->layers[h.index].proj.matrix;
+    const auto & m   = h.layer->proj.matrix;
     const ggml_tensor * in = dst->src[0];
 
     if (mem.n_tokens() != dst->ne[1]) {
