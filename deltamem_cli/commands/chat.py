@@ -175,9 +175,10 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
     imports.start()
     with Talk(store, request, stream=stream) as talk:
         from deltamem_cli.commands import chat_about, chat_terminal
+        from deltamem_cli.commands.chat_render import tell
 
         for line in chat_about.greeting(talk):
-            note(line)
+            tell(line)
         chat_terminal.hold(talk)
 
 

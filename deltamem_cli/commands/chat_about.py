@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 
 def greeting(talk: Talk) -> list[str]:
     """The first lines: model and profile, what is small or off about them, what is continued."""
-    import deltamem_cli
-
     session, request, loaded = talk.session, talk.request, talk.loaded
     file = session.engine.model.path
     starter = file.name == paths.STARTER_MODEL
-    lines = [f"dmem {deltamem_cli.__version__}, {printable(loaded.model.name)}, profile {session.profile.name}"]
+    lines = [f"{printable(loaded.model.name)}, profile {session.profile.name}"]
     if starter:
         lines.append(
             "This starter is a tiny model: it talks, but knows little and is often wrong. "
@@ -45,10 +43,9 @@ def _continued(talk: Talk) -> str:
         return f"A new conversation.{remembers}"
     heading = f" “{printable(conversation.heading)}”" if conversation.heading else ""
     shown = len(session.window.turns)
-    again = f"; the last {count(shown, 'turn')} the model sees again" if shown else ""
+    again = f", the last {shown} visible to the model" if shown else ""
     return (
-        f"Continuing{heading} of {moment(conversation.updated)}, {count(conversation.n_turns, 'turn')}{again}. "
-        "Another: --new"
+        f"Continuing{heading}, {moment(conversation.updated)}: {count(conversation.n_turns, 'turn')}{again}. New: --new"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltamem_cli.commands import chat_turn
-from deltamem_cli.commands.chat_render import progress_bar
+from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.interrupts import stopping
 from deltamem_cli.commands.shared import confirm, count, note, printable
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -109,6 +109,8 @@ def system(talk: Talk, argument: str) -> None:
 def set_option(talk: Talk, argument: str) -> None:
     from dataclasses import asdict
 
+    from deltamem_cli.engine.sampling import RANDOM_SEED
+
     if argument:
         name, _, value = argument.replace("=", " ", 1).partition(" ")
         if not value.strip():
@@ -116,6 +118,8 @@ def set_option(talk: Talk, argument: str) -> None:
         talk.set_option(name, value.strip())
     settings = talk.session.settings
     values = {**asdict(settings.sampling), "max_tokens": settings.max_tokens or "as many as fit the context"}
+    if values["seed"] == RANDOM_SEED:
+        values["seed"] = "random"
     for name, value in values.items():
         note(f"{name:<15}{value}")
 
@@ -221,4 +225,4 @@ def _warn_once(talk: Talk) -> None:
     text = chat_turn.warn_of_dropped(talk.session)
     if text and not talk.warned:
         talk.warned = True
-        note(text)
+        tell(text)

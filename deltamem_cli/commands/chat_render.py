@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
+
+from deltamem_cli.commands.shared import note
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -35,6 +39,14 @@ def can_render() -> bool:
 def shown(text: str) -> str:
     """What a model may write on a terminal: everything but control characters."""
     return text.translate(_HIDDEN)
+
+
+def tell(text: str) -> None:
+    """A sentence for the person, wrapped between words where stderr is a terminal."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(textwrap.fill(line, max(width, 20)) for line in text.split("\n"))
+    note(text)
 
 
 @contextmanager

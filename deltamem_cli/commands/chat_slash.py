@@ -123,8 +123,8 @@ def find(word: str) -> str:
     if len(starting) == 1 and len(word) > 2:
         return starting[0]
     near = starting or get_close_matches(word, [*COMMANDS, *ALIASES], n=1)
-    hint = f"did you mean {' or '.join(near)}" if near and word != "/" else "see /help"
-    raise UsageError(f"There is no command {word}: {hint}.")
+    hint = f"did you mean {' or '.join(near)}?" if near and word != "/" else "see /help"
+    raise UsageError(f"There is no command {word}: {hint}")
 
 
 def run(talk: Talk, name: str, argument: str) -> None:

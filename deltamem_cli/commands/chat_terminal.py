@@ -16,6 +16,7 @@ from prompt_toolkit.output import create_output
 from deltamem_cli.commands import chat_do, chat_slash
 from deltamem_cli.commands.chat_complete import ChatCompleter
 from deltamem_cli.commands.chat_history import open_history
+from deltamem_cli.commands.chat_render import tell
 from deltamem_cli.commands.shared import count, note
 from deltamem_cli.errors import DeltamemError
 
@@ -48,7 +49,7 @@ def hold(talk: Talk) -> None:
         except (KeyboardInterrupt, typer.Abort):
             note("Nothing was changed.")
         except DeltamemError as error:
-            note(str(error))
+            tell(str(error))
     _farewell(talk)
 
 

@@ -32,6 +32,7 @@ class _Mark:
     state: NDArray[np.float32] | None
     turn: int
     dropped: int  # turns that had left the window
+    visible: list[tuple[int, list[int]]]  # turns in the window, and what of them
 
 
 class ChatSession:
@@ -300,7 +301,8 @@ class ChatSession:
 
     def _mark(self) -> _Mark:
         state = self.engine.state() if self.engine.has_memory else None
-        return _Mark(state, self._number + 1, len(self.window.dropped))
+        visible = [(number, self.window.tokens(number)) for number in self.window.turns]
+        return _Mark(state, self._number + 1, len(self.window.dropped), visible)
 
     def _go_back(self, mark: _Mark) -> None:
         """Everything as it was before a turn that failed."""
@@ -309,7 +311,7 @@ class ChatSession:
         if len(self.window.dropped) == mark.dropped:
             self.window.cut(mark.turn)
         else:
-            self._begin(self._visible())
+            self._begin(self._whole(mark.visible))
 
     def _set_state(self, snapshot: Snapshot | None) -> None:
         if not self.engine.has_memory:
@@ -378,9 +380,12 @@ class ChatSession:
         }
 
     def _visible(self) -> list[tuple[int, list[int]]]:
-        """Turns in the window, whole where they are stored."""
+        return self._whole([(number, self.window.tokens(number)) for number in self.window.turns])
+
+    def _whole(self, visible: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+        """The same turns with all their tokens where they are stored, as a replay feeds them."""
         stored = {turn.number: recent.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
-        return [(number, stored.get(number) or self.window.tokens(number)) for number in self.window.turns]
+        return [(number, stored.get(number) or tokens) for number, tokens in visible]
 
     def _question(self, number: int) -> str:
         if number in self._asked:

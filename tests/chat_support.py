@@ -1,0 +1,142 @@
+"""Chats for tests: sessions on tiny random models, and the real program in a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltamem_cli.session import opening
+from deltamem_cli.session.chat import ChatSession
+from deltamem_cli.session.opening import Loaded, Request
+from deltamem_cli.store.database import Store
+
+OPTIONS = {"max_tokens": "8", "seed": "1"}
+
+
+@dataclass
+class Chats:
+    """Opens sessions over one database. settings: what every Request gets."""
+
+    database: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def open(self, **changes: Any) -> Iterator[tuple[ChatSession, Loaded]]:
+        request = Request(**{"threads": 1, "ctx_size": 512, "options": OPTIONS, **self.settings, **changes})
+        with ExitStack() as stack:
+            store = stack.enter_context(Store.open(self.database))
+            yield opening.open_chat(stack, store, request)
+
+
+def say(session: ChatSession, text: str) -> str:
+    return "".join(session.ask(text))
+
+
+def environment(home: Path, **changes: str) -> dict[str, str]:
+    """Of a program of its own: nothing of the tester's settings, one folder for all that it writes."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DMEM_", "NO_COLOR", "EDITOR", "VISUAL"))}
+    path = os.pathsep.join([str(Path(__file__).parent.parent), kept.get("PYTHONPATH", "")])
+    return {**kept, "PYTHONPATH": path, "DMEM_HOME": str(home), "TERM": "xterm-256color", **changes}
+
+
+def dmem(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "deltamem_cli", *map(str, arguments)]
+
+
+class Terminal:
+    """A program in a pseudo-terminal. expect() waits for what it shows; control sequences are taken out of that."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], *, cwd: Path | None = None) -> None:
+        import fcntl
+        import pty
+        import termios
+
+        self.pid, self._file = pty.fork()
+        if self.pid == 0:
+            try:
+                if cwd:
+                    os.chdir(cwd)
+                os.execvpe(argv[0], argv, env)
+            finally:
+                os._exit(127)
+        fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        self.shown = ""  # everything
+        self._seen = 0  # of it, by expect()
+        self.code: int | None = None
+
+    def send(self, text: str) -> None:
+        os.write(self._file, text.encode())
+
+    def line(self, text: str) -> None:
+        """Types a line, waiting for the prompt first."""
+        self.expect(r">>> $")
+        self.send(text + "\r")
+
+    def expect(self, pattern: str, timeout: float = 60) -> re.Match[str]:
+        """Waits until `pattern` stands in what was shown since the last match; takes it and what is before it."""
+        deadline = time.monotonic() + timeout
+        while True:
+            found = re.search(pattern, plain(self.shown[self._seen :]))
+            if found:
+                self._seen = len(self.shown)
+                return found
+            if time.monotonic() > deadline or not self._read(0.2):
+                raise AssertionError(f"{pattern!r} was not shown, but:\n{plain(self.shown)[-3000:]}")
+
+    def _read(self, seconds: float) -> bool:
+        """False when the program is gone."""
+        if select.select([self._file], [], [], seconds)[0]:
+            try:
+                data = os.read(self._file, 65536)
+            except OSError:
+                return False
+            if not data:
+                return False
+            self.shown += data.decode("utf-8", "replace")
+            if "\x1b[6n" in data.decode("latin-1"):  # where is the cursor: a terminal answers
+                self.send("\x1b[1;1R")
+        return True
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 60) -> int:
+        """The exit code, or minus the number of the signal that ended it."""
+        deadline = time.monotonic() + timeout
+        while self.code is None:
+            self._read(0.05)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                raise AssertionError(f"It does not end; it shows:\n{plain(self.shown)[-3000:]}")
+        return self.code
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.code is None:
+            self.kill()
+            self.wait()
+        os.close(self._file)
+
+
+def plain(text: str) -> str:
+    """Without control sequences."""
+    return re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b[=>78]|\x1b\].*?\x07", "", text)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` with what is in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
