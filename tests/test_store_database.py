@@ -65,7 +65,7 @@ def test_settings_that_the_promises_rest_on_are_in_force(path: Path) -> None:
             name: store.connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "foreign_keys", "secure_delete", "synchronous", "temp_store")
         }
-        assert settings == {"journal_mode": "wal", "foreign_keys": 1, "secure_delete": 1, "synchronous": 2,
+        assert settings == {"journal_mode": "wal", "foreign_keys": 1, "secure_delete": 1, "synchronous": 1,
                             "temp_store": 2}  # fmt: skip
         assert store.check() == []
 

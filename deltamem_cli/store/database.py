@@ -1,8 +1,8 @@
 """One open database file: safe to open, private, transactional, really erased; knows nothing of turns or profiles.
 
-Durability: WAL with synchronous=FULL. A commit is one fsync of the WAL, so a committed turn survives the death of
-the process and the loss of power; with NORMAL only the first would hold. Checkpoints are kept out of commits
-(`tidy` runs them while the user reads), because they are what makes a commit slow now and then.
+Durability: WAL with synchronous=NORMAL. A commit is one write that no disk is waited for, so it survives the death of
+the process at once; flush.py brings it to the disk moments later, and close() waits for that. Power lost in between
+costs the last turn as a whole, never half of it: the WAL is checked frame by frame when it is read again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.store import migrations
 from deltamem_cli.store.errors import StoreError, as_sentences, sentence
+from deltamem_cli.store.flush import Flusher
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from deltamem_cli.store.locks import ConversationLock
 
 BUSY_SECONDS = 30.0  # a commit takes milliseconds; only a vacuum of a big file comes near
-WAL_PAGES = 4000  # 16 MB: the checkpoint that a commit makes by itself when nobody calls tidy()
+WAL_PAGES = 16_000  # 64 MB: checkpoints are flush.py's, but should it fail a commit makes one by itself
 
 
 class Store:
@@ -37,6 +38,7 @@ class Store:
         self.path = path
         self.locks: dict[str, ConversationLock] = {}  # conversations this store holds, see locks.py
         self._file = _identity(path) if path else None
+        self._flusher = Flusher(path) if path else None
 
     @classmethod
     def open(cls, path: Path | str, *, create: bool = True, migrate_to: int = migrations.LATEST) -> Store:
@@ -90,10 +92,12 @@ class Store:
         return str(self.path) if self.path else "the temporary database"
 
     def close(self) -> None:
-        """Let go of every conversation and close. The last one to close empties the WAL."""
+        """Let go of every conversation and close, everything being on the disk. The last to close empties the WAL."""
         for lock in list(self.locks.values()):
             lock.release()
         self.locks.clear()
+        if self._flusher:
+            self._flusher.wait()
         with suppress(sqlite3.Error):
             self.connection.close()
 
@@ -118,6 +122,8 @@ class Store:
                 self.connection.execute("BEGIN IMMEDIATE")
                 yield
                 self.connection.execute("COMMIT")
+                if self._flusher:
+                    self._flusher.soon()
             except BaseException:
                 with suppress(sqlite3.Error):  # a full disk has rolled back already; its own error is the one to show
                     self.connection.rollback()
@@ -154,12 +160,6 @@ class Store:
         cursor = self.connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
         return int(cursor.lastrowid or 0)
 
-    def tidy(self) -> None:
-        """Move what the WAL has gathered into the database; cheap, never waits, for moments when nobody does."""
-        if self.path:
-            with suppress(sqlite3.Error):
-                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
     def scrub(self) -> None:
         """Wipe the bytes of everything that was deleted from the database file, its WAL and its search index.
 
@@ -191,7 +191,7 @@ class Store:
         for pragma in (
             "foreign_keys = ON",
             "secure_delete = ON",
-            "synchronous = FULL",
+            "synchronous = NORMAL",
             "temp_store = MEMORY",  # a VACUUM must not leave transcripts in the system's temporary folder
             f"wal_autocheckpoint = {WAL_PAGES}",
         ):

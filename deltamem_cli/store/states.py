@@ -40,8 +40,8 @@ def latest(store: Store, conversation: str) -> Snapshot | None:
 
 
 def every(store: Store, conversation: str) -> Iterator[Snapshot]:
-    """All stored states in order, the initial one first."""
-    for row in store.rows(_SELECT + " ORDER BY turns.number NULLS FIRST", [conversation]):
+    """All stored states in order, the initial one (whose number is NULL, which sorts first) before the turns'."""
+    for row in store.rows(_SELECT + " ORDER BY turns.number", [conversation]):
         yield from_row(row)
 
 
