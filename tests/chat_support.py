@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from deltamem_cli.session import opening
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.opening import Loaded, Request
@@ -122,7 +124,7 @@ class Terminal:
                 raise AssertionError(f"It does not end; it shows:\n{plain(self.shown)[-3000:]}")
         return self.code
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

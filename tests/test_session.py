@@ -254,7 +254,7 @@ def test_replay_of_all_turns_reproduces_every_state(make_chats: MakeChats, granu
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_what_is_forgotten_was_never_said(make_chats: MakeChats, granularity: str, tmp_path: Path) -> None:
     """Up to rounding: the replies that were given stay, so they are fed again and not drawn again."""
-    with make_chats(granularity).open() as (session, loaded):
+    with make_chats(granularity).open() as (session, _loaded):
         for text in ("I am Ana.", "The secret is xylophone.", "I like tea.", "Good night."):
             say(session, text)
         first = states.after(session.store, session.conversation.id, 1).state.tobytes()
