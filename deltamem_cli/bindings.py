@@ -84,6 +84,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pass_begin": (ctypes.c_int32, [_POINTER]),
     "pass_end": (ctypes.c_int32, [_POINTER]),
     "abort_if_set": (ctypes.c_bool, [_POINTER]),
+    "threadpool_init": (_POINTER, [ctypes.c_int32]),
+    "threadpool_free": (None, [_POINTER]),
     "scan": (
         ctypes.c_int32,
         [ctypes.POINTER(ScanParams), _FLOATS, _FLOATS, _BYTES, ctypes.c_size_t, _FLOATS, _FLOATS],
@@ -112,6 +114,9 @@ class Native:
                     "another version: install deltamem-cli again."
                 ) from None
             function.restype, function.argtypes = result, arguments
+        # the binding leaves this one out
+        self.lib.llama_attach_threadpool.restype = None
+        self.lib.llama_attach_threadpool.argtypes = [_POINTER, _POINTER, _POINTER]
         version = self.lib.llama_deltamem_api_version()
         if version != API_VERSION:
             raise DeltamemError(

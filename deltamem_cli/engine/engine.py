@@ -98,6 +98,8 @@ class Engine:
             raise EngineError(
                 f"No context of {options.ctx_size} tokens can be made ({reason}): try a smaller --ctx-size."
             )
+        self._threadpool = self.native.call("threadpool_init", self.n_threads)
+        self.native.lib.llama_attach_threadpool(context, self._threadpool, self._threadpool)
         return context
 
     def close(self) -> None:
@@ -105,6 +107,7 @@ class Engine:
         if self._context:
             self.native.llama.llama_free(self._context)
             self._context = None
+            self.native.call("threadpool_free", self._threadpool)
             self._has_logits = False
             self.model.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,7 +57,9 @@ def _cache_file() -> Path:
 def _read_cache() -> dict[str, str]:
     try:
         known = json.loads(_cache_file().read_text(encoding="utf-8"))
-        return known if isinstance(known, dict) else {}
+        if not isinstance(known, dict):
+            return {}
+        return {key: digest for key, digest in known.items() if isinstance(digest, str)}
     except (OSError, ValueError):
         return {}
 
@@ -68,5 +71,6 @@ def _write_cache(known: dict[str, str]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(dict(list(known.items())[-256:]), indent=0), encoding="utf-8")
         temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a cache that can't be written costs time and nothing else
+    except OSError:  # a cache that can't be written costs time and nothing else
+        with contextlib.suppress(OSError):
+            temporary.unlink()

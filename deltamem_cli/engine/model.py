@@ -92,7 +92,12 @@ class Model:
             size = -n
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Bytes of one token, which may be a part of a character. Control tokens give nothing unless `special`."""
+        """Bytes of one token, which may be a part of a character. Control tokens give nothing unless `special`.
+
+        Raises EngineError for a token that this model does not have.
+        """
+        if not 0 <= token < self.n_vocab:  # llama.cpp would end the process
+            raise EngineError(f"The token {token} does not exist: {self.path.name} has 0 to {self.n_vocab - 1}.")
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)

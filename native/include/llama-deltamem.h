@@ -96,6 +96,12 @@ LLAMA_API int32_t llama_deltamem_pass_end  (struct llama_context * ctx);
 // the bool is true. A callback into Python would take the interpreter's lock once per node.
 LLAMA_API bool llama_deltamem_abort_if_set(void * data);
 
+// Threads that stay between calls, for llama_attach_threadpool; free them after the contexts that use them. Without
+// OpenMP ggml would make new ones for every token. They wait busily for about a millisecond, then sleep: long enough
+// for the next token of a reply, too short to be in anybody's way.
+LLAMA_API struct ggml_threadpool * llama_deltamem_threadpool_init(int32_t n_threads);
+LLAMA_API void                     llama_deltamem_threadpool_free(struct ggml_threadpool * threadpool);
+
 // The recurrence alone, for tests and tools: one layer, one sequence, token writes.
 struct llama_deltamem_scan_params {
     uint32_t rank;

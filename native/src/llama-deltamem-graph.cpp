@@ -10,13 +10,13 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
-#include <thread>
 
-// Up to this many tokens the projection is a part of the scan; more are worth a node of their own.
-static constexpr int64_t N_TOKENS_FEW = 4;
+// Up to this many tokens every thread projects for itself as a part of the scan: sharing the work would cost one more
+// barrier, and that costs more. More tokens are worth a node of their own.
+static constexpr int64_t N_TOKENS_FEW = 2;
 
 llama_deltamem::llama_deltamem(std::shared_ptr<const llama_deltamem_weights> weights_, const llama_model & model) :
-    weights(std::move(weights_)), memory(*weights), scan_of(weights->layers.size(), nullptr), n_met(0) {
+    weights(std::move(weights_)), memory(*weights), scan_of(weights->layers.size(), nullptr) {
     hooks.reserve(weights->layers.size()*DELTAMEM_N_HEADS);
     const auto add = [&](const ggml_tensor * w, size_t index, llama_deltamem_head head, bool fused_qkv) {
         const int32_t il = weights->layers[index].il;
@@ -71,8 +71,6 @@ bool llama_deltamem::ubatch_begin(const llama_ubatch & ubatch, int n_threads) {
             throw std::runtime_error(misfit + ": use another model, or an adapter whose layers leave it out");
         }
         memory.ubatch_begin(ubatch, n_threads);
-        parts.resize(std::max((int64_t) parts.size(), n_threads*N_TOKENS_FEW*weights->layers.front().proj.matrix.stride));
-        n_met = 0;
         return true;
     } catch (const std::exception & err) {
         memory.ubatch_end(false);
@@ -192,59 +190,6 @@ void llama_deltamem::op_project(ggml_tensor * dst, int ith, int nth, void * data
     }
 }
 
-void llama_deltamem::meet(int nth) {
-    const int target = (n_met.fetch_add(1, std::memory_order_acq_rel)/nth + 1)*nth;
-    for (int spins = 0; n_met.load(std::memory_order_acquire) < target; ++spins) {
-        if (spins > 1000) {
-            std::this_thread::yield(); // more threads than cores: let the others come
-        }
-    }
-}
-
-void llama_deltamem::project_together(const llama_deltamem_matrix & m, const ggml_tensor * x, float * p, int ith, int nth) {
-    const int64_t n_tokens = x->ne[1];
-    const int64_t size     = n_tokens*m.stride;
-
-    int64_t i0, i1;
-    split(m.n_in, 64, ith, nth, i0, i1);
-    llama_deltamem_matrix part = m;
-    part.n_in = std::max<int64_t>(0, i1 - i0);
-    part.f32  = m.f32  ? m.f32  + i0*m.stride : nullptr;
-    part.bf16 = m.bf16 ? m.bf16 + i0*m.stride : nullptr;
-
-    float * mine = parts.data() + ith*size;
-    memset(mine, 0, size*sizeof(float));
-    llama_deltamem_kernels_get().accumulate(part, row(x, 0) + i0, x->nb[1]/sizeof(float), mine, m.stride, n_tokens, 0, m.n_out);
-    meet(nth);
-
-    memcpy(p, parts.data(), size*sizeof(float));
-    for (int t = 1; t < nth; ++t) {
-        const float * other = parts.data() + t*size;
-        for (int64_t i = 0; i < size; ++i) {
-            p[i] += other[i];
-        }
-    }
-}
-
-// what correct() will read for few tokens, so that it is on its way from memory meanwhile
-static void prefetch(const llama_deltamem_matrix & m, int ith, int nth) {
-#if defined(__GNUC__)
-    int64_t c0, c1;
-    split(m.n_out, 32, ith, nth, c0, c1);
-    const size_t size = m.bf16 ? sizeof(uint16_t) : sizeof(float);
-    const char * data = m.bf16 ? (const char *) m.bf16 : (const char *) m.f32;
-    if (c0 < c1 && m.n_in*(c1 - c0)*size <= 16*1024) { // more would throw out what it brings in
-        for (int64_t i = 0; i < m.n_in; ++i) {
-            for (size_t b = (i*m.stride + c0)*size; b < (i*m.stride + c1)*size; b += 64) {
-                __builtin_prefetch(data + b);
-            }
-        }
-    }
-#else
-    GGML_UNUSED(m); GGML_UNUSED(ith); GGML_UNUSED(nth);
-#endif
-}
-
 // y[:, col0:] += D reads; every thread takes a part
 void llama_deltamem::correct(const hook & h, llama_deltamem_head head, const float * reads, ggml_tensor * y, int64_t col0, int ith, int nth) {
     const auto &  m        = h.layer->delta[head].matrix;
@@ -301,12 +246,8 @@ void llama_deltamem::op_scan(ggml_tensor * dst, int ith, int nth, void * data) {
     if (n_tokens > N_TOKENS_FEW) {
         memcpy(p, in->data, n_tokens*m.stride*sizeof(float));
     } else {
-        for (const auto & d : h.layer->delta) {
-            if (d.matrix.n_in > 0) {
-                prefetch(d.matrix, ith, nth);
-            }
-        }
-        self.project_together(m, in, p, ith, nth);
+        memset(p, 0, n_tokens*m.stride*sizeof(float));
+        llama_deltamem_kernels_get().accumulate(m, row(in, 0), in->nb[1]/sizeof(float), p, m.stride, n_tokens, 0, m.n_out);
     }
     const float * reads = mem.scan(h.index, ith, ith == 0);
 

@@ -11,7 +11,6 @@
 
 #include "llama-deltamem-memory.h"
 
-#include <atomic>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -63,14 +62,6 @@ private:
 
     ggml_tensor * build_scan (ggml_context * ctx, const hook & h, ggml_tensor * x, ggml_tensor * y);
     ggml_tensor * build_delta(ggml_context * ctx, const hook & h, ggml_tensor * y);
-
-    // Few tokens, as when decoding: what costs is to fetch the weights from memory, so each thread fetches a part of
-    // them. The threads meet here and not at the end of a node of its own, which costs several times as much.
-    std::vector<float> parts;            // [n_threads, tokens, stride] partial sums
-    alignas(64) std::atomic<int> n_met;  // counts arrivals since the micro-batch began
-
-    void meet(int nth);
-    void project_together(const llama_deltamem_matrix & m, const ggml_tensor * x, float * p, int ith, int nth);
 
     void correct(const hook & h, llama_deltamem_head head, const float * reads, ggml_tensor * y, int64_t col0, int ith, int nth);
 

@@ -9,6 +9,9 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -207,6 +210,35 @@ int32_t llama_deltamem_pass_end(llama_context * ctx) {
 
 bool llama_deltamem_abort_if_set(void * data) {
     return data && *static_cast<volatile bool *>(data);
+}
+
+// ggml's CPU backend may be a library of its own that is loaded at run time, so its functions are asked for
+template <typename F>
+static F cpu_function(const char * name) {
+    ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    F f = dev ? (F) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), name) : nullptr;
+    need(f != nullptr, "ggml's CPU backend is missing: install the package again");
+    return f;
+}
+
+ggml_threadpool * llama_deltamem_threadpool_init(int32_t n_threads) {
+    return guarded<ggml_threadpool *>(nullptr, [&] {
+        need(n_threads >= 1 && n_threads <= GGML_MAX_N_THREADS, "the number of threads must be 1 to 512");
+        ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+        params.poll = 1;
+        ggml_threadpool * pool = cpu_function<decltype(ggml_threadpool_new) *>("ggml_threadpool_new")(&params);
+        need(pool != nullptr, "the threads could not be made: use fewer");
+        return pool;
+    });
+}
+
+void llama_deltamem_threadpool_free(ggml_threadpool * threadpool) {
+    guarded<int>(0, [&] {
+        if (threadpool) {
+            cpu_function<decltype(ggml_threadpool_free) *>("ggml_threadpool_free")(threadpool);
+        }
+        return 0;
+    });
 }
 
 int32_t llama_deltamem_scan(
