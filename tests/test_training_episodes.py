@@ -1,5 +1,9 @@
 """Training and held-out cases share nothing; episodes say what they later ask."""
 
+from training_support import need
+
+need("faker")
+
 import random
 
 import pytest

@@ -1,5 +1,9 @@
 """A run on a tiny model: it learns, resumes as if it had not stopped, repeats by seed, and exports what inference reads."""
 
+from training_support import need
+
+need("torch", "faker", "accelerate")
+
 import json
 import random
 from pathlib import Path

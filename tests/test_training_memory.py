@@ -1,5 +1,9 @@
 """The torch memory computes what the numpy oracle computes, for every variant, and its gradients are right."""
 
+from training_support import need
+
+need("torch")
+
 import itertools
 
 import numpy as np

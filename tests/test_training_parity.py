@@ -1,5 +1,9 @@
 """The torch backbone with the torch memory gives the numbers of the published implementation."""
 
+from training_support import need
+
+need("torch")
+
 from pathlib import Path
 
 import numpy as np
