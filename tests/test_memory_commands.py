@@ -176,11 +176,14 @@ def test_diff_is_the_difference_of_two_states_and_0_is_the_beginning(talk: Conve
 
 
 def test_undo_restores_the_state_and_wipes_the_words(talk: Conversation, home: Path, dmem: Dmem) -> None:
-    assert json.loads(dmem("memory", "undo", "2", "-p", "work", "--dry-run", "--json"))["undone"] == [3, 4]
+    with Store.open(home / "memory.db") as store:
+        turns.commit(store, talk, stored.exchange(5, user="A quagga is a zebra."))
+    assert json.loads(dmem("memory", "undo", "3", "-p", "work", "--dry-run", "--json"))["undone"] == [3, 4, 5]
     assert b"walrus 4" in stored.raw_bytes(home / "memory.db")
-    dmem("memory", "undo", "2", "-p", "work", "-y")
+    dmem("memory", "undo", "3", "-p", "work", "-y")
     raw = stored.raw_bytes(home / "memory.db")
     assert b"walrus 4" not in raw and b"walrus 2" in raw
+    assert b"quagga" not in raw, "the words of the search index too"
     with Store.open(home / "memory.db") as store:
         found = states.latest(store, talk.id)
         assert found and found.state.tobytes() == stored.snapshot(2).state.tobytes()

@@ -91,6 +91,7 @@ def test_picture_has_every_cell_of_every_layer_and_a_line_per_layer_inside_its_f
     lines = [shape for shape in made.shapes if isinstance(shape, picture.Line)]
     assert len(rects) == n_layers * 64 and len(lines) == n_layers + 1
     assert all(r.x >= 0 and r.x + r.width <= made.width and r.y >= 0 and r.y + r.height <= made.height for r in rects)
+    assert all(len(set(line.points)) > 1 for line in lines), "a line of one point cannot be seen"
     assert all(0 <= x <= made.width and 0 <= y <= made.height for line in lines for x, y in line.points)
 
 

@@ -48,6 +48,16 @@ def test_profile_is_made_changed_renamed_and_deleted(home: Path, dmem: Dmem) -> 
     assert b"m.gguf" not in stored.raw_bytes(home / "memory.db")
 
 
+def test_deleted_profile_leaves_no_word_in_the_files(home: Path, dmem: Dmem) -> None:
+    with Store.open(home / "memory.db") as store:
+        stored.conversation(store, 3, word="A quagga is no zebra.")
+        stored.conversation(store, 1, profile="home", word="heron")
+    assert b"quagga" in stored.raw_bytes(home / "memory.db")
+    dmem("profile", "delete", "work", "-y")
+    raw = stored.raw_bytes(home / "memory.db")
+    assert b"quagga" not in raw and b"heron" in raw
+
+
 @pytest.mark.parametrize(
     "arguments, code, part",
     [

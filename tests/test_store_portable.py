@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import stored
 
-from deltamem_cli.store import bundle, portable, profiles, states, turns
+from deltamem_cli.store import bundle, conversations, portable, profiles, states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError
 
@@ -64,8 +64,9 @@ def test_file_carries_states_fingerprints_and_transcript_to_another_database(fil
 def test_file_without_transcript_contains_no_word_of_it(store: Store, tmp_path: Path) -> None:
     talk = stored.conversation(store, 2, word="pangolin")
     turns.commit(store, talk, stored.exchange(3, user="pangolin 3", context={"system": "You answer about pangolins."}))
+    conversations.rename(store, talk.id, "On pangolins")
     file = tmp_path / "bare.dmem"
-    portable.save(file, bundle.read(store, talk, transcript=False))
+    portable.save(file, bundle.read(store, conversations.get(store, talk.id), transcript=False))
     with zipfile.ZipFile(file) as archive:
         inside = b"".join(archive.read(name) for name in archive.namelist())
     assert b"pangolin" not in inside and b"answer" not in inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_new_conversation_is_stored_with_its_first_turn_and_not_before(store: St
     turns.commit(store, talk, stored.exchange(1))
     latest = conversations.latest(store, profile)
     assert latest and latest.id == talk.id
+
+
+def test_last_conversation_is_the_one_that_was_last_changed(store: Store) -> None:
+    first, second = stored.conversation(store, 2), stored.conversation(store, 1)
+    work = profiles.get(store, "work")
+
+    def last() -> str:
+        latest = conversations.latest(store, work)
+        assert latest
+        return latest.id
+
+    assert last() == second.id
+    time.sleep(0.002)  # times are kept in milliseconds
+    turns.commit(store, first, stored.exchange(3))
+    assert last() == first.id
+    time.sleep(0.002)
+    turns.undo(store, second.id)
+    assert last() == second.id
 
 
 def test_turn_without_state_leaves_the_memory_as_the_last_one_left_it(store: Store) -> None:
