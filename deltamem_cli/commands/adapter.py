@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands.adapter_train import train
 from deltamem_cli.commands.adapter_verify import verify
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -65,6 +66,7 @@ def show(
 
 
 app.command()(verify)
+app.command()(train)
 
 
 def _facts(file: Path, adapter: Adapter) -> dict[str, Any]:
