@@ -10,7 +10,7 @@ import pytest
 
 from deltamem_cli.training.episodes import HELD_OUT, TRAIN, generate_episode
 from deltamem_cli.training.episodes import phrasings as p
-from deltamem_cli.training.episodes.kinds import KINDS, kinds_of
+from deltamem_cli.training.episodes.kinds import KINDS, Kind, kinds_of
 from deltamem_cli.training.episodes.split import phrasings_of
 from deltamem_cli.training.episodes.values import values, vocabulary
 
@@ -36,16 +36,40 @@ def test_open_vocabularies_hold_thousands() -> None:
     assert len(values("last name", TRAIN)) > 2000
 
 
-def templates(part: str) -> set[str]:
-    general = {t for group in (p.SAID, p.ASKED, p.ACKNOWLEDGED, p.CORRECTED) for t in phrasings_of(group, part)}
-    wraps = {t for group in (p.WRAPPED, p.ASKED_WRAPPED) for t in phrasings_of(group, part)}
-    own = {t for kind in KINDS for group in (kind.said, kind.asked) for t in phrasings_of(group, part)}
-    return general | wraps | own | {question for question, _ in p.talk(part)}
+def sayings(kind: Kind, part: str) -> set[str]:
+    """Every text that may state or ask a fact of this kind, with {v} for the value."""
+    said, asked = ({t for group in of(kind, part) for t in group} for of in (p.said, p.asked))
+    stated = {w.replace("{s}", t) for ws in (p.WRAPPED, p.CORRECTED) for w in phrasings_of(ws, part) for t in said}
+    return stated | {w.replace("{q}", t) for w in phrasings_of(p.ASKED_WRAPPED, part) for t in asked}
+
+
+def other_texts(part: str) -> set[str]:
+    return {*phrasings_of(p.ACKNOWLEDGED, part), *(question for question, _ in p.talk(part))}
 
 
 def test_no_phrasing_is_in_both_parts() -> None:
-    bare = {"{s}", "{q}"}  # the sentence as it is, without anything around it
-    assert not (templates(TRAIN) & templates(HELD_OUT)) - bare
+    for kind in KINDS:
+        for of in (p.said, p.asked):
+            train, held_out = ({t for group in of(kind, part) for t in group} for part in (TRAIN, HELD_OUT))
+            assert train
+            assert held_out
+            assert not train & held_out, kind.name
+    for wraps in (p.WRAPPED, p.CORRECTED, p.ASKED_WRAPPED):
+        assert not set(phrasings_of(wraps, TRAIN)) & set(phrasings_of(wraps, HELD_OUT))
+    assert not other_texts(TRAIN) & other_texts(HELD_OUT)
+
+
+@pytest.mark.parametrize("part", [TRAIN, HELD_OUT])
+def test_an_episode_uses_phrasings_of_its_part_alone(part: str) -> None:
+    rng = random.Random(2)
+    by_name = {k.name: k for k in KINDS}
+    for _ in range(60):
+        episode = generate_episode(rng, 3, phrasing_part=part, talk_turns=1, updates=1)
+        for message in (m for s in episode.sessions for m in s if m.role == "user"):
+            known = sayings(by_name[message.kind], part) if message.kind else other_texts(part)
+            assert any(t.replace("{v}", message.value) == message.content for t in known), message.content
+        for question in episode.questions:
+            assert question.content in sayings(by_name[question.kind], part)
 
 
 def test_no_kind_is_in_both_parts() -> None:
