@@ -22,6 +22,7 @@ from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.opening import Loaded, Request
 from deltamem_cli.store.database import Store
 
+PROMPT = r">>>\s*$"
 OPTIONS = {"max_tokens": "8", "seed": "1"}
 
 
@@ -48,7 +49,7 @@ def environment(home: Path, **changes: str) -> dict[str, str]:
     """Of a program of its own: nothing of the tester's settings, one folder for all that it writes."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DMEM_", "NO_COLOR", "EDITOR", "VISUAL"))}
     path = os.pathsep.join([str(Path(__file__).parent.parent), kept.get("PYTHONPATH", "")])
-    return {**kept, "PYTHONPATH": path, "DMEM_HOME": str(home), "TERM": "xterm-256color", **changes}
+    return {**kept, "PYTHONPATH": path, "DMEM_HOME": str(home), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **changes}
 
 
 def dmem(*arguments: object) -> list[str]:
@@ -73,7 +74,7 @@ class Terminal:
                 os._exit(127)
         fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         self.shown = ""  # everything
-        self._seen = 0  # of it, by expect()
+        self._seen = 0  # of what is plain in it, by expect()
         self.code: int | None = None
 
     def send(self, text: str) -> None:
@@ -81,16 +82,16 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """Types a line, waiting for the prompt first."""
-        self.expect(r">>> $")
+        self.expect(PROMPT)
         self.send(text + "\r")
 
     def expect(self, pattern: str, timeout: float = 60) -> re.Match[str]:
         """Waits until `pattern` stands in what was shown since the last match; takes it and what is before it."""
         deadline = time.monotonic() + timeout
         while True:
-            found = re.search(pattern, plain(self.shown[self._seen :]))
+            found = re.compile(pattern).search(plain(self.shown), self._seen)
             if found:
-                self._seen = len(self.shown)
+                self._seen = found.end()
                 return found
             if time.monotonic() > deadline or not self._read(0.2):
                 raise AssertionError(f"{pattern!r} was not shown, but:\n{plain(self.shown)[-3000:]}")
@@ -105,8 +106,6 @@ class Terminal:
             if not data:
                 return False
             self.shown += data.decode("utf-8", "replace")
-            if "\x1b[6n" in data.decode("latin-1"):  # where is the cursor: a terminal answers
-                self.send("\x1b[1;1R")
         return True
 
     def kill(self, number: int = signal.SIGKILL) -> None:

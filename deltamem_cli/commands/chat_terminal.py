@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from deltamem_cli.commands.chat_talk import Talk
 
 QUOTES = '"""'
-_TYPING_SECONDS = 0.005
 
 
 def hold(talk: Talk) -> None:
@@ -108,17 +106,19 @@ def _prompt(talk: Talk) -> PromptSession[str]:
 
 
 class _Typed:
-    """When the last letter came."""
+    """Whether letters have come in the same read as the key that is handled now."""
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self.together = False
 
     def note(self, _buffer: Buffer) -> None:
-        self._last = time.monotonic()
+        loop = get_app().loop
+        if loop is not None:
+            self.together = True
+            loop.call_soon(self._forget)  # all keys of one read are handled before that
 
-    @property
-    def just_now(self) -> bool:
-        return time.monotonic() - self._last < _TYPING_SECONDS
+    def _forget(self) -> None:
+        self.together = False
 
 
 def _keys(typed: _Typed) -> KeyBindings:
@@ -143,8 +143,8 @@ def _keys(typed: _Typed) -> KeyBindings:
 
     @keys.add("c-j")
     def _(event: KeyPressEvent) -> None:
-        # A line feed in the same instant as text is not a person's Ctrl-J but the Enter of a program that types.
-        if typed.just_now:
+        # A line feed in one piece with text is not a person's Ctrl-J but the Enter of a program that types.
+        if typed.together:
             _enter(event)
         else:
             event.current_buffer.insert_text("\n")

@@ -1,0 +1,382 @@
+"""`dmem chat` as people use it: the real program in a real pseudo-terminal, and as one turn of a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_support import PROMPT, Terminal, dmem, environment, files, plain
+
+from deltamem_cli import paths
+
+
+class Dmem:
+    """The program with one home folder and one model."""
+
+    def __init__(self, home: Path, model: Path | None, adapter: Path) -> None:
+        self.home = home
+        self.model = ["-m", str(model)] if model else []
+        self.adapter = ["--adapter", str(adapter)]
+        self.env = environment(home)
+
+    def chat_arguments(self, *arguments: str, tokens: int = 8) -> list[str]:
+        options = ["--threads", "1", "-o", "max_tokens", str(tokens), "-o", "seed", "1"]
+        return dmem("chat", *self.model, *self.adapter, *options, *arguments)
+
+    def terminal(self, *arguments: str, tokens: int = 8, **env: str) -> Terminal:
+        return Terminal(self.chat_arguments(*arguments, tokens=tokens), {**self.env, **env})
+
+    def run(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            list(arguments), env=self.env, input=stdin, capture_output=True, text=True, timeout=120, errors="replace"
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def chat(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return self.run(*self.chat_arguments(*arguments), code=code, stdin=stdin)
+
+    def memory(self, *arguments: str) -> Any:
+        return json.loads(self.run(*dmem("memory", *arguments, "--json")).stdout)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: Any, tiny_adapter: Any) -> Dmem:
+    model = tiny_model("qwen3")
+    return Dmem(tmp_path / "home", model, tiny_adapter(model))
+
+
+def test_with_the_starter_what_was_said_survives_a_kill(tmp_path: Path) -> None:
+    from deltamem_cli.synthetic import random_adapter
+
+    adapter = tmp_path / "adapter.gguf"
+    random_adapter(paths.starter_model(), adapter, scale=0.2)
+    starter = Dmem(tmp_path / "home", None, adapter)
+    with starter.terminal("-p", "work", tokens=24) as chat:
+        chat.expect("tiny model")
+        chat.expect(PROMPT)
+        chat.send("My name is Ana and I live in Rome.\r")
+        chat.expect(PROMPT)
+        chat.send("My cat is called Tom.\r")
+        chat.line("/set max_tokens 1000")
+        chat.line("/set temperature 1.5")
+        chat.line("Tell me a long story about the sea.")
+        chat.expect(r"\w+ \w+ \w+")
+        time.sleep(0.5)
+        chat.kill(signal.SIGKILL)
+        assert chat.wait() == -signal.SIGKILL
+    found = starter.memory("inspect", "-p", "work")
+    assert found["turns"] == 2 and len(found["layers"]) == 30 and found["tokens_written"] > 40
+    with starter.terminal("-p", "work") as chat:
+        chat.expect(r"Continuing “My name is Ana and I live in Rome\.”(?s:.*)2 turns, the last 2 visible")
+        chat.line("/memory")
+        chat.expect(r"L29 ")
+        chat.line("/undo")
+        chat.expect("Took back 1 turn; the memory is what it was before")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert [turn["turn"] for turn in starter.memory("history", "-p", "work")["turns"]] == [1]
+    assert starter.memory("inspect", "-p", "work")["tokens_written"] < found["tokens_written"]
+
+
+def test_undo_forget_and_reset_do_what_they_say(tiny: Dmem) -> None:
+    with tiny.terminal() as chat:
+        chat.expect(r"A new conversation\. The memory is empty\.")
+        for text in ("One.", "The word is xylophone.", "Three."):
+            chat.line(text)
+        chat.line("/forget 2")
+        chat.expect(r"(?s)turn 2: The word is xylophone.*for good\? \[y/N\]: $")
+        chat.send("y\r")
+        chat.expect(r"(?s)forgot 1 turn \(2\).*norm of the memory: .* before, .* after")
+        chat.line("/undo")
+        chat.expect("Took back 1 turn")
+        chat.line("/memory history")
+        chat.expect(r"1  .*norm .*One\.")
+        chat.line("/memory reset")
+        chat.expect(r"\[y/N\]: $")
+        chat.send("n\r")
+        chat.expect("Nothing was changed")
+        chat.line("/memory reset")
+        chat.expect(r"\[y/N\]: $")
+        chat.send("y\r")
+        chat.expect("The memory is empty")
+        chat.line("/memory")
+        chat.expect("The memory is empty")
+        chat.expect(PROMPT)
+        chat.send("\x04")
+        chat.expect("1 turn kept")
+        assert chat.wait() == 0
+    assert tiny.memory("inspect")["layers"] == []
+    assert not any(b"xylophone" in data for data in files(tiny.home).values())
+
+
+def test_ctrl_c_stops_the_reply_and_the_next_turn_works(tiny: Dmem) -> None:
+    with tiny.terminal(tokens=100_000) as chat:
+        chat.line("Go on for ever.")
+        chat.expect(r"for ever\.\s+\S+(?s:.*)\S")
+        time.sleep(0.3)
+        chat.send("\x03")
+        chat.send("\x03")
+        chat.expect(r"\(stopped\)")
+        chat.expect(PROMPT)
+        chat.send("\x03")
+        chat.expect("Ctrl-D or /exit leaves")
+        chat.line("/set max_tokens 5")
+        chat.line("Short.")
+        chat.line("/stats")
+        chat.expect(r"(?s)prompt .*reply .*context .*memory .*written")
+        chat.line("exit")
+        assert chat.wait() == 0
+    turns = tiny.memory("history")["turns"]
+    assert [turn["interrupted"] for turn in turns] == [True, False]
+
+
+def test_a_temporary_chat_leaves_no_trace_on_disk(tiny: Dmem, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    before = files(tmp_path)
+    with tiny.terminal("--temporary", TMPDIR=str(temporary)) as chat:
+        chat.expect("Temporary: nothing is written to disk")
+        chat.line("My secret is xylophone.")
+        chat.line("/undo")
+        chat.line("Again.")
+        chat.line("/edit")
+        chat.expect("writes nothing to disk")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    tiny.chat("--temporary", "One question.")
+    assert files(tmp_path) == before and not tiny.home.exists()
+    tiny.chat("Kept.")
+    before = files(tmp_path)
+    with tiny.terminal("--temporary") as chat:
+        chat.expect("Continuing “Kept")
+        chat.line("More.")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert files(tmp_path) == before
+
+
+def test_what_was_typed_is_kept_for_its_user_alone(tiny: Dmem) -> None:
+    with tiny.terminal() as chat:
+        chat.line("/show")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    history = tiny.home / "history"
+    assert "+/show" in history.read_text()
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    with tiny.terminal() as chat:
+        chat.expect(PROMPT)
+        chat.send("\x1b[A\x1b[A\r")  # up, up
+        chat.expect("conversation  .*0 turns")
+        chat.line("/bye")
+        assert chat.wait() == 0
+    with tiny.terminal(DMEM_NOHISTORY="1") as chat:
+        chat.line("/stats")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert "/stats" not in history.read_text()
+
+
+def test_messages_of_many_lines(tiny: Dmem) -> None:
+    with tiny.terminal() as chat:
+        chat.expect(PROMPT)
+        chat.send('"""\rfirst\r/exit is no command here\r"""\r')
+        chat.expect(PROMPT)
+        chat.send("one\x1b\r")
+        time.sleep(0.1)
+        chat.send("two\r")
+        chat.expect(PROMPT)
+        chat.send("three")
+        time.sleep(0.1)
+        chat.send("\n")
+        time.sleep(0.1)
+        chat.send("four\r")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    shown = json.loads(tiny.run(*dmem("log", "show", "--json")).stdout)
+    asked = [turn["messages"][0]["text"] for turn in shown["turns"]]
+    assert asked == ["first\n/exit is no command here", "one\ntwo", "three\nfour"]
+
+
+def test_a_line_feed_that_a_program_types_with_its_text_sends_it(tiny: Dmem) -> None:
+    with tiny.terminal() as chat:
+        chat.expect(PROMPT)
+        chat.send("/stats\n")
+        chat.expect("context .* tokens")
+
+
+def test_tab_completes_commands_options_and_files(tiny: Dmem, tmp_path: Path) -> None:
+    (tmp_path / "notes-of-today.txt").write_text("The walrus lives at sea.")
+    with tiny.terminal() as chat:
+        chat.expect(PROMPT)
+        chat.send("/sta\t")
+        chat.expect("/stats")
+        chat.send("\r")
+        chat.expect("context .* tokens")
+        chat.expect(PROMPT)
+        chat.send("/set min\t")
+        chat.expect("min_p")
+        chat.send(" 0.2\r")
+        chat.expect("min_p +0.2")
+        chat.expect(PROMPT)
+        chat.send(f"/read {tmp_path}/notes-\t")
+        chat.expect(r"today\.txt")
+        chat.send("\r")
+        chat.expect(r"Read notes-of-today\.txt, \d+ tokens")
+        chat.line("/context")
+        chat.expect(r"turn 1")
+
+
+def test_commands_that_are_none_and_wrong_arguments_are_one_sentence(tiny: Dmem, tmp_path: Path) -> None:
+    with tiny.terminal() as chat:
+        for line, answer in {
+            "/mem history": "No turn is stored yet",
+            "/hlep": "There is no command /hlep: did you mean /help",
+            "/undo": "Cannot undo 1 of 0",
+            "/undo x": "x is no number",
+            "/forget x": "x names no turn",
+            "/forget 9": "has no turn 9",
+            "/regen": "There is no question",
+            "/read nowhere.txt": "can't be read",
+            "/set temperature hot": "takes a number",
+            "/set heat 3": "There is no option heat",
+            "/model nowhere.gguf": "does not exist",
+            "/clear all": "/clear takes nothing",
+            "/save": "takes the name of a file",
+            "/memory what": "knows history and reset",
+            "/help forget": "for good",
+        }.items():
+            chat.line(line)
+            chat.expect(answer)
+        chat.line(f"/save {tmp_path}/talk.md")
+        chat.expect("nothing to save")
+        chat.line("Hello.")
+        chat.line(f"/save {tmp_path}/talk.md")
+        chat.expect("Wrote")
+        chat.line("quit")
+        assert chat.wait() == 0
+    assert "Hello." in (tmp_path / "talk.md").read_text()
+
+
+def test_editor_writes_the_message(tiny: Dmem, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\necho "from the editor" > "$1"\n')
+    editor.chmod(0o755)
+    with tiny.terminal(EDITOR=str(editor), VISUAL="") as chat:
+        chat.line("/edit")
+        chat.expect("from the editor")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert len(tiny.memory("history")["turns"]) == 1
+
+
+def test_new_clear_system_and_model_inside_a_chat(tiny: Dmem, tiny_adapter: Any) -> None:
+    model = Path(tiny.model[1])
+    other = tiny_adapter(model, seed=5)
+    with tiny.terminal() as chat:
+        chat.line("One.")
+        chat.line("/clear")
+        chat.expect("The memory stays")
+        chat.line("/system You are terse.")
+        chat.expect("From the next turn on")
+        chat.line("Two.")
+        chat.line(f"/model {model} {other}")
+        chat.expect("this is a new conversation")
+        chat.line("Three.")
+        chat.line("/new")
+        chat.expect("A new conversation. The old one: dmem chat --cid")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    talks = json.loads(tiny.run(*dmem("log", "list", "--json")).stdout)
+    assert sorted(talk["turns"] for talk in talks) == [1, 2]
+
+
+def test_a_conversation_in_use_is_refused_with_the_holder_and_the_ways_out(tiny: Dmem) -> None:
+    tiny.chat("Begin.")
+    with tiny.terminal() as chat:
+        chat.expect(PROMPT)
+        refused = tiny.chat("Me too.", code=1)
+        assert f"process {chat.pid}" in refused.stderr and "--read-only" in refused.stderr
+        assert refused.stderr.count("\n") == 1 and refused.stdout == ""
+        tiny.chat("--read-only", "May I read?")
+        tiny.chat("--new", "Another one.")
+    assert len(json.loads(tiny.run(*dmem("log", "list", "--json")).stdout)) == 2
+
+
+def test_a_pipe_gets_the_reply_alone(tiny: Dmem) -> None:
+    done = tiny.chat("What is this?", stdin="the piped text\n")
+    assert done.stdout.endswith("\n")
+    shown = json.loads(tiny.run(*dmem("log", "show", "--json")).stdout)
+    question, reply = (message["text"] for message in shown["turns"][0]["messages"])
+    assert question == "the piped text\n\nWhat is this?"
+    assert done.stdout.rstrip("\n") == reply.rstrip("\n")
+    assert done.stderr == ""
+    assert "There is no question" in tiny.chat(code=2).stderr
+
+
+def test_memory_that_is_off_is_said_in_one_line(tiny: Dmem) -> None:
+    tiny.adapter = []
+    done = tiny.chat("Hello.")
+    assert "has no adapter" in done.stderr and done.stderr.count("\n") == 1
+    assert tiny.chat("--no-memory", "Hello.").stderr == ""
+
+
+def test_wrong_options_and_files_are_one_sentence(tiny: Dmem, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF" + os.urandom(64))
+    assert "did you mean temperature" in tiny.chat("-o", "temprature", "1", "Hi.", code=2).stderr
+    assert "does not exist" in tiny.chat("-m", "nowhere.gguf", "Hi.", code=1).stderr
+    assert "can't be loaded" in tiny.chat("-m", str(damaged), "Hi.", code=1).stderr
+    assert "--new" in tiny.chat("--new", "--cid", "x", "Hi.", code=2).stderr
+    assert "There is no conversation" in tiny.chat("--cid", "zz", "Hi.", code=1).stderr
+
+
+def test_markdown_is_rendered_in_a_terminal_and_not_with_no_color(tmp_path: Path) -> None:
+    script = (
+        "from deltamem_cli.commands.chat_render import reply_view\n"
+        "with reply_view() as view:\n"
+        "    for piece in ['# He', 'ad\\n\\nsome **bo', 'ld** te', 'xt\\n\\n```python\\nx = 1\\n\\ny = 2\\n```\\n', 'end']:\n"
+        "        view.add(piece)\n"
+        "print('done')\n"
+    )
+    argv = [dmem()[0], "-c", script]
+    with Terminal(argv, environment(tmp_path)) as rendered:
+        rendered.expect("done")
+        # drawn while it grows, the unfinished may show its marks; what stays is rendered
+        assert "some bold text" in plain(rendered.shown) and "**bold**" not in plain(rendered.shown)
+        assert "\x1b[1m" in rendered.shown
+    for changes in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        with Terminal(argv, environment(tmp_path, **changes)) as bare:
+            bare.expect("done")
+            assert "**bold**" in bare.shown and "\x1b" not in bare.shown
+
+
+def test_control_characters_of_a_reply_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    script = (
+        "from deltamem_cli.commands.chat_render import reply_view\n"
+        "with reply_view() as view:\n"
+        "    view.add('a\\x1b]0;title\\x07b\\x9bc\\u202ed')\n"
+        "print('done')\n"
+    )
+    for changes in ({}, {"NO_COLOR": "1"}):
+        with Terminal([dmem()[0], "-c", script], environment(tmp_path, **changes)) as terminal:
+            terminal.expect("done")
+            assert "\x1b]0;" not in terminal.shown and "\x07" not in terminal.shown and "\x9b" not in terminal.shown
+
+
+def test_ended_from_outside_a_reply_is_committed_before_the_process_ends(tiny: Dmem) -> None:
+    with tiny.terminal(tokens=100_000) as chat:
+        chat.line("Go on for ever.")
+        chat.expect(r"for ever\.\s+\S+(?s:.*)\S")
+        time.sleep(0.3)
+        chat.kill(signal.SIGTERM)
+        assert chat.wait() == 128 + signal.SIGTERM
+    assert [turn["interrupted"] for turn in tiny.memory("history")["turns"]] == [True]
