@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from deltamem_cli.adapter.convert import convert
-from deltamem_cli.adapter.format import read_adapter
+from deltamem_cli.adapter.format import AdapterConfig, read_adapter
+from deltamem_cli.engine import Engine, EngineOptions, Model
+from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.backbone import Backbone
-from deltamem_cli.training.export import memory_from_adapter
-from deltamem_cli.training.memory import Session
+from deltamem_cli.training.export import export_adapter, memory_from_adapter
+from deltamem_cli.training.memory import Memory, Session
 
 CASES = sorted(p for p in (Path(__file__).parent / "golden").iterdir() if p.is_dir())
 
@@ -48,3 +50,38 @@ def test_backbone_and_memory_give_the_published_logits_and_states(case: Path, tm
         states, past = session.stacked, new
         assert np.abs(logits - vectors[f"{step}.logits"]).max() < 1e-4, step
         assert np.abs(states[0].detach().numpy() - vectors[f"{step}.state"]).max() < 1e-5, step
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "smollm3"])
+def test_an_exported_memory_computes_in_llama_cpp_what_it_computed_in_training(arch: str, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base.gguf", arch, seed=3)
+    backbone = Backbone(base)
+    torch.manual_seed(4)
+    shape = backbone.shape
+    config = AdapterConfig(
+        arch, shape.hidden, shape.n_layer, tuple(range(shape.n_layer))[1:], rank=4, delta_heads=("q", "k", "v", "o"),
+        rankwise_gates=False,
+    )  # fmt: skip
+    memory = Memory(config, backbone.widths, beta_bias=-1.0)
+    with torch.no_grad():
+        for delta in memory.delta.values():
+            delta.normal_(0, 0.5)
+        memory.gate.normal_(0, 0.3)
+        memory.scale["o"].fill_(1.7)
+    export_adapter(memory, tmp_path / "adapter.gguf", "tiny", {})
+    adapter = read_adapter(tmp_path / "adapter.gguf")
+    memory = memory_from_adapter(adapter.config, adapter.tensors)  # rounded to F16, as the file is
+    tokens = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38]
+    ids = torch.tensor([tokens])
+    session = Session(memory, memory.zero_states(1), torch.ones_like(ids))
+    with torch.no_grad():
+        hidden, _ = backbone.run(backbone.embed(ids), torch.tensor([len(tokens)]), correct=session)
+        logits = backbone.logits(hidden)[0].numpy()
+        silent, _ = backbone.run(backbone.embed(ids), torch.tensor([len(tokens)]))
+        assert np.abs(backbone.logits(silent)[0].numpy() - logits).max() > 1e-2  # the memory does something
+    options = EngineOptions(ctx_size=64, cache_type_k="f32", cache_type_v="f32", flash_attention="off")
+    with Model(base) as model, Engine(model, tmp_path / "adapter.gguf", options) as engine:
+        there = engine.feed(tokens, all_logits=True)
+        state = engine.state()
+    assert np.abs(there - logits).max() < 2e-4
+    assert np.abs(state - session.stacked[0].detach().numpy()).max() < 2e-5
