@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltamem_cli.engine import Engine, EngineOptions, Model
+from deltamem_cli.engine.threads import default_threads
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 64
@@ -52,7 +53,7 @@ def measure(
 
     Raises DeltamemError when the model or the adapter can't be used.
     """
-    options = EngineOptions(ctx_size=PREFILL_TOKENS + DECODE_TOKENS, threads=threads)
+    options = EngineOptions(ctx_size=PREFILL_TOKENS + DECODE_TOKENS, threads=threads or default_threads())
     with (
         Model(model_path, gpu_layers=gpu_layers) as model,
         Engine(model, None, options) as stock,

@@ -36,7 +36,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to take the median of.")] = 7,
     threads: Annotated[
-        int | None, typer.Option("-t", "--threads", min=1, help="Threads.  [default: one per core]")
+        int | None, typer.Option("-t", "--threads", min=1, help="Threads.  [default: one per free core]")
     ] = None,
     gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", help="Layers on the GPU, -1 for all.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,

@@ -18,7 +18,7 @@ from deltamem_cli.engine.interruptible import run_interruptible
 from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import CACHE_TYPES, FLASH_ATTENTION, EngineOptions
 from deltamem_cli.engine.sampling import Sampler, Sampling
-from deltamem_cli.engine.threads import physical_cores
+from deltamem_cli.engine.threads import default_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,7 +54,7 @@ class Engine:
         self._context: Any = None
         self._adapter: Any = None
         self._cancel = ctypes.c_bool(False)
-        self.n_threads = options.threads or physical_cores()
+        self.n_threads = options.threads or default_threads()
         model.acquire()
         try:
             self._context = self._make_context(options)

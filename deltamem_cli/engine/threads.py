@@ -5,7 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
+
+
+def default_threads() -> int:
+    """One per core that other programs leave free at this moment. At least 1.
+
+    All threads wait for the slowest at every operator, so one that shares its core with another program slows all of
+    them down; one thread less costs little.
+    """
+    cores = physical_cores()
+    share_busy = min(_others_running() / (os.cpu_count() or 1), 1.0)
+    return max(1, round(cores * (1 - share_busy)))
 
 
 def physical_cores() -> int:
@@ -18,6 +30,19 @@ def physical_cores() -> int:
             return max(1, len(allowed) // 2)
     siblings = {_siblings(core) for core in allowed}
     return max(1, len(siblings))
+
+
+def _others_running() -> int:
+    """Runnable threads of other programs, the least of three looks; 0 where the system does not tell."""
+    counts = []
+    for _ in range(3):
+        try:
+            running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+            counts.append(int(running) - 1)  # this one
+        except (OSError, ValueError, IndexError):
+            return 0
+        time.sleep(0.005)
+    return max(0, min(counts))
 
 
 def _siblings(core: int) -> str:
