@@ -263,9 +263,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared tree")
     parser.add_argument("--downloads", type=Path, required=True, help="folder for the pinned files")
     parser.add_argument("--no-starter", action="store_true", help="leave the starter model out")
+    parser.add_argument("--no-patches", action="store_true", help="leave llama.cpp as it comes")
     args = parser.parse_args(argv)
+    patches = args.out / "none" if args.no_patches else HERE / "patches"
     try:
-        prepare(args.out, args.downloads, starter=not args.no_starter)
+        prepare(args.out, args.downloads, starter=not args.no_starter, patches=patches)
     except PrepareError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""How long the commit of a turn takes: `python benchmarks/commit.py [FOLDER]`; p99 is to be at most 5 ms.
+"""How long the commit of a turn takes: `python tests/benchmarks/commit.py [FOLDER]`; p99 is to be at most 5 ms.
 
 Turns of Qwen3-4B's size (36 layers, 9.2 kB of state, 360 tokens, 1.7 kB of text). The same commits into a database in
 memory show how much of it is this machine being busy with something else.

@@ -1,4 +1,4 @@
-"""Start-up times of dmem as ratios: `python benchmarks/startup.py` in the environment that dmem is installed in.
+"""Start-up times of dmem as ratios: `python tests/benchmarks/startup.py` in the environment that dmem is installed in.
 
     dmem --help                 against --help of a Typer program of two commands     at most 1.3
     dmem memory inspect --json  against python -c "import typer, sqlite_utils, numpy"  at most 1.3
