@@ -49,7 +49,14 @@ def environment(home: Path, **changes: str) -> dict[str, str]:
     """Of a program of its own: nothing of the tester's settings, one folder for all that it writes."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DMEM_", "NO_COLOR", "EDITOR", "VISUAL"))}
     path = os.pathsep.join([str(Path(__file__).parent.parent), kept.get("PYTHONPATH", "")])
-    return {**kept, "PYTHONPATH": path, "DMEM_HOME": str(home), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **changes}
+    return {
+        **kept,
+        "PYTHONPATH": path,
+        "DMEM_HOME": str(home),
+        "TERM": "xterm-256color",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+        **changes,
+    }
 
 
 def dmem(*arguments: object) -> list[str]:

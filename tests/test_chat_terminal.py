@@ -54,12 +54,16 @@ def tiny(tmp_path: Path, tiny_model: Any, tiny_adapter: Any) -> Dmem:
     return Dmem(tmp_path / "home", model, tiny_adapter(model))
 
 
-def test_with_the_starter_what_was_said_survives_a_kill(tmp_path: Path) -> None:
+@pytest.fixture
+def starter(tmp_path: Path) -> Dmem:
     from deltamem_cli.synthetic import random_adapter
 
     adapter = tmp_path / "adapter.gguf"
     random_adapter(paths.starter_model(), adapter, scale=0.2)
-    starter = Dmem(tmp_path / "home", None, adapter)
+    return Dmem(tmp_path / "home", None, adapter)
+
+
+def test_with_the_starter_what_was_said_survives_a_kill(starter: Dmem) -> None:
     with starter.terminal("-p", "work", tokens=24) as chat:
         chat.expect("tiny model")
         chat.expect(PROMPT)
@@ -118,9 +122,9 @@ def test_undo_forget_and_reset_do_what_they_say(tiny: Dmem) -> None:
     assert not any(b"xylophone" in data for data in files(tiny.home).values())
 
 
-def test_ctrl_c_stops_the_reply_and_the_next_turn_works(tiny: Dmem) -> None:
-    with tiny.terminal(tokens=100_000) as chat:
-        chat.line("Go on for ever.")
+def test_ctrl_c_stops_the_reply_and_the_next_turn_works(starter: Dmem) -> None:
+    with starter.terminal(tokens=100_000) as chat:
+        chat.line("Write a very long story about the sea and go on for ever.")
         chat.expect(r"for ever\.\s+\S+(?s:.*)\S")
         time.sleep(0.3)
         chat.send("\x03")
@@ -135,7 +139,7 @@ def test_ctrl_c_stops_the_reply_and_the_next_turn_works(tiny: Dmem) -> None:
         chat.expect(r"(?s)prompt .*reply .*context .*memory .*written")
         chat.line("exit")
         assert chat.wait() == 0
-    turns = tiny.memory("history")["turns"]
+    turns = starter.memory("history")["turns"]
     assert [turn["interrupted"] for turn in turns] == [True, False]
 
 
@@ -372,11 +376,11 @@ def test_control_characters_of_a_reply_do_not_reach_the_terminal(tmp_path: Path)
             assert "\x1b]0;" not in terminal.shown and "\x07" not in terminal.shown and "\x9b" not in terminal.shown
 
 
-def test_ended_from_outside_a_reply_is_committed_before_the_process_ends(tiny: Dmem) -> None:
-    with tiny.terminal(tokens=100_000) as chat:
-        chat.line("Go on for ever.")
+def test_ended_from_outside_a_reply_is_committed_before_the_process_ends(starter: Dmem) -> None:
+    with starter.terminal(tokens=100_000) as chat:
+        chat.line("Write a very long story about the sea and go on for ever.")
         chat.expect(r"for ever\.\s+\S+(?s:.*)\S")
         time.sleep(0.3)
         chat.kill(signal.SIGTERM)
         assert chat.wait() == 128 + signal.SIGTERM
-    assert [turn["interrupted"] for turn in tiny.memory("history")["turns"]] == [True]
+    assert [turn["interrupted"] for turn in starter.memory("history")["turns"]] == [True]

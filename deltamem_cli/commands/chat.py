@@ -170,8 +170,8 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
 
     from deltamem_cli.commands.chat_talk import Talk
 
-    # What the prompt needs is imported while the model loads: both take a while, and the one mostly waits.
-    imports = Thread(target=_import_terminal, daemon=True)
+    # What the prompt needs is imported while the model loads, and what a reply needs while the user types.
+    imports = Thread(target=_import_prompt, daemon=True)
     imports.start()
     with Talk(store, request, stream=stream) as talk:
         from deltamem_cli.commands import chat_about, chat_terminal
@@ -179,10 +179,9 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
 
         for line in chat_about.greeting(talk):
             tell(line)
+        Thread(target=chat_terminal.preload, daemon=True).start()
         chat_terminal.hold(talk)
 
 
-def _import_terminal() -> None:
-    from deltamem_cli.commands import chat_terminal
-
-    chat_terminal.preload()
+def _import_prompt() -> None:
+    import deltamem_cli.commands.chat_terminal  # noqa: F401

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from prompt_toolkit import PromptSession
@@ -160,9 +160,7 @@ def _enter(event: KeyPressEvent) -> None:
         buffer.validate_and_handle()
 
 
-def preload() -> Any:
-    """Imports what the first prompt and the first reply need, for a thread beside the loading of the model."""
+def preload() -> None:
+    """Imports what the first reply needs."""
     import rich.live
-    import rich.markdown
-
-    return rich
+    import rich.markdown  # noqa: F401
