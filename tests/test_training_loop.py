@@ -185,15 +185,19 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
         "questions": [{"content": "My boat?", "answer": "It is red.", "value": "red"}],
     }
     data.write_text("\n".join([json.dumps(line)] * 3 + [json.dumps({**line, "validation": True})]))
-    options = RunOptions(base, tmp_path / "out.gguf", data=data, steps=2, batch=2, rank=2, layers="1", finish=0.5)
+    small = {"start_episodes": 3, "warm_up_steps": 2, "batch": 2}
+    options = RunOptions(base, tmp_path / "out.gguf", data=data, steps=2, rank=2, layers="1", finish=0.5, **small)  # type: ignore[arg-type]
     events: list[dict[str, object]] = []
     run_training(options, events.append)
     assert read_adapter(tmp_path / "out.gguf").config.layers == (1,)
-    assert {e["event"] for e in events} == {"start", "step", "validation", "saved"}
+    assert {e["event"] for e in events} == {"start", "warm-up", "step", "validation", "saved"}
     with pytest.raises(DeltamemError, match="--resume"):
         run_training(options, events.append)
     options.resume, options.steps = True, 3
     run_training(options, events.append)
+    again = RunOptions(base, tmp_path / "more.gguf", data=data, steps=1, start_from=tmp_path / "out.gguf", **small)  # type: ignore[arg-type]
+    run_training(again, events.append)
+    assert read_adapter(tmp_path / "more.gguf").config == read_adapter(tmp_path / "out.gguf").config
 
 
 def test_layers_are_read_as_ranges_and_refused_beyond_the_model() -> None:

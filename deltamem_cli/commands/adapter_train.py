@@ -37,6 +37,9 @@ def train(
         float, typer.Option("--finish", min=0.0, max=1.0, help="Share of the run that trains end to end.")
     ] = 0.15,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside FILE.")] = False,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", metavar="ADAPTER", help="Go on from this adapter, with its settings.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per event.")] = False,
 ) -> None:
     """Train an adapter; needs the extra "train". Checkpoints go to FILE.run beside the adapter.
@@ -55,7 +58,7 @@ def train(
     options = RunOptions(
         base=base, output=output, data=data, steps=steps, minutes=minutes, seed=seed, rank=rank,
         state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, batch=batch, lr=lr,
-        finish=finish, resume=resume,
+        finish=finish, resume=resume, start_from=start_from,
     )  # fmt: skip
     if as_json:
         run_training(options, lambda event: typer.echo(json.dumps(event)))

@@ -12,6 +12,8 @@ from deltamem_cli.adapter.format import Provenance, write_adapter
 from deltamem_cli.adapter.weight import Weight
 from deltamem_cli.training.memory import Memory
 
+DELTA_SIZE = 0.04
+
 
 def export_adapter(
     memory: Memory, path: Path, base_model: str, summary: dict[str, Any], name: str | None = None
@@ -63,7 +65,11 @@ def memory_from_adapter(config: Any, tensors: dict[str, Weight]) -> Memory:
         memory.gate.copy_(torch.cat([stack(f"{g}.weight") for g in gates], 1))
         memory.gate_bias.copy_(torch.cat([stack(f"{g}.bias") for g in gates], 1))
         for h, delta in memory.delta.items():
-            delta.copy_(stack(f"delta_{h}.weight"))
+            whole = stack(f"delta_{h}.weight")
+            # small parameters times a scale, as training has them, so that its learning rate fits
+            size = whole.square().mean((1, 2)).sqrt() / DELTA_SIZE
+            memory.scale[h].copy_(torch.where(size > 0, size, 1.0))
+            delta.copy_(whole / memory.scale[h][:, None, None])
         if memory.delta_o_norm is not None:
             memory.delta_o_norm.copy_(stack("delta_o_norm.weight"))
     return memory

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from deltamem_cli.adapter.format import DELTA_HEADS, AdapterConfig
+from deltamem_cli.adapter.format import DELTA_HEADS, AdapterConfig, read_adapter
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.data import read_episodes
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
-from deltamem_cli.training.export import export_adapter
+from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Source, Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixture import persona_source, recall_checks
@@ -43,6 +43,9 @@ class RunOptions:
     lr: float = 2e-3
     finish: float = 0.15
     resume: bool = False
+    start_from: Path | None = None
+    start_episodes: int = 96
+    warm_up_steps: int = 300
 
 
 def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) -> Path:
@@ -64,12 +67,11 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     source, checks = _episodes(options, encoder)
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
-    config = adapter_config(options, backbone)
     torch.manual_seed(options.seed)
-    memory = Memory(config, backbone.widths).to(device)
+    memory = _memory(options, backbone).to(device)
     settings = Settings(
         steps=options.steps, minutes=options.minutes, seed=options.seed, batch=options.batch, lr=options.lr,
-        finish=options.finish,
+        finish=options.finish, start_episodes=options.start_episodes, warm_up_steps=options.warm_up_steps,
     )  # fmt: skip
 
     def bank(rng: random.Random) -> Bank:
@@ -96,10 +98,23 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     if options.resume:
         trainer.load(checkpoint)
         best = max((h["score"] for h in trainer.history), default=-1.0)
-    else:
+    elif options.start_from is None:
         trainer.start()
     trainer.run()
     return options.output
+
+
+def _memory(options: RunOptions, backbone: Backbone) -> Memory:
+    """A fresh memory, or that of an adapter to go on from, whose settings then count."""
+    if options.start_from is None:
+        return Memory(adapter_config(options, backbone), backbone.widths)
+    adapter = read_adapter(options.start_from)
+    shape, c = backbone.shape, adapter.config
+    if (c.architecture, c.embedding_length, c.block_count) != (shape.architecture, shape.hidden, shape.n_layer):
+        raise DeltamemError(
+            f"{options.start_from} is an adapter for another model than {options.base}; give --from an adapter of this one"
+        )
+    return memory_from_adapter(c, adapter.tensors)
 
 
 def _accelerator() -> Any:
