@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from chat_support import PROMPT, Terminal, dmem, environment  # noqa: E402
+from chat_support import PROMPT, Terminal, dmem, environment
 
-from deltamem_cli import paths  # noqa: E402
+from deltamem_cli import paths
 
 TWO_COMMANDS = """
 import typer

@@ -35,7 +35,14 @@ class Dmem:
 
     def run(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            list(arguments), env=self.env, input=stdin, capture_output=True, text=True, timeout=120, errors="replace"
+            list(arguments),
+            check=False,
+            env=self.env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            errors="replace",
         )
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
