@@ -58,7 +58,7 @@ LLAMA_API const char * llama_deltamem_last_error (void);
 // Adapter: the weights, read from a GGUF file of adapter.type "deltamem" and checked against the model.
 // It keeps no pointer into the model, so the two may be freed in any order.
 LLAMA_API struct llama_deltamem_adapter * llama_deltamem_adapter_init(
-        const struct llama_model * model, const char * path, enum llama_deltamem_compute compute);
+        const struct llama_model * model, const char * path, int32_t compute); // enum llama_deltamem_compute
 LLAMA_API void    llama_deltamem_adapter_free  (struct llama_deltamem_adapter * adapter);
 LLAMA_API int32_t llama_deltamem_adapter_info  (const struct llama_deltamem_adapter * adapter, struct llama_deltamem_info * info);
 // writes the indices of the n adapted layers, ascending; n must be info.n_layers

@@ -84,10 +84,13 @@ const char * llama_deltamem_last_error(void) {
     return last_error().c_str();
 }
 
-llama_deltamem_adapter * llama_deltamem_adapter_init(const llama_model * model, const char * path, llama_deltamem_compute compute) {
+llama_deltamem_adapter * llama_deltamem_adapter_init(const llama_model * model, const char * path, int32_t compute) {
     return guarded<llama_deltamem_adapter *>(nullptr, [&] {
         need(model && path, "a model and a path are needed to load an adapter");
-        return new llama_deltamem_adapter { llama_deltamem_load(*model, path, compute) };
+        if (compute < LLAMA_DELTAMEM_COMPUTE_AUTO || compute > LLAMA_DELTAMEM_COMPUTE_OPS) {
+            throw std::runtime_error(format("there is no way %d to compute corrections: pass one of enum llama_deltamem_compute", compute));
+        }
+        return new llama_deltamem_adapter { llama_deltamem_load(*model, path, (llama_deltamem_compute) compute) };
     });
 }
 
