@@ -391,3 +391,14 @@ def test_ended_from_outside_a_reply_is_committed_before_the_process_ends(starter
         chat.kill(signal.SIGTERM)
         assert chat.wait() == 128 + signal.SIGTERM
     assert [turn["interrupted"] for turn in starter.memory("history")["turns"]] == [True]
+
+
+def test_what_is_typed_during_a_reply_is_not_shown_in_it_and_is_the_next_message(starter: Dmem) -> None:
+    with starter.terminal(tokens=40) as chat:
+        chat.line("Write a long story about the sea.")
+        chat.expect(r"sea\.\s+\S+ \S+")
+        chat.send("/stats\r")
+        chat.expect(r"tokens/s")
+        assert plain(chat.shown).count("/stats") == 1
+        chat.line("/exit")
+        assert chat.wait() == 0

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from deltamem_cli.commands.chat_render import progress_bar, reply_view
-from deltamem_cli.commands.interrupts import stopping
+from deltamem_cli.commands.interrupts import no_echo, stopping
 
 if TYPE_CHECKING:
     from deltamem_cli.session.chat import ChatSession
@@ -22,7 +22,12 @@ def show_reply(
 
     Raises engine.Cancelled when it was stopped before the reply began.
     """
-    with stopping(session.stop), progress_bar("reading") as progress, closing(reply(progress)) as pieces:
+    with (
+        stopping(session.stop),
+        no_echo(),
+        progress_bar("reading") as progress,
+        closing(reply(progress)) as pieces,
+    ):
         first = next(pieces, None)
         if first is None:
             return
@@ -34,7 +39,7 @@ def show_reply(
 
 def remember(session: ChatSession, text: str) -> None:
     """Writes `text` into the memory, with a progress bar when it is long. Raises engine.Cancelled at Ctrl-C."""
-    with stopping(session.stop), progress_bar("remembering") as progress:
+    with stopping(session.stop), no_echo(), progress_bar("remembering") as progress:
         session.remember(text, progress=progress)
 
 

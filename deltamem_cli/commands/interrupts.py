@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,3 +37,24 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
         if leaving:
             raise SystemExit(128 + leaving[0])
+
+
+@contextmanager
+def no_echo() -> Iterator[None]:
+    """What is typed inside is not shown, which would tear what is drawn; the next prompt gets it."""
+    try:
+        import termios
+    except ImportError:  # Windows shows nothing by itself
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    old = termios.tcgetattr(sys.stdin)
+    quiet = [*old]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)  # NOW: the others may throw away what is typed already
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, old)
