@@ -204,6 +204,10 @@ def test_an_error_is_told_once_and_to_its_own_thread(context: RawContext) -> Non
     thread.start()
     thread.join()
     assert seen == [""]
+    assert context.try_decode([Row(10**6, len(TOKENS))]) == -1
+    assert native().last_error() == "", "it is not what this decode failed of"
+    with pytest.raises(NativeError):
+        context.call("pass_end")
     context.call("set_write", True)
     assert native().last_error() == ""
 
