@@ -394,9 +394,10 @@ def test_ended_from_outside_a_reply_is_committed_before_the_process_ends(starter
 
 
 def test_what_is_typed_during_a_reply_is_not_shown_in_it_and_is_the_next_message(starter: Dmem) -> None:
-    with starter.terminal(tokens=40) as chat:
+    with starter.terminal(tokens=120) as chat:
         chat.line("Write a long story about the sea.")
-        chat.expect(r"sea\.\s+\S+ \S+")
+        chat.expect(r"sea\.\s+(?!>>>)\S+")
+        chat.expect(r"\w+ \w+ \w+")  # the reply has begun
         chat.send("/stats\r")
         chat.expect(r"tokens/s")
         assert plain(chat.shown).count("/stats") == 1
