@@ -95,6 +95,24 @@ def test_a_failure_inside_a_pass_ends_it_without_writing(path: Path, model: Mode
         engine.set_state(engine.state() + 0.5)  # not refused: no pass is open
 
 
+def test_a_pass_with_a_failure_inside_writes_nothing_though_later_tokens_went_well(
+    path: Path, model: Model, tiny_adapter: MakeAdapter
+) -> None:
+    with Engine(model, tiny_adapter(path, write_granularity="message_mean"), options(batch=8)) as engine:
+
+        def cancel(_: int) -> None:
+            engine.cancel()
+
+        with pytest.raises(NativeError, match="its span writes were dropped"), engine.one_pass():
+            engine.feed([1, 2], spans=[0, 0])
+            with pytest.raises(DeltamemError, match="stopped"):
+                engine.feed(TOKENS, spans=[1] * len(TOKENS), progress=cancel)
+            engine.feed([3, 4], spans=[2, 2])
+        assert not engine.state().any()
+        engine.feed([3, 4], spans=[2, 2])
+        assert engine.state().any()
+
+
 def test_reading_only_leaves_the_state(engine: Engine) -> None:
     engine.feed(TOKENS)
     state = engine.state()
