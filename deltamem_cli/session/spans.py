@@ -19,6 +19,11 @@ def sentences(text: str) -> int:
     return sum(1 for _ in _SENTENCE_END.finditer(text))
 
 
+def sentence_ends(text: str) -> list[int]:
+    """Where in `text` each sentence is over; the white space behind its end is still its own."""
+    return [match.end() for match in _SENTENCE_END.finditer(text)]
+
+
 def of_message(model: Model, piece: Piece, granularity: str) -> list[int] | None:
     """Span ids of a user's message, from 0; None when every token writes by itself.
 
@@ -30,10 +35,15 @@ def of_message(model: Model, piece: Piece, granularity: str) -> list[int] | None
     start, end = piece.content
     if granularity == "message_mean":
         return [0] * end + [NOT_WRITTEN] * (len(piece.tokens) - end)
-    ids, text = [NOT_WRITTEN] * len(piece.tokens), ""
-    for i in range(start, end):
-        ids[i] = sentences(text)
-        text += model.piece(piece.tokens[i]).decode("utf-8", "replace")
+    ids = [NOT_WRITTEN] * len(piece.tokens)
+    pieces = [model.piece(token).decode("utf-8", "replace") for token in piece.tokens[start:end]]
+    ends = sentence_ends("".join(pieces))
+    position = sentence = 0
+    for i, text in enumerate(pieces, start):
+        while sentence < len(ends) and ends[sentence] <= position:
+            sentence += 1
+        ids[i] = sentence
+        position += len(text)
     return ids
 
 
