@@ -106,6 +106,8 @@ def test_nothing_can_be_drawn_after_a_cancel_until_tokens_are_fed(engine: Engine
     def cancel(_: int) -> None:
         engine.cancel()
 
+    engine.feed([1])
+    engine.clear_context()
     with pytest.raises(Cancelled) as cancelled:
         engine.feed(TOKENS, progress=cancel)
     assert cancelled.value.fed == 500
