@@ -98,7 +98,11 @@ class Engine:
             raise EngineError(
                 f"No context of {options.ctx_size} tokens can be made ({reason}): try a smaller --ctx-size."
             )
-        self._threadpool = self.native.call("threadpool_init", self.n_threads)
+        try:
+            self._threadpool = self.native.call("threadpool_init", self.n_threads)
+        except NativeError:
+            llama.llama_free(context)
+            raise
         self.native.lib.llama_attach_threadpool(context, self._threadpool, self._threadpool)
         return context
 
