@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typing_extensions import Self
 
 from deltamem_cli.session import opening
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.opening import Loaded, Request
+from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 
 PROMPT = r">>>\s*$"
@@ -43,6 +45,32 @@ class Chats:
 
 def say(session: ChatSession, text: str) -> str:
     return "".join(session.ask(text))
+
+
+def assert_agree(session: ChatSession) -> None:
+    """What is stored, what the engine holds and what the model sees are one and the same."""
+    stored = turns.all_of(session.store, session.conversation.id)
+    latest = states.latest(session.store, session.conversation.id)
+    assert session.n_turns == (stored[-1].number if stored else 0)
+    assert session.engine.state().tobytes() == (
+        latest.state.tobytes() if latest else bytes(session.engine.state().nbytes)
+    )
+    seen = session.window.turns
+    assert seen == [turn.number for turn in stored if turn.number in seen]
+    for turn in stored:
+        tokens = [token for message in turn.messages for token in message.tokens]
+        if turn.number in seen:
+            visible = session.window.tokens(turn.number)
+            assert visible == tokens[-len(visible) :]
+    assert session.window.n_past == len(session.window.head) + sum(len(s.tokens) for s in session.window.stretches)
+
+
+def state_bytes(session: ChatSession) -> bytes:
+    return session.engine.state().tobytes()
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def environment(home: Path, **changes: str) -> dict[str, str]:
