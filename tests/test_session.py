@@ -151,6 +151,8 @@ def test_a_reply_that_can_not_be_made_again_leaves_the_old_one(chats: Chats) -> 
         assert state_bytes(session) == before
         assert session.window.turns == [1, 2]
         assert_agree(session)
+        say(session, "A question that is taken back.")
+        session.undo()
         session.remember("Nobody answers.")
         with pytest.raises(DeltamemError, match="no question"):
             list(session.regenerate())
@@ -210,6 +212,7 @@ def test_a_turn_that_can_not_be_saved_never_was(
                 with pytest.raises(StoreError):
                     say(session, text)
                 assert state_bytes(session) == before
+                assert session.window.turns == [1]
                 assert_agree(session)
             with pytest.raises(StoreError):
                 list(session.regenerate())
