@@ -40,7 +40,7 @@ ContextOption = Annotated[
 ]
 GpuOption = Annotated[int, typer.Option("-ngl", "--gpu-layers", metavar="N", help="Layers on the GPU; -1: all.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads.  [default: one per core]")
+    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads.  [default: one per free core]")
 ]
 StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show replies when they are complete.")]
 
