@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Literal
 
 from deltamem_cli.errors import DeltamemError
 
@@ -20,26 +21,27 @@ def _home() -> Path | None:
     return Path(value).expanduser().absolute() if value else None
 
 
+def _platform_path(what: Literal["data", "config", "cache"]) -> Path:
+    import platformdirs  # takes longer than everything else here
+
+    path: Path = getattr(platformdirs, f"user_{what}_path")(APP_NAME, appauthor=False)
+    return path
+
+
 def data_dir() -> Path:
     """What must not be lost: the database of memories, adapters, models."""
-    import platformdirs
-
-    return _home() or platformdirs.user_data_path(APP_NAME, appauthor=False)
+    return _home() or _platform_path("data")
 
 
 def config_dir() -> Path:
     """What the user writes: the configuration file."""
-    import platformdirs
-
-    return _home() or platformdirs.user_config_path(APP_NAME, appauthor=False)
+    return _home() or _platform_path("config")
 
 
 def cache_dir() -> Path:
     """What can be made again: fingerprints, synthetic models."""
-    import platformdirs
-
     home = _home()
-    return home / "cache" if home else platformdirs.user_cache_path(APP_NAME, appauthor=False)
+    return home / "cache" if home else _platform_path("cache")
 
 
 def native_dir() -> Path:

@@ -1,0 +1,118 @@
+"""The table of settings: what each is called, which values it takes, what it is for. Reads nothing.
+
+Lower than the engine, so what the engine accepts and presets stands here a second time; tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deltamem_cli.config.kinds import Kind, name, number, one_of, path, switch, text, whole
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting. `otherwise` says what happens while it has no value at all."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    otherwise: str = ""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "DMEM_NOHISTORY" if self.name == "history" else "DMEM_" + self.name.replace(".", "_").upper()
+
+
+KEYS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        Key(
+            "model",
+            name("the name of a model or the path of a GGUF file"),
+            None,
+            "Model that talks: a name that dmem model list shows, or a GGUF file.",
+            otherwise="the packaged starter",
+        ),
+        Key(
+            "adapter",
+            name("the name of an adapter or the path of a GGUF file"),
+            None,
+            "The model's δ-mem adapter.",
+            otherwise="the one that belongs to the model",
+        ),
+        Key("profile", name("the name of a profile"), "default", "Profile that is used when none is named."),
+        Key("system", text(), None, "System prompt.", otherwise="none"),
+        Key(
+            "template",
+            path(),
+            None,
+            "File with a chat template (jinja) to use in place of the model's own.",
+            otherwise="the model's own",
+        ),
+        Key(
+            "database", path(), None, "Database of memories and transcripts.", otherwise="memory.db in the data folder"
+        ),
+        Key(
+            "ctx_size",
+            whole(0),
+            None,
+            "Tokens that the model sees at once; 0: all it was trained for.",
+            otherwise="4096, or less when the model has less",
+        ),
+        Key("gpu_layers", whole(-1), 0, "Layers on the GPU; -1: all."),
+        Key("threads", whole(1, 512), None, "Threads that compute.", otherwise="one per free core"),
+        Key(
+            "replay",
+            whole(0),
+            None,
+            "Tokens of the last messages to show the model again when a chat goes on; 0: the memory alone.",
+            otherwise="a quarter of the context",
+        ),
+        Key("cache_type_k", one_of(*CACHE_TYPES), "f16", "Type of the numbers in the KV cache: keys."),
+        Key("cache_type_v", one_of(*CACHE_TYPES), "f16", "Type of the numbers in the KV cache: values."),
+        Key("flash_attention", one_of("auto", "on", "off"), "auto", "Flash attention."),
+        Key("show_thinking", switch(), True, "Show what a thinking model thinks, dimmed."),
+        Key("remember_thinking", switch(), False, "Write what a thinking model thinks into the memory."),
+        Key("markdown", switch(), True, "Show replies at a terminal as Markdown."),
+        Key("history", switch(), True, "Keep what is typed at the prompt for the arrow keys."),
+        Key("options.temperature", number(", 0 or more", lambda x: x >= 0), 0.8, "0: always the likeliest token."),
+        Key("options.top_k", whole(0), 40, "Draw from so many of the likeliest tokens; 0: from all."),
+        Key(
+            "options.top_p",
+            number(" above 0, at most 1", lambda x: 0 < x <= 1),
+            0.95,
+            "Draw from the likeliest tokens that have this probability together.",
+        ),
+        Key(
+            "options.min_p",
+            number(", 0 to 1", lambda x: 0 <= x <= 1),
+            0.05,
+            "Leave out what is less probable than this part of the likeliest token.",
+        ),
+        Key("options.repeat_penalty", number(" above 0", lambda x: x > 0), 1.0, "Above 1: repeat less."),
+        Key("options.repeat_last_n", whole(0), 64, "Tokens back that repeat_penalty looks."),
+        Key(
+            "options.seed",
+            whole(0, 2**32 - 1),
+            None,
+            "Seed of the drawing; the same seed gives the same reply.",
+            otherwise="a new one each time",
+        ),
+        Key(
+            "options.max_tokens",
+            whole(1),
+            None,
+            "Longest reply, in tokens.",
+            otherwise="until the model ends it",
+        ),
+    )
+}
+
+# Tables whose entries the user names: [models.NAME], [adapters.NAME]
+TABLES = ("models", "adapters")
