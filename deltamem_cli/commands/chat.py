@@ -29,19 +29,23 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("-m", "--model", metavar="FILE", envvar="DMEM_MODEL", help="GGUF model.  [default: the starter]"),
+    typer.Option("-m", "--model", metavar="FILE", help="GGUF model.  [config: model]"),
 ]
 AdapterOption = Annotated[
-    Path | None, typer.Option("--adapter", metavar="FILE", help="The model's δ-mem adapter, a GGUF file.")
+    Path | None,
+    typer.Option("--adapter", metavar="FILE", help="The model's δ-mem adapter, a GGUF file.  [config: adapter]"),
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option("--ctx-size", metavar="N", min=0, help="Tokens that the model sees at once; 0: all it can."),
+    typer.Option(
+        "--ctx-size", metavar="N", min=0, help="Tokens that the model sees at once; 0: all it can.  [config: ctx_size]"
+    ),
 ]
-GpuOption = Annotated[int, typer.Option("-ngl", "--gpu-layers", metavar="N", help="Layers on the GPU; -1: all.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads.  [default: one per free core]")
+GpuOption = Annotated[
+    int | None,
+    typer.Option("-ngl", "--gpu-layers", metavar="N", min=-1, help="Layers on the GPU; -1: all.  [config: gpu_layers]"),
 ]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads.  [config: threads]")]
 StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show replies when they are complete.")]
 
 
@@ -60,17 +64,18 @@ def chat(
             "--replay",
             metavar="N",
             min=0,
-            help="Tokens of the last messages to show the model again; 0: the memory alone.  [default: a quarter of "
-            "the context]",
+            help="Tokens of the last messages to show the model again; 0: the memory alone.  [config: replay]",
         ),
     ] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
-    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")] = None,
+    system: Annotated[
+        str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.  [config: system]")
+    ] = None,
     option: OptionOption = None,
     no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
     ctx_size: ContextOption = None,
-    gpu_layers: GpuOption = 0,
+    gpu_layers: GpuOption = None,
     threads: ThreadsOption = None,
     no_stream: StreamOption = False,
     database: DatabaseOption = None,

@@ -70,11 +70,11 @@ class Talk:
 
     def set_option(self, name: str, value: str) -> None:
         """Raises DeltamemError for a name or a value that makes no sense."""
-        from deltamem_cli.session.opening import sampling
+        from deltamem_cli.session.opening import sampling, settle
 
-        options = {**self.request.options, name.replace("-", "_"): value}
-        drawn, max_tokens = sampling({**self.session.profile.options, **options})
-        self.request = replace(self.request, options=options)
+        request = replace(self.request, options={**self.request.options, name.replace("-", "_"): value})
+        drawn, max_tokens = sampling(settle(request, self.session.profile).options)
+        self.request = request
         self.session.settings = replace(self.session.settings, sampling=drawn, max_tokens=max_tokens)
 
     def set_system(self, text: str) -> None:

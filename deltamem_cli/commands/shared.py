@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 ProfileOption = Annotated[
     str | None,
-    typer.Option("-p", "--profile", metavar="NAME", envvar="DMEM_PROFILE", help="Profile.  [default: default]"),
+    typer.Option("-p", "--profile", metavar="NAME", help="Profile.  [config: profile]"),
 ]
 CidOption = Annotated[
     str | None,
     typer.Option("--cid", metavar="ID", help="Conversation, by its id or how that begins or ends.  [default: last]"),
 ]
 DatabaseOption = Annotated[
-    Path | None, typer.Option("-d", "--database", metavar="FILE", help="Another database than the usual one.")
+    Path | None, typer.Option("-d", "--database", metavar="FILE", help="Database.  [config: database]")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
@@ -69,10 +69,10 @@ def open_store(database: Path | None, *, create: bool = False) -> Store:
 
 
 def profile_name(profile: str | None) -> str:
-    """What the flag or DMEM_PROFILE says, else the default profile."""
-    from deltamem_cli.store.profiles import DEFAULT
+    """What the flag says, else the configuration."""
+    from deltamem_cli import config
 
-    return profile or DEFAULT
+    return profile or str(config.value("profile"))
 
 
 def pick_conversation(store: Store, profile: str | None, cid: str | None) -> Conversation:

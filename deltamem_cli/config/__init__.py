@@ -14,7 +14,7 @@ from deltamem_cli.config import file
 from deltamem_cli.config.errors import ConfigError, UnknownKey, WrongValue
 from deltamem_cli.config.keys import KEYS, TABLES, Key
 
-__all__ = ["KEYS", "check", "find", "set_entry", "set_value", "source", "table", "unset", "value"]
+__all__ = ["KEYS", "check", "checked", "find", "options", "set_entry", "set_value", "source", "table", "unset", "value"]
 
 
 def value(name: str) -> Any:
@@ -31,6 +31,12 @@ def source(name: str) -> str:
     if os.environ.get(key.variable):
         return f"environment {key.variable}"
     return "file" if name in checked() else "default"
+
+
+def options() -> dict[str, Any]:
+    """The sampling options that are not left to the engine. Raises ConfigError."""
+    named = {name.removeprefix("options."): value(name) for name in KEYS if name.startswith("options.")}
+    return {name: one for name, one in named.items() if one is not None}
 
 
 def checked() -> dict[str, Any]:

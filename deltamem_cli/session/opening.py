@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import paths
+from deltamem_cli import config, paths
 from deltamem_cli.engine import Engine, EngineOptions, Model, Sampling, fingerprint
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.session.chat import ChatSession
@@ -22,7 +22,7 @@ from deltamem_cli.store.records import Conversation, Identity, Profile
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; None: what the profile says, else the default."""
+    """What the user asked for; None: what settle() finds."""
 
     profile: str = profiles.DEFAULT
     cid: str | None = None
@@ -37,7 +37,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)  # of Sampling, and max_tokens
     replay_tokens: int | None = None
     ctx_size: int | None = None
-    gpu_layers: int = 0
+    gpu_layers: int | None = None
     threads: int | None = None
     template: str | None = None
 
@@ -50,6 +50,31 @@ class Loaded:
     model: Identity
     adapter: Identity | None
     why_no_memory: str | None  # a sentence, when there is no adapter
+
+
+def settle(request: Request, profile: Profile | None) -> Request:
+    """The request with what it leaves open: what the profile is set to, else the configuration. Raises DeltamemError.
+
+    Settling twice changes nothing.
+    """
+    own = profile or Profile(id=0, name=request.profile)
+    model, adapter = request.model, request.adapter
+    if model is None:  # an adapter belongs to the model beside which it is set
+        model, adapter = _path(own.model), adapter or _path(own.adapter)
+    if model is None:
+        model, adapter = _path(config.value("model")), adapter or _path(_configured_adapter())
+    system = own.system if request.system is None else request.system
+    return replace(
+        request,
+        model=model,
+        adapter=adapter,
+        system=config.value("system") if system is None else system,
+        options={**config.options(), **own.options, **request.options},
+        replay_tokens=_first(request.replay_tokens, "replay"),
+        ctx_size=_first(request.ctx_size, "ctx_size"),
+        gpu_layers=_first(request.gpu_layers, "gpu_layers"),
+        threads=_first(request.threads, "threads"),
+    )
 
 
 def sampling(options: Mapping[str, Any]) -> tuple[Sampling, int | None]:
@@ -86,10 +111,8 @@ def find_adapter(model: Path) -> Path | None:
 
 def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> Loaded:
     """Loads model and adapter; `stack` closes them. Raises DeltamemError."""
-    path = request.model or _path(profile.model if profile else None) or paths.starter_model()
-    # the profile's adapter belongs to the profile's model
-    adapter = request.adapter or (None if request.model else _path(profile.adapter if profile else None))
-    why = None
+    request = settle(request, profile)
+    path, adapter, why = request.model or paths.starter_model(), request.adapter, None
     if not request.memory:
         adapter, why = None, "Memory is off."
     elif adapter is None:
@@ -98,9 +121,15 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
             why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
     if adapter is not None and not adapter.is_file():
         raise DeltamemError(f"The adapter file {adapter} does not exist: check the path, or see: dmem adapter --help")
-    model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers))
+    model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
     size = request.ctx_size if request.ctx_size is not None else min(4096, model.n_ctx_train)
-    options = EngineOptions(ctx_size=size, threads=request.threads)
+    options = EngineOptions(
+        ctx_size=size,
+        threads=request.threads,
+        cache_type_k=config.value("cache_type_k"),
+        cache_type_v=config.value("cache_type_v"),
+        flash_attention=config.value("flash_attention"),
+    )
     engine = stack.enter_context(Engine(model, adapter, options))
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
@@ -138,15 +167,15 @@ def open_chat(stack: ExitStack, store: Store, request: Request) -> tuple[ChatSes
     """
     profile = find_profile(store, request)
     conversation = pick(store, profile, request)
-    sampling({**profile.options, **request.options})
+    sampling(settle(request, profile).options)
     loaded = load(stack, request, profile)
     return begin(store, request, loaded, profile, conversation), loaded
 
 
 def begin(store: Store, request: Request, loaded: Loaded, profile: Profile, conversation: Conversation) -> ChatSession:
     """A session of `conversation`, which is held, with a model that is loaded. Raises DeltamemError."""
-    drawn, max_tokens = sampling({**profile.options, **request.options})
-    system = profile.system if request.system is None else request.system
+    request = settle(request, profile)
+    drawn, max_tokens = sampling(request.options)
     restore(store, conversation, loaded)
     return ChatSession(
         store,
@@ -155,7 +184,7 @@ def begin(store: Store, request: Request, loaded: Loaded, profile: Profile, conv
         conversation,
         model=loaded.model,
         adapter=loaded.adapter,
-        prompt=Prompt(loaded.engine.model, system or None, request.template),
+        prompt=Prompt(loaded.engine.model, request.system or None, request.template),
         settings=Settings(drawn, max_tokens, request.replay_tokens, write=not request.read_only, log=request.log),
     )
 
@@ -186,6 +215,19 @@ def find_profile(store: Store, request: Request) -> Profile:
         return profiles.get(store, conversations.get(store, request.cid).profile)
     found = profiles.find(store, request.profile)
     return found or Profile(id=0, name=profiles.check_name(request.profile))
+
+
+def _first(asked: int | None, setting: str) -> int | None:
+    number: int | None = config.value(setting) if asked is None else asked
+    return number
+
+
+def _configured_adapter() -> str | None:
+    """That of the file is for the file's model, not for one that the environment names."""
+    if config.source("model").startswith("environment") and config.source("adapter") == "file":
+        return None
+    adapter: str | None = config.value("adapter")
+    return adapter
 
 
 def _path(text: str | None) -> Path | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltamem_cli import paths
+from deltamem_cli import config, paths
 
 FILE_NAME = "memory.db"
 
 
 def default_path() -> Path:
-    return paths.data_dir() / FILE_NAME
+    """Raises ConfigError."""
+    return config.value("database") or paths.data_dir() / FILE_NAME
