@@ -184,6 +184,7 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
 
         for line in chat_about.greeting(talk):
             tell(line)
+        talk.start()
         Thread(target=chat_terminal.preload, daemon=True).start()
         chat_terminal.hold(talk)
 

@@ -42,7 +42,7 @@ def _continued(talk: Talk) -> str:
         remembers = " The memory is empty." if session.engine.has_memory and not session.engine.state().any() else ""
         return f"A new conversation.{remembers}"
     heading = f" “{printable(conversation.heading)}”" if conversation.heading else ""
-    shown = len(session.window.turns)
+    shown = len(session.beginning.replayed)
     again = f", the last {shown} visible to the model" if shown else ""
     return (
         f"Continuing{heading}, {moment(conversation.updated)}: {count(conversation.n_turns, 'turn')}{again}. New: --new"

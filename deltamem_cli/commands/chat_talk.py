@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +30,10 @@ class Talk:
         self.stream = stream  # replies are shown as they grow
         self.warned = False  # that turns leave the context
         self._model = ExitStack()
+        self._start: Future[None] | None = None
+        self._started = (0, 0)  # tokens fed and to feed
         try:
-            self.session, self.loaded = opening.open_chat(self._model, store, request)
+            self.session, self.loaded = opening.open_chat(self._model, store, request, start=False)
         except BaseException:
             self._model.close()
             raise
@@ -38,7 +42,27 @@ class Talk:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Cancelled again and again: each feed() begins anew.
+        while self._start and not wait([self._start], 0.05).done:
+            self.session.engine.cancel()
         self._model.close()
+
+    def start(self) -> None:
+        """Feeds what the model sees at the start, in the background while the user types; ready() waits for it."""
+
+        def report(done: int, total: int) -> None:
+            self._started = (done, total)
+
+        executor = ThreadPoolExecutor(1)
+        self._start = executor.submit(self.session.start, report)
+        executor.shutdown(wait=False)
+
+    def ready(self, progress: Callable[[int, int], None]) -> None:
+        """Before anything is asked of the session. Raises DeltamemError when it can't start."""
+        while self._start and not wait([self._start], 0.05).done:
+            progress(*self._started)
+        if self._start:
+            self._start.result()
 
     def begin_new(self) -> None:
         """A fresh conversation of the same profile and model; the old one stays as it is."""

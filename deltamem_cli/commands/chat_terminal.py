@@ -15,7 +15,8 @@ from prompt_toolkit.output import create_output
 from deltamem_cli.commands import chat_do, chat_slash
 from deltamem_cli.commands.chat_complete import ChatCompleter
 from deltamem_cli.commands.chat_history import open_history
-from deltamem_cli.commands.chat_render import tell
+from deltamem_cli.commands.chat_render import progress_bar, tell
+from deltamem_cli.commands.interrupts import no_echo
 from deltamem_cli.commands.shared import count, note
 from deltamem_cli.errors import DeltamemError
 
@@ -53,15 +54,22 @@ def hold(talk: Talk) -> None:
 
 def _take(talk: Talk, text: str) -> None:
     message = unquoted(text)
-    if message is not None:
-        if message.strip():
-            chat_do.ask(talk, message)
-        return
-    command = chat_slash.command_of(text)
-    if command:
-        chat_slash.run(talk, *command)
-    elif text.strip():
-        chat_do.ask(talk, text.strip())
+    if message is None:
+        command = chat_slash.command_of(text)
+        if command:
+            if command[0] != "/exit":
+                _wait(talk)
+            chat_slash.run(talk, *command)
+            return
+        message = text.strip()
+    if message.strip():
+        _wait(talk)
+        chat_do.ask(talk, message)
+
+
+def _wait(talk: Talk) -> None:
+    with no_echo(), progress_bar("reading") as progress:
+        talk.ready(progress)
 
 
 def unquoted(text: str) -> str | None:

@@ -16,7 +16,9 @@ from deltamem_cli.session import recent
 from deltamem_cli.session import spans as span_ids
 from deltamem_cli.session.forgetting import Forgotten, Progress, forget
 from deltamem_cli.session.prompt import Piece, Prompt
+from deltamem_cli.session.recent import Beginning
 from deltamem_cli.session.records import Settings, TurnStats
+from deltamem_cli.session.replay import put_state
 from deltamem_cli.session.reply import Reply
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import states, turns
@@ -50,7 +52,10 @@ class ChatSession:
         prompt: Prompt,
         settings: Settings,
     ) -> None:
-        """The engine holds the conversation's state already (see opening.py). Feeds head and replayed turns."""
+        """The engine holds the conversation's state already (see opening.py).
+
+        Call start() before anything that feeds. Raises EngineError for a system prompt that does not fit.
+        """
         self.store = store
         self.engine = engine
         self.profile = profile
@@ -66,9 +71,13 @@ class ChatSession:
         self._asked: dict[int, str] = {}  # questions of this session, for turns whose text is not stored
         self._context: TurnContext = {}
         budget = settings.replay_tokens
-        self._begin(
+        self._prepare(
             recent.turns_that_fit(store, conversation.id, model, engine.n_ctx_seq // 4 if budget is None else budget)
         )
+
+    def start(self, progress: Progress | None = None) -> None:
+        """Feeds what the model sees at the start; in any thread, as long as nothing else is asked of the session."""
+        self.beginning.feed(self.window, progress)
 
     # turns
 
@@ -169,7 +178,7 @@ class ChatSession:
         if self.settings.write:
             gone = [turn.number for turn in turns.undo(self.store, self.conversation.id, count)]
             self._number = turns.last_number(self.store, self.conversation.id)
-            self._set_state(states.latest(self.store, self.conversation.id))
+            put_state(self.engine, states.latest(self.store, self.conversation.id))
         else:
             if not 0 < count <= self._number - self._stored:
                 raise DeltamemError(
@@ -187,7 +196,7 @@ class ChatSession:
         text = self._question(last)
         visible = self._visible()
         if self.settings.write:
-            self._set_state(states.before(self.store, self.conversation.id, last))
+            put_state(self.engine, states.before(self.store, self.conversation.id, last))
         self.window.cut(last)
         self._number = last - 1
         replaced = False
@@ -198,7 +207,7 @@ class ChatSession:
             if not replaced and self._number < last:  # the old turn still stands
                 self._number = last
                 if self.settings.write:
-                    self._set_state(states.latest(self.store, self.conversation.id))
+                    put_state(self.engine, states.latest(self.store, self.conversation.id))
                 self._begin(visible)
 
     def forget(self, numbers: Collection[int], *, progress: Progress | None = None) -> Forgotten:
@@ -229,7 +238,7 @@ class ChatSession:
         finally:
             self._reading = False
             self._number = turns.last_number(self.store, self.conversation.id)
-            self._set_state(states.latest(self.store, self.conversation.id))
+            put_state(self.engine, states.latest(self.store, self.conversation.id))
             self._begin(visible)
 
     def clear(self) -> None:
@@ -313,14 +322,6 @@ class ChatSession:
         else:
             self._begin(self._whole(mark.visible))
 
-    def _set_state(self, snapshot: Snapshot | None) -> None:
-        if not self.engine.has_memory:
-            return
-        if snapshot is None:
-            self.engine.clear_state()
-        else:
-            self.engine.set_state(snapshot.state)
-
     def _commit(
         self, mark: _Mark, context: TurnContext, messages: list[Message], instead_of: int | None, kind: str = "chat"
     ) -> None:
@@ -365,18 +366,19 @@ class ChatSession:
         }
 
     def _begin(self, replayed: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """A fresh window: head and `replayed` turns (number, tokens). None is written: the memory holds each once."""
+        """A fresh window with `replayed` turns: (number, tokens) each."""
+        self._prepare(replayed)
+        self.start()
+
+    def _prepare(self, replayed: Sequence[tuple[int, Sequence[int]]]) -> None:
         head = self.prompt.head()
-        self.window.start(head)
-        for number, tokens in replayed:
-            self.window.feed(number, tokens, write=False)
-        self.window.dropped.clear()
+        self.window.check_head(head)
+        self.beginning = Beginning(head, replayed)
         self._context = {
+            **self.beginning.context,
             "run": new_id(),
             "run_first": self._number + 1,
-            "replayed": [number for number, _ in replayed],
             "system": self.prompt.system,
-            "head": head,
         }
 
     def _visible(self) -> list[tuple[int, list[int]]]:

@@ -14,6 +14,7 @@ from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.prompt import Prompt
 from deltamem_cli.session.records import Settings
+from deltamem_cli.session.replay import put_state
 from deltamem_cli.store import bundle, conversations, locks, profiles, states
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.fingerprints import check_fingerprints
@@ -142,10 +143,7 @@ def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
     if loaded.adapter is None:
         return
     check_fingerprints(snapshot, loaded.model, loaded.adapter)
-    if snapshot is None:
-        loaded.engine.clear_state()
-    else:
-        loaded.engine.set_state(snapshot.state)
+    put_state(loaded.engine, snapshot)
 
 
 def pick(store: Store, profile: Profile, request: Request) -> Conversation:
@@ -160,24 +158,35 @@ def pick(store: Store, profile: Profile, request: Request) -> Conversation:
     return conversation
 
 
-def open_chat(stack: ExitStack, store: Store, request: Request) -> tuple[ChatSession, Loaded]:
+def open_chat(stack: ExitStack, store: Store, request: Request, *, start: bool = True) -> tuple[ChatSession, Loaded]:
     """A session as asked for; `stack` closes what it opens. Raises DeltamemError.
 
-    The conversation is found and held before the model is loaded: refusals come at once.
+    The conversation is found and held before the model is loaded: refusals come at once. start: see begin().
     """
     profile = find_profile(store, request)
     conversation = pick(store, profile, request)
     sampling(settle(request, profile).options)
     loaded = load(stack, request, profile)
-    return begin(store, request, loaded, profile, conversation), loaded
+    return begin(store, request, loaded, profile, conversation, start=start), loaded
 
 
-def begin(store: Store, request: Request, loaded: Loaded, profile: Profile, conversation: Conversation) -> ChatSession:
-    """A session of `conversation`, which is held, with a model that is loaded. Raises DeltamemError."""
+def begin(
+    store: Store,
+    request: Request,
+    loaded: Loaded,
+    profile: Profile,
+    conversation: Conversation,
+    *,
+    start: bool = True,
+) -> ChatSession:
+    """A session of `conversation`, which is held, with a model that is loaded. Raises DeltamemError.
+
+    Without `start` the caller calls the session's own start(), which may take a while.
+    """
     request = settle(request, profile)
     drawn, max_tokens = sampling(request.options)
     restore(store, conversation, loaded)
-    return ChatSession(
+    session = ChatSession(
         store,
         loaded.engine,
         profile,
@@ -187,6 +196,9 @@ def begin(store: Store, request: Request, loaded: Loaded, profile: Profile, conv
         prompt=Prompt(loaded.engine.model, request.system or None, request.template),
         settings=Settings(drawn, max_tokens, request.replay_tokens, write=not request.read_only, log=request.log),
     )
+    if start:
+        session.start()
+    return session
 
 
 def copy_for_temporary(disk: Store, request: Request) -> tuple[Store, Request]:

@@ -50,7 +50,7 @@ def replay(
     results: dict[int, Replayed] = {}
     window = Window(engine)
     if runs:
-        _set_state(engine, states.before(store, conversation, runs[0][0].number))
+        put_state(engine, states.before(store, conversation, runs[0][0].number))
     for run in runs:
         window.start(run[0].context.get("head", []))
         replayed = [n for n in run[0].context.get("replayed", []) if n in by_number and n not in without]
@@ -59,7 +59,7 @@ def replay(
         for turn in run:
             if turn.number == first:
                 # from here on the states differ: begin with the very bytes that stood before it
-                _set_state(engine, states.before(store, conversation, first))
+                put_state(engine, states.before(store, conversation, first))
             if turn.number in without:
                 continue
             window.drop_before(turn.context.get("window_first", 0))
@@ -101,7 +101,10 @@ def _feed(engine: Engine, window: Window, turn: Turn, *, write: bool) -> None:
             window.feed(turn.number, message.tokens, write=write, spans=spans)
 
 
-def _set_state(engine: Engine, snapshot: Snapshot | None) -> None:
+def put_state(engine: Engine, snapshot: Snapshot | None) -> None:
+    """Makes a stored state, None being the zero state, the engine's, if it has a memory."""
+    if not engine.has_memory:
+        return
     if snapshot is None:
         engine.clear_state()
     else:

@@ -32,13 +32,17 @@ class Window:
         self.stretches: list[Stretch] = []
         self.dropped: set[int] = set()  # turns that left, for the caller to tell the user
 
-    def start(self, head: Sequence[int]) -> None:
-        """Empties the window and feeds its head, which is read and not written."""
+    def check_head(self, head: Sequence[int]) -> None:
+        """Raises EngineError for a head that leaves too little room."""
         if len(head) > self.engine.n_ctx_seq // 2:
             raise EngineError(
                 f"The system prompt takes {len(head)} of the context's {self.engine.n_ctx_seq} tokens: "
                 "shorten it or use a larger --ctx-size."
             )
+
+    def start(self, head: Sequence[int]) -> None:
+        """Empties the window and feeds its head, which is read and not written. Raises EngineError."""
+        self.check_head(head)
         self.engine.clear_context()
         self.stretches.clear()
         self.dropped.clear()
