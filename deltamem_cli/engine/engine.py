@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltamem_cli.bindings import COMPUTE, GRANULARITIES, AdapterInfo, NativeError
+from deltamem_cli.engine.context import Context
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.interruptible import run_interruptible
 from deltamem_cli.engine.model import Model
-from deltamem_cli.engine.options import CACHE_TYPES, FLASH_ATTENTION, EngineOptions
+from deltamem_cli.engine.options import EngineOptions
 from deltamem_cli.engine.sampling import Sampler, Sampling
 from deltamem_cli.engine.threads import default_threads
 
@@ -51,16 +52,10 @@ class Engine:
         self.model = model
         self.native = model.native
         self.options = options = options or EngineOptions()
-        self._context: Any = None
         self._adapter: Any = None
         self._cancel = ctypes.c_bool(False)
         self.n_threads = options.threads or default_threads()
-        model.acquire()
-        try:
-            self._context = self._make_context(options)
-        except BaseException:
-            model.release()
-            raise
+        self._made = Context(model, options, self.n_threads, self._cancel)
         self.n_ctx = int(self.native.llama.llama_n_ctx(self._context))
         self.n_ctx_seq = int(self.native.llama.llama_n_ctx_seq(self._context))
         self._memory = self.native.llama.llama_get_memory(self._context)
@@ -76,50 +71,31 @@ class Engine:
             self.close()
             raise
 
-    def _make_context(self, options: EngineOptions) -> Any:
-        llama = self.native.llama
-        params = llama.llama_context_default_params()
-        params.n_ctx = options.ctx_size
-        params.n_batch = options.batch
-        params.n_ubatch = min(options.micro_batch, options.batch)
-        params.n_seq_max = options.sequences
-        params.n_threads = params.n_threads_batch = self.n_threads
-        params.type_k = CACHE_TYPES[options.cache_type_k]
-        params.type_v = CACHE_TYPES[options.cache_type_v]
-        params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
-        # A function of the library, not of Python: it is called once per node of the graph.
-        abort = ctypes.cast(self.native.lib.llama_deltamem_abort_if_set, ctypes.c_void_p).value
-        params.abort_callback = type(params.abort_callback)(abort)
-        params.abort_callback_data = ctypes.addressof(self._cancel)
-        self.native.recent_errors()
-        context = llama.llama_init_from_model(self.model.handle, params)
-        if not context:
-            reason = self.native.recent_errors() or "probably too little memory"
-            raise EngineError(
-                f"No context of {options.ctx_size} tokens can be made ({reason}): try a smaller --ctx-size."
-            )
-        try:
-            self._threadpool = self.native.call("threadpool_init", self.n_threads)
-        except NativeError:
-            llama.llama_free(context)
-            raise
-        self.native.lib.llama_attach_threadpool(context, self._threadpool, self._threadpool)
-        return context
-
     def close(self) -> None:
         self.detach()
-        if self._context:
-            self.native.llama.llama_free(self._context)
-            self._context = None
-            self.native.call("threadpool_free", self._threadpool)
-            self._has_logits = False
-            self.model.release()
+        self._made.close()
+        self._has_logits = False
+
+    @property
+    def _context(self) -> Any:
+        return self._made.handle
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def chosen(self) -> dict[str, int | str]:
+        """How this engine runs, with all that was left to it decided; plain data for people and for JSON."""
+        return {
+            "threads": self.n_threads,
+            "gpu_layers": self.model.gpu_layers,
+            "ctx_size": self.n_ctx_seq,
+            "cache_type_k": self.options.cache_type_k,
+            "cache_type_v": self.options.cache_type_v,
+            "flash_attention": "on" if self._made.flash_attention else "off",
+        }
 
     # adapter
 

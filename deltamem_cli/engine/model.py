@@ -33,6 +33,7 @@ class Model:
             )
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        self._gpu_layers = gpu_layers
         self.native.recent_errors()
         self._users = 0
         self._closed = False
@@ -146,6 +147,18 @@ class Model:
     @property
     def n_params(self) -> int:
         return int(self.native.llama.llama_model_n_params(self.handle))
+
+    @property
+    def gpu_layers(self) -> int:
+        """Layers that were put on a GPU, as asked for (-1: all); 0 where this build or machine has none."""
+        return self._gpu_layers if self.native.llama.llama_supports_gpu_offload() else 0
+
+    def head_width(self, kind: str) -> int:
+        """Numbers that one head of the KV cache keeps of a token. kind: k or v."""
+        key = f"{self.architecture}.attention.{'key' if kind == 'k' else 'value'}_length"
+        llama = self.native.llama
+        stated = self.metadata(key)
+        return int(stated or llama.llama_model_n_embd(self.handle) // max(1, llama.llama_model_n_head(self.handle)))
 
     # chat template
 

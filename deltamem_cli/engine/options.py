@@ -10,6 +10,7 @@ from deltamem_cli.engine.errors import EngineError
 
 # ggml_type of a KV cache
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
+CACHE_BLOCK = 32  # numbers that are quantized together, of every type that begins with q
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
 
@@ -36,6 +37,11 @@ class EngineOptions:
                 )
         if self.flash_attention not in FLASH_ATTENTION:
             raise EngineError(f"Flash attention is {self.flash_attention}: it must be auto, on or off.")
+        if is_quantized(self.cache_type_v) and self.flash_attention == "off":
+            raise EngineError(
+                f"Values in the KV cache can be {self.cache_type_v} only with flash attention, which is off: "
+                "use --flash-attn auto, or --cache-type-v f16."
+            )
         if self.compute not in COMPUTE:
             raise EngineError(f"The compute option is {self.compute}: it must be one of {', '.join(COMPUTE)}.")
         for name in ("batch", "micro_batch", "sequences"):
@@ -45,3 +51,7 @@ class EngineOptions:
             raise EngineError(f"The option threads is {self.threads}: it must be 1 to {_MAX_THREADS}.")
         if self.ctx_size < 0:
             raise EngineError(f"The context size is {self.ctx_size}: it must be 0 (the model's own) or more.")
+
+
+def is_quantized(cache_type: str) -> bool:
+    return cache_type.startswith("q")

@@ -1,0 +1,82 @@
+"""Makes and frees the llama.cpp context that an engine works in; feeds nothing."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from deltamem_cli.bindings import NativeError
+from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.options import CACHE_BLOCK, CACHE_TYPES, FLASH_ATTENTION, EngineOptions, is_quantized
+
+if TYPE_CHECKING:
+    from deltamem_cli.engine.model import Model
+
+
+class Context:
+    """A context of `model` with threads of its own; free it with close()."""
+
+    def __init__(self, model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_bool) -> None:
+        """cancel: set, it stops the running llama_decode. Raises EngineError or NativeError."""
+        self._model = model
+        _check_cache(model, options)
+        model.acquire()
+        try:
+            self.handle, self._threadpool, complaints = _make(model, options, threads, cancel)
+        except BaseException:
+            model.release()
+            raise
+        # llama.cpp has no question for what became of "auto", or of "on" where a model can't; it warns of an off
+        refused = "Flash Attention not supported" in complaints or "flash_attn is not compatible" in complaints
+        self.flash_attention = options.flash_attention != "off" and not refused
+
+    def close(self) -> None:
+        if self.handle:
+            self._model.native.llama.llama_free(self.handle)
+            self.handle = None
+            self._model.native.call("threadpool_free", self._threadpool)
+            self._model.release()
+
+
+def _check_cache(model: Model, options: EngineOptions) -> None:
+    """Raises EngineError for a KV cache that llama.cpp would refuse, or end the process for."""
+    for kind, cache_type in (("k", options.cache_type_k), ("v", options.cache_type_v)):
+        width = model.head_width(kind)
+        if is_quantized(cache_type) and width % CACHE_BLOCK:
+            raise EngineError(
+                f"The KV cache of {model.path.name} can't be {cache_type}, which needs heads of a multiple of "
+                f"{CACHE_BLOCK} numbers and not {width}: use --cache-type-{kind} f16."
+            )
+
+
+def _make(model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_bool) -> tuple[Any, Any, str]:
+    """The context, its threads, and what llama.cpp warned of."""
+    native, llama = model.native, model.native.llama
+    params = llama.llama_context_default_params()
+    params.n_ctx = options.ctx_size
+    params.n_batch = options.batch
+    params.n_ubatch = min(options.micro_batch, options.batch)
+    params.n_seq_max = options.sequences
+    params.n_threads = params.n_threads_batch = threads
+    params.type_k = CACHE_TYPES[options.cache_type_k]
+    params.type_v = CACHE_TYPES[options.cache_type_v]
+    params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
+    # A function of the library, not of Python: it is called once per node of the graph.
+    abort = ctypes.cast(native.lib.llama_deltamem_abort_if_set, ctypes.c_void_p).value
+    params.abort_callback = type(params.abort_callback)(abort)
+    params.abort_callback_data = ctypes.addressof(cancel)
+    native.recent_errors()
+    context = llama.llama_init_from_model(model.handle, params)
+    complaints = native.recent_errors()
+    if not context:
+        raise EngineError(
+            f"No context of {options.ctx_size} tokens can be made ({complaints or 'probably too little memory'}): "
+            "try a smaller --ctx-size."
+        )
+    try:
+        threadpool = native.call("threadpool_init", threads)
+    except NativeError:
+        llama.llama_free(context)
+        raise
+    native.lib.llama_attach_threadpool(context, threadpool, threadpool)
+    return context, threadpool, complaints

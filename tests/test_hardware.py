@@ -1,0 +1,139 @@
+"""How a model is run: threads, KV cache, flash attention. What was chosen is told, and the memory does not mind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LoadModel, MakeModel
+
+from deltamem_cli.engine import Engine, EngineError, EngineOptions, threads
+from deltamem_cli.paths import starter_adapter, starter_model
+
+
+def v2(root: Path, limits: dict[str, str]) -> None:
+    for path, text in limits.items():
+        folder = root / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.max").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, None),
+        ({"a/b": "max 100000"}, None),
+        ({"a/b": "150000 100000"}, 1.5),
+        ({"a": "200000 100000", "a/b": "max 100000"}, 2.0),  # a limit further up holds for all below it
+        ({"a": "200000 100000", "a/b": "400000 100000"}, 2.0),
+        ({"": "300000 100000"}, 3.0),  # a container sees its own group as the root
+        ({"a/b": "rubbish"}, None),
+    ],
+)
+def test_the_quota_of_a_container_is_the_least_of_its_groups(
+    tmp_path: Path, limits: dict[str, str], expected: float | None
+) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n")
+    v2(tmp_path / "cgroup", limits)
+    assert threads.cpu_quota(tmp_path / "cgroup", own) == expected
+
+
+def test_the_quota_of_an_old_container_is_read_too(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("7:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n")
+    folder = tmp_path / "cgroup" / "cpu" / "docker" / "x"
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_period_us").write_text("100000")
+    (folder / "cpu.cfs_quota_us").write_text("-1")
+    assert threads.cpu_quota(tmp_path / "cgroup", own) is None
+    (folder / "cpu.cfs_quota_us").write_text("250000")
+    assert threads.cpu_quota(tmp_path / "cgroup", own) == 2.5
+
+
+def test_no_more_threads_than_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_others_running", lambda: 0)
+    monkeypatch.setattr(threads, "_siblings", lambda core: str(core // 2))  # two threads per core
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(threads.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(threads, "cpu_quota", lambda: None)
+    assert threads.default_threads() == 4
+    monkeypatch.setattr(threads, "cpu_quota", lambda: 2.5)
+    assert threads.default_threads() == 2
+    monkeypatch.setattr(threads, "cpu_quota", lambda: 0.5)
+    assert threads.default_threads() == 1
+    monkeypatch.setattr(threads, "cpu_quota", lambda: None)
+    monkeypatch.setattr(threads, "_siblings", lambda core: None)  # as on Windows
+    assert threads.default_threads() == 4
+
+
+def test_what_was_chosen_is_told(tiny_model: MakeModel, loaded: LoadModel) -> None:
+    model = loaded(tiny_model("qwen3"))
+    with Engine(model, None, EngineOptions(ctx_size=0)) as engine:
+        chosen = engine.chosen()
+    assert chosen["threads"] >= 1 and chosen["ctx_size"] == 512
+    assert (chosen["cache_type_k"], chosen["flash_attention"], chosen["gpu_layers"]) == ("f16", "on", 0)
+    with Engine(model, None, EngineOptions(ctx_size=256, flash_attention="off", threads=1)) as engine:
+        assert engine.chosen() == {
+            "threads": 1,
+            "gpu_layers": 0,
+            "ctx_size": 256,
+            "cache_type_k": "f16",
+            "cache_type_v": "f16",
+            "flash_attention": "off",
+        }
+
+
+def test_a_cache_that_can_not_be_is_refused_in_one_sentence(tiny_model: MakeModel, loaded: LoadModel) -> None:
+    with pytest.raises(EngineError, match="only with flash attention, which is off: use --flash-attn auto"):
+        EngineOptions(cache_type_v="q4_0", flash_attention="off")
+    EngineOptions(cache_type_k="q4_0", flash_attention="off")
+    model = loaded(tiny_model("qwen3"))
+    assert model.head_width("k") % 32
+    for flash in ("auto", "off"):  # off: llama.cpp itself would end the process
+        with pytest.raises(EngineError, match="needs heads of a multiple of 32 .*--cache-type-k f16"):
+            Engine(model, None, EngineOptions(ctx_size=256, cache_type_k="q8_0", flash_attention=flash))
+    with pytest.raises(EngineError, match="--cache-type-v f16"):
+        Engine(model, None, EngineOptions(ctx_size=256, cache_type_v="q8_0"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance", "likeness"),
+    [
+        # the model's own rounding, of 4-bit weights, makes 3 % of any other order of operations
+        ({"flash_attention": "on"}, 0.06, 0.97),
+        ({"flash_attention": "off"}, 0.06, 0.97),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, 0.06, 0.95),
+        ({"cache_type_k": "q8_0", "flash_attention": "off"}, 0.06, 0.95),
+        ({"cache_type_k": "q4_0", "cache_type_v": "q4_0"}, 0.4, 0.85),
+    ],
+)
+def test_the_memory_is_the_same_whatever_the_cache_is_like(
+    loaded: LoadModel, settings: dict[str, str], tolerance: float, likeness: float
+) -> None:
+    adapter = starter_adapter()
+    if adapter is None:
+        pytest.skip("this package has no adapter for its starter")
+    model = loaded(starter_model())
+
+    def told_and_asked(settings: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The state after a message; logits that it gives in an empty context, and without it."""
+        with Engine(model, adapter, EngineOptions(ctx_size=256, threads=1, **settings)) as engine:  # type: ignore[arg-type]
+            told = model.render([{"role": "user", "content": "My name is Maria and my dog is called Rex."}])
+            asked = model.tokenize(model.render([{"role": "user", "content": "What is my dog called?"}]), special=True)
+            engine.feed(model.tokenize(told, special=True))
+            state = engine.state()
+            engine.clear_context()
+            with_memory = engine.feed(asked, write=False)
+            engine.clear_context()
+            engine.clear_state()
+            return state, with_memory, engine.feed(asked, write=False)
+
+    state, with_memory, without = told_and_asked(settings)
+    exact, expected, plain = told_and_asked({"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"})
+    assert np.isfinite(with_memory).all() and np.isfinite(without).all()
+    assert np.linalg.norm(state - exact) <= tolerance * np.linalg.norm(exact)
+    # what the memory adds to the answer, beside what the cache takes from it
+    assert np.corrcoef(with_memory - without, expected - plain)[0, 1] >= likeness
