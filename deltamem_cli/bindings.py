@@ -23,6 +23,7 @@ GRANULARITIES = ("token", "message_mean", "sentence_mean")  # enum llama_deltame
 STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")  # enum llama_deltamem_state_update
 COMPUTE = ("auto", "fused", "ops")  # enum llama_deltamem_compute
 
+_CPU = 0  # enum ggml_backend_dev_type
 _LOG_CONTINUED = 5
 _LOG_WARNING = 2
 _LOG_ERROR = 3
@@ -125,7 +126,23 @@ class Native:
             )
         self._log_callback = llama.llama_log_callback(self._on_log)  # kept: C holds no reference
         llama.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        self._load_backends()
         llama.llama_backend_init()
+
+    def _load_backends(self) -> None:
+        """Loads the CPU library that suits this processor best, where a build has several (DELTAMEM_PORTABLE).
+
+        ggml would search the folder of the Python program and the current one, which is anybody's.
+        """
+        lib = self.directory / "lib"
+        ggml = importlib.import_module("llama_cpp._ctypes_extensions").load_shared_library("ggml", lib)
+        ggml.ggml_backend_dev_by_type.restype = _POINTER
+        ggml.ggml_backend_load_all_from_path.restype = None
+        ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+        if not ggml.ggml_backend_dev_by_type(_CPU):
+            ggml.ggml_backend_load_all_from_path(str(lib).encode())
+        if not ggml.ggml_backend_dev_by_type(_CPU):
+            raise DeltamemError(f"{lib} holds no CPU library that this processor can run: install deltamem-cli again.")
 
     def call(self, name: str, *args: Any) -> Any:
         """Calls llama_deltamem_<name>. Raises NativeError with its text when it reports a failure."""
