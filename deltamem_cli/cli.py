@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import dataclass
+from functools import partial
+from inspect import cleandoc
 from typing import Any
 
 import typer
@@ -46,6 +48,7 @@ class LazyGroup(TyperGroup):
             if name == cmd_name:
                 command = get_command(importlib.import_module(module).app)
                 command.name = name
+                examples_last(command)
                 return command
         return None
 
@@ -56,12 +59,30 @@ class LazyGroup(TyperGroup):
                 formatter.write_dl([(name, text) for name, _, text in COMMANDS])
 
 
+def examples_last(command: Any) -> None:
+    """Moves the examples that end a docstring behind the options, where manual pages have them; of subcommands too.
+
+    They are written as a paragraph of `\\b` and `Examples:` with one indented line per example.
+    """
+    for each in (command, *getattr(command, "commands", {}).values()):
+        text, found, lines = (each.help or "").partition("\b\nExamples:\n")
+        if found:
+            each.help = text.rstrip()
+            each.format_epilog = partial(_format_examples, cleandoc(lines).splitlines())
+
+
+def _format_examples(examples: list[str], ctx: Any, formatter: Any) -> None:
+    with formatter.section("Examples"):
+        for example in examples:
+            formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -81,7 +102,18 @@ def dmem(
         False, "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
     ),
 ) -> None:
-    """Talk to a local language model that keeps a δ-mem memory between sessions."""
+    """Talk to a local language model that keeps a δ-mem memory between sessions.
+
+    Where help says [config: KEY], what no flag says comes from the environment variable DMEM_KEY, else from the
+    configuration file, else it is preset: dmem config list
+
+    \b
+    Examples:
+      dmem chat                        talk; the memory is kept for the next time
+      git diff | dmem chat "Explain this change"
+      dmem memory inspect              what the memory looks like
+      dmem config set ctx_size 8192
+    """
     if debug:
         ctx.ensure_object(Session).debug = True
 
@@ -98,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     args, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     session = Session(debug=debug)
     try:
-        get_command(app).main(args, prog_name="dmem", obj=session)
+        command = get_command(app)
+        examples_last(command)
+        command.main(args, prog_name="dmem", obj=session)
     except SystemExit as stop:  # typer's end of every command; it has made 130 of Ctrl-C and 2 of wrong usage
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except DeltamemError as error:

@@ -15,14 +15,18 @@ from deltamem_cli.errors import DeltamemError, UsageError
 if TYPE_CHECKING:
     from deltamem_cli.adapter.format import Adapter
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Make, inspect and check adapters."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def adapter() -> None:
-    """Make, inspect and check adapters."""
+    """Make, inspect and check adapters.
+
+    \b
+    Examples:
+      dmem adapter convert published/ -o qwen3-4b.deltamem.gguf --base qwen3-4b.gguf
+      dmem adapter show qwen3-4b.deltamem.gguf
+    """
 
 
 @app.command()
@@ -33,7 +37,14 @@ def convert(
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace FILE if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Turn a published adapter into one GGUF file for a base model."""
+    """Turn a published adapter into one GGUF file for a base model.
+
+    Called MODEL.deltamem.gguf and put beside MODEL.gguf, it is found by itself.
+
+    \b
+    Examples:
+      dmem adapter convert published/ -o qwen3-4b.deltamem.gguf --base qwen3-4b.gguf
+    """
     from deltamem_cli.adapter.convert import convert as convert_adapter
 
     if output.is_dir():
@@ -55,7 +66,13 @@ def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Adapter file (.gguf).")],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Say what an adapter file is: base model, variant, layers, size and where it comes from."""
+    """Say what an adapter file is: base model, variant, layers, size and where it comes from.
+
+    \b
+    Examples:
+      dmem adapter show qwen3-4b.deltamem.gguf
+      dmem adapter show qwen3-4b.deltamem.gguf --json | jq .variant
+    """
     from deltamem_cli.adapter.format import read_adapter
 
     adapter = read_adapter(file)

@@ -45,6 +45,12 @@ def train(
     """Train an adapter; needs the extra "train". Checkpoints go to FILE.run beside the adapter.
 
     On several GPUs start it with: accelerate launch -m deltamem_cli adapter train ...
+
+    \b
+    Examples:
+      dmem adapter train --base MODEL.gguf -o MODEL.deltamem.gguf --minutes 60
+      dmem adapter train --base MODEL.gguf -o MODEL.deltamem.gguf --minutes 60 --resume
+      dmem adapter train --base MODEL.gguf -o better.gguf --from MODEL.deltamem.gguf --data talks.jsonl
     """
     if output.suffix != ".gguf":
         raise UsageError(f"{output} is not named as an adapter file; give -o a name that ends in .gguf")

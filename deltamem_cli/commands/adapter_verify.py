@@ -35,7 +35,9 @@ def verify(
     Each case is run with float32 caches. Per step the largest absolute difference of logits (at most 1e-4) and of
     states (at most 1e-5) is printed.
 
-    Example: dmem adapter verify tests/golden/*
+    \b
+    Examples:
+      dmem adapter verify tests/golden/*
     """
     from deltamem_cli.bindings import COMPUTE
     from deltamem_cli.parity import replay

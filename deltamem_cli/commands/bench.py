@@ -45,7 +45,10 @@ def bench(
 
     A round is a prefill of 512 tokens and 64 single tokens. The ratios are medians of the rounds' own ratios.
 
-    Examples: dmem bench;  dmem bench --synthetic qwen3-4b --rounds 3
+    \b
+    Examples:
+      dmem bench
+      dmem bench --synthetic qwen3-4b --rounds 3
     """
     from deltamem_cli.bench import measure
     from deltamem_cli.synthetic import SHAPES, cached_model, random_adapter

@@ -85,8 +85,9 @@ def chat(
     With a QUESTION, or when something is piped in, answers once and exits.
 
     \b
-    Example: dmem chat --profile work
-    Example: git diff | dmem chat "Explain this change"
+    Examples:
+      dmem chat --profile work
+      git diff | dmem chat "Explain this change"
     """
     from deltamem_cli.session.opening import Request
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.records import Conversation, Profile, Turn
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Read the transcripts.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 AllOption = Annotated[bool, typer.Option("--all", help="In every profile.")]
 LimitOption = Annotated[int, typer.Option("-l", "--limit", metavar="N", help="At most so many.", min=1)]
@@ -41,7 +41,14 @@ LimitOption = Annotated[int, typer.Option("-l", "--limit", metavar="N", help="At
 
 @app.callback()
 def log() -> None:
-    """Read the transcripts: list, show, search and export them."""
+    """Read the transcripts: list, show, search and export them.
+
+    \b
+    Examples:
+      dmem log list --all
+      dmem log search lisbon
+      dmem log show | less
+    """
 
 
 @app.command("list")
@@ -54,7 +61,10 @@ def list_(
 ) -> None:
     """List the conversations, the last one first.
 
-    Example: dmem log list --all
+    \b
+    Examples:
+      dmem log list --all
+      dmem log list --profile work --json
     """
     from deltamem_cli.store import conversations
 
@@ -82,7 +92,10 @@ def show(
 ) -> None:
     """Show the transcript of a conversation.
 
-    Example: dmem log show --profile work
+    \b
+    Examples:
+      dmem log show --profile work
+      dmem log show --turn 3
     """
     from deltamem_cli.store import turns
 
@@ -109,7 +122,10 @@ def search(
 ) -> None:
     """Search the transcripts of a profile, or with --all of every profile.
 
-    Example: dmem log search train vienna
+    \b
+    Examples:
+      dmem log search train vienna
+      dmem log search --all '"my sister"'
     """
     from deltamem_cli.store.search import MATCH_BEGIN, MATCH_END
     from deltamem_cli.store.search import search as search_store
@@ -145,7 +161,10 @@ def export(
 ) -> None:
     """Write transcripts as Markdown or JSON.
 
-    Example: dmem log export work.md --profile work --all
+    \b
+    Examples:
+      dmem log export work.md --profile work --all
+      dmem log export --format json | jq '.[].turns'
     """
     from deltamem_cli.store import conversations, profiles, turns
 
@@ -177,7 +196,10 @@ def export(
 def path(database: DatabaseOption = None) -> None:
     """Print where the database is.
 
-    Example: dmem log path
+    \b
+    Examples:
+      dmem log path
+      cp "$(dmem log path)" backup.db
     """
     from deltamem_cli.store.location import default_path
 

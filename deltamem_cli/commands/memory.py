@@ -10,12 +10,19 @@ import typer
 from deltamem_cli.commands import memory_change, memory_file, memory_model, memory_show
 from deltamem_cli.commands.shared import KeyValueCommand
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Show and govern memory.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def memory() -> None:
-    """Show and govern what a conversation's memory keeps."""
+    """Show and govern what a conversation's memory keeps.
+
+    \b
+    Examples:
+      dmem memory inspect
+      dmem memory probe "What is my name?"
+      dmem memory forget 3
+    """
 
 
 app.command("inspect")(memory_show.inspect)

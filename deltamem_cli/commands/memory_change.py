@@ -41,7 +41,10 @@ def undo(
 ) -> None:
     """Take back the last N turns: their texts are deleted, the memory is exactly as before them.
 
-    Example: dmem memory undo 2
+    \b
+    Examples:
+      dmem memory undo
+      dmem memory undo 2 --dry-run
     """
     from deltamem_cli.store import locks, turns
 
@@ -80,7 +83,9 @@ def reset(
 ) -> None:
     """Clear the memory for good: no byte of the old states is left in the database files.
 
-    Example: dmem memory reset --profile work --transcript
+    \b
+    Examples:
+      dmem memory reset --profile work --transcript
     """
     from deltamem_cli.store import conversations, locks, profiles
     from deltamem_cli.store.reset import extent
@@ -114,7 +119,9 @@ def reset(
 def scrub(database: DatabaseOption = None) -> None:
     """Wipe the bytes of everything deleted so far; undo, reset and forget do it by themselves when nobody else reads.
 
-    Example: dmem memory scrub
+    \b
+    Examples:
+      dmem memory scrub
     """
     with open_store(database) as store:
         store.scrub()
@@ -135,7 +142,10 @@ def copy(
 ) -> None:
     """Branch a conversation: copy it, up to a turn, into a profile. Both then go their own ways.
 
-    Example: dmem memory copy --to NEW --at 5
+    \b
+    Examples:
+      dmem memory copy --to NEW --at 5
+      dmem memory copy --to work
     """
     from deltamem_cli.store import bundle, profiles
 

@@ -39,7 +39,9 @@ def export(
 ) -> None:
     """Write the memory after every turn, with its fingerprints, into one file.
 
-    Example: dmem memory export work.dmem --transcript
+    \b
+    Examples:
+      dmem memory export work.dmem --transcript
     """
     from deltamem_cli.store import bundle, portable
 
@@ -63,7 +65,9 @@ def import_(
 ) -> None:
     """Take a memory from a file as a new conversation of a profile, after checking all of it.
 
-    Example: dmem memory import work.dmem --profile work
+    \b
+    Examples:
+      dmem memory import work.dmem --profile work
     """
     from deltamem_cli.store import bundle, portable, profiles
 

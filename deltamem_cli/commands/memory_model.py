@@ -61,7 +61,9 @@ def probe(
 ) -> None:
     """Ask the memory alone: the model sees no earlier message, and nothing is stored.
 
-    Example: dmem memory probe "What is my name?" --profile work
+    \b
+    Examples:
+      dmem memory probe "What is my name?" --profile work
     """
     from deltamem_cli.commands import chat_turn
     from deltamem_cli.engine import Cancelled
@@ -124,8 +126,9 @@ def remember(
     """Write a text into the memory outside a chat; without TEXT and FILE, what is piped in.
 
     \b
-    Example: dmem memory remember "My sister is called Ana." --profile work
-    Example: dmem memory remember -f notes.txt
+    Examples:
+      dmem memory remember "My sister is called Ana." --profile work
+      dmem memory remember -f notes.txt
     """
     from deltamem_cli.commands import chat_turn
     from deltamem_cli.engine import Cancelled
@@ -192,7 +195,9 @@ def forget(
 
     Nothing changes until the replay is complete. `dmem memory history` shows the numbers.
 
-    Example: dmem memory forget 3 5-7 --profile work
+    \b
+    Examples:
+      dmem memory forget 3 5-7 --profile work
     """
     from deltamem_cli.commands.chat_render import progress_bar
     from deltamem_cli.commands.chat_turn import erase_typed

@@ -48,7 +48,9 @@ def inspect(
 ) -> None:
     """Show the memory: heat map, norm, effective rank and last change of every layer.
 
-    Example: dmem memory inspect --profile work --image memory.svg
+    \b
+    Examples:
+      dmem memory inspect --profile work --image memory.svg
     """
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states, turns
@@ -90,7 +92,9 @@ def history(
 ) -> None:
     """List the turns with time, tokens, norm of the memory and how far it moved.
 
-    Example: dmem memory history --profile work
+    \b
+    Examples:
+      dmem memory history --profile work
     """
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states, turns
@@ -123,7 +127,9 @@ def diff(
 ) -> None:
     """Show what changed in the memory from turn A to turn B, per layer.
 
-    Example: dmem memory diff 3 7 --image diff.png
+    \b
+    Examples:
+      dmem memory diff 3 7 --image diff.png
     """
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states, turns

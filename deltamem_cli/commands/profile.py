@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from deltamem_cli.store.records import Profile
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Manage profiles.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.")]
 ModelOption = Annotated[str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model that it uses.")]
@@ -40,14 +40,23 @@ SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEX
 
 @app.callback()
 def profile() -> None:
-    """Manage profiles: a name with its own memory, model, adapter, system prompt and sampling options."""
+    """Manage profiles: a name with its own memory, model, adapter, system prompt and sampling options.
+
+    \b
+    Examples:
+      dmem profile create work --system "You are terse."
+      dmem chat --profile work
+    """
 
 
 @app.command("list")
 def list_(as_json: JsonOption = False, database: DatabaseOption = None) -> None:
     """List the profiles.
 
-    Example: dmem profile list
+    \b
+    Examples:
+      dmem profile list
+      dmem profile list --json
     """
     from deltamem_cli.store import conversations, profiles
 
@@ -69,7 +78,9 @@ def list_(as_json: JsonOption = False, database: DatabaseOption = None) -> None:
 def show(name: NameArgument, as_json: JsonOption = False, database: DatabaseOption = None) -> None:
     """Show what a profile is set to.
 
-    Example: dmem profile show work
+    \b
+    Examples:
+      dmem profile show work
     """
     from deltamem_cli.store import conversations, profiles
 
@@ -95,7 +106,9 @@ def create(
 ) -> None:
     """Make a profile.
 
-    Example: dmem profile create work --system "You are terse." -o temperature 0.3
+    \b
+    Examples:
+      dmem profile create work --system "You are terse." -o temperature 0.3
     """
     from deltamem_cli.store import profiles
 
@@ -120,7 +133,9 @@ def set_(
 ) -> None:
     """Change what a profile is set to; what is not named stays.
 
-    Example: dmem profile set work -o temperature 0.7 --unset system
+    \b
+    Examples:
+      dmem profile set work -o temperature 0.7 --unset system
     """
     from deltamem_cli.store import profiles
 
@@ -149,7 +164,9 @@ def rename(
 ) -> None:
     """Give a profile another name; its memory stays.
 
-    Example: dmem profile rename work office
+    \b
+    Examples:
+      dmem profile rename work office
     """
     from deltamem_cli.store import profiles
 
@@ -167,7 +184,10 @@ def delete(
 ) -> None:
     """Delete a profile with all its conversations, for good: no byte of them is left in the database files.
 
-    Example: dmem profile delete work
+    \b
+    Examples:
+      dmem profile delete work --dry-run
+      dmem profile delete work
     """
     from deltamem_cli.store import conversations, profiles
 
