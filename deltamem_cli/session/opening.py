@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import config, paths
+from deltamem_cli import config, models
 from deltamem_cli.engine import Engine, EngineOptions, Model, Sampling, fingerprint
-from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.errors import UsageError
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.prompt import Prompt
 from deltamem_cli.session.records import Settings
@@ -28,8 +28,8 @@ class Request:
     profile: str = profiles.DEFAULT
     cid: str | None = None
     new: bool = False
-    model: Path | None = None
-    adapter: Path | None = None
+    model: str | Path | None = None  # a name or a path, as models.resolve() takes it
+    adapter: str | Path | None = None
     memory: bool = True
     read_only: bool = False
     temporary: bool = False
@@ -40,6 +40,9 @@ class Request:
     ctx_size: int | None = None
     gpu_layers: int | None = None
     threads: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    flash_attention: Any = None  # auto, on or off
     template: str | None = None
 
 
@@ -61,9 +64,9 @@ def settle(request: Request, profile: Profile | None) -> Request:
     own = profile or Profile(id=0, name=request.profile)
     model, adapter = request.model, request.adapter
     if model is None:  # an adapter belongs to the model beside which it is set
-        model, adapter = _path(own.model), adapter or _path(own.adapter)
+        model, adapter = own.model or None, adapter or own.adapter
     if model is None:
-        model, adapter = _path(config.value("model")), adapter or _path(_configured_adapter())
+        model, adapter = config.value("model"), adapter or _configured_adapter()
     system = own.system if request.system is None else request.system
     return replace(
         request,
@@ -75,6 +78,9 @@ def settle(request: Request, profile: Profile | None) -> Request:
         ctx_size=_first(request.ctx_size, "ctx_size"),
         gpu_layers=_first(request.gpu_layers, "gpu_layers"),
         threads=_first(request.threads, "threads"),
+        cache_type_k=_first(request.cache_type_k, "cache_type_k"),
+        cache_type_v=_first(request.cache_type_v, "cache_type_v"),
+        flash_attention=_first(request.flash_attention, "flash_attention"),
     )
 
 
@@ -99,37 +105,25 @@ def sampling(options: Mapping[str, Any]) -> tuple[Sampling, int | None]:
     return Sampling(**values), max_tokens
 
 
-def find_adapter(model: Path) -> Path | None:
-    """The adapter that belongs to `model` by itself: the packaged one for the starter, else MODEL.deltamem.gguf beside it."""
-    beside = model.with_suffix(".deltamem.gguf")
-    if beside.is_file():
-        return beside
-    packaged = paths.starter_adapter()
-    if packaged and model.name == paths.STARTER_MODEL:
-        return packaged
-    return None
-
-
 def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> Loaded:
     """Loads model and adapter; `stack` closes them. Raises DeltamemError."""
     request = settle(request, profile)
-    path, adapter, why = request.model or paths.starter_model(), request.adapter, None
+    found, adapter, why = models.resolve(request.model or models.STARTER), None, None
+    path = found.path
     if not request.memory:
-        adapter, why = None, "Memory is off."
-    elif adapter is None:
-        adapter = find_adapter(path)
+        why = "Memory is off."
+    else:
+        adapter = models.adapter_file(request.adapter) if request.adapter else found.adapter
         if adapter is None:
             why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
-    if adapter is not None and not adapter.is_file():
-        raise DeltamemError(f"The adapter file {adapter} does not exist: check the path, or see: dmem adapter --help")
     model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
     size = request.ctx_size if request.ctx_size is not None else min(4096, model.n_ctx_train)
     options = EngineOptions(
         ctx_size=size,
         threads=request.threads,
-        cache_type_k=config.value("cache_type_k"),
-        cache_type_v=config.value("cache_type_v"),
-        flash_attention=config.value("flash_attention"),
+        cache_type_k=request.cache_type_k or "f16",
+        cache_type_v=request.cache_type_v or "f16",
+        flash_attention=request.flash_attention or "auto",
     )
     engine = stack.enter_context(Engine(model, adapter, options))
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
@@ -240,7 +234,3 @@ def _configured_adapter() -> str | None:
         return None
     adapter: str | None = config.value("adapter")
     return adapter
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text else None

@@ -1,0 +1,112 @@
+"""Every model that has a name: the packaged one, those we know, the user's own in the configuration, pulled and imported ones."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deltamem_cli import config, paths
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.models import records
+from deltamem_cli.models.errors import ModelError
+from deltamem_cli.models.facts import Facts
+from deltamem_cli.models.records import Record
+
+STARTER = "starter"
+FIELDS = ("repo", "file", "adapter", "path")  # of [models.NAME]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model by its name. None: not known, or there is none."""
+
+    name: str
+    origin: str  # packaged, catalogue, config, imported
+    path: Path | None = None  # the user's own file, or the packaged one
+    repo: str | None = None
+    file: str | None = None  # file in repo, or quantisation
+    adapter: str | None = None  # a file, an adapter's name, or the repository of a published one
+    license: str | None = None
+    adapter_license: str | None = None
+    size: int | None = None
+    facts: Facts | None = None
+    record: Record | None = None  # of what was pulled or imported
+
+    @property
+    def model(self) -> Path | None:
+        """Its file on this machine, the first of several; None while it is not there."""
+        path = self.path or (self.record.files[0] if self.record else None)
+        return path if path is not None and path.is_file() else None
+
+
+_STARTER = Entry(
+    STARTER,
+    "packaged",
+    license="apache-2.0",
+    facts=Facts("SmolLM2-135M-Instruct", "llama", 134_515_008, "Q4_1", 8192, 576, 30, 23_040),
+)
+_KNOWN = (
+    Entry(
+        "qwen3-4b",
+        "catalogue",
+        repo="unsloth/Qwen3-4B-Instruct-2507-GGUF",
+        file="Qwen3-4B-Instruct-2507-Q4_K_M.gguf",
+        adapter="declare-lab/delta-mem_qwen3_4b-instruct",
+        license="apache-2.0",
+        adapter_license="CC-BY-4.0",
+        size=2_497_281_120,
+        facts=Facts("Qwen3-4B-Instruct-2507", "qwen3", 4_022_468_096, "Q4_K_M", 262_144, 2560, 36, 147_456),
+    ),
+)
+
+
+def catalogue() -> dict[str, Entry]:
+    """All of them by name, ours first. Raises DeltamemError when the configuration makes no sense."""
+    entries = {entry.name: entry for entry in (_starter(), *_KNOWN)}
+    for name, said in sorted(config.table("models").items()):
+        entries[name] = _merged(entries.get(name) or Entry(name, "config"), said)
+    for name, record in records.read_all().items():
+        entries[name] = _with_record(entries.get(name), record)
+    return entries
+
+
+def known_adapter(facts: Facts) -> Entry | None:
+    """The entry of ours whose published adapter was trained for the model that these facts are of."""
+    return next((entry for entry in _KNOWN if entry.facts and _plain(entry.facts.name) == _plain(facts.name)), None)
+
+
+def _starter() -> Entry:
+    with suppress(DeltamemError):  # said when the starter itself is asked for
+        path = paths.starter_model()
+        return replace(_STARTER, path=path, size=path.stat().st_size)
+    return _STARTER
+
+
+def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
+    for key, value in said.items():
+        if key not in FIELDS or not isinstance(value, str) or not value:
+            what = f"to {value!r}, which must be a text" if key in FIELDS else f"; known are {', '.join(FIELDS)}"
+            raise ModelError(
+                f"The configuration sets models.{entry.name}.{key}{what}. Correct it with: dmem config edit"
+            )
+    if said.keys() & {"repo", "file", "path"}:  # another file than ours: what we knew of ours is void
+        entry = replace(entry, license=None, size=None, facts=None, path=None)
+    if said.keys() & {"repo", "adapter", "path"}:
+        entry = replace(entry, adapter=None, adapter_license=None)
+    if "path" in said:
+        entry = replace(entry, repo=None, file=None, path=paths.config_dir() / Path(said["path"]).expanduser())
+    return replace(entry, **{key: value for key, value in said.items() if key != "path"})
+
+
+def _with_record(entry: Entry | None, record: Record) -> Entry:
+    if entry is None:
+        entry = Entry(record.name, "imported" if record.repo is None else "pulled", repo=record.repo)
+    elif entry.repo != record.repo and entry.origin != "config":
+        return entry
+    return replace(entry, record=record, size=record.size, facts=record.facts, license=record.license or entry.license)
+
+
+def _plain(name: str | None) -> str:
+    return "".join(character for character in (name or "").lower() if character.isalnum())

@@ -1,0 +1,243 @@
+"""Talks to the Hugging Face hub: what a repository holds, and its files into the hub's own cache. Nothing else of us
+uses the network.
+
+Endpoint, token and cache are what the hub's variables say (HF_ENDPOINT, HF_TOKEN, HF_HOME). The hub's library goes on
+with a broken download within one call only, and forgets it when the process ends; so the part that came is kept here,
+beside where the whole file will be, and enters the cache when its checksum is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from deltamem_cli.models.errors import ModelError, Stopped
+
+_OFFLINE = ("DMEM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_TIMEOUT = 10  # seconds until a silent hub counts as absent
+_STAYS = "what is pulled already works without it"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository, as the hub describes it."""
+
+    name: str
+    size: int
+    sha256: str | None  # of what lies in the hub's large file storage
+    blob: str  # git's own hash
+
+
+@dataclass(frozen=True)
+class Repository:
+    name: str
+    commit: str
+    license: str | None
+    files: dict[str, RemoteFile]
+
+
+def look(repo: str) -> Repository:
+    """What the repository holds now. Raises ModelError, at once when there is no network."""
+    _refuse_offline(repo)
+    with _in_one_sentence(repo):
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import logging
+
+        logging.set_verbosity_error()  # its warnings are our errors, and some hold signed addresses
+        info = HfApi().model_info(repo, files_metadata=True, timeout=_TIMEOUT)
+    files = {
+        one.rfilename: RemoteFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else None, one.blob_id or "")
+        for one in info.siblings or []
+    }
+    license = info.card_data.get("license") if info.card_data else None
+    return Repository(repo, info.sha or "main", license if isinstance(license, str) else None, files)
+
+
+def download(repository: Repository, name: str) -> Path:
+    """Where the file lies in the hub's cache, complete and checked; goes on where an earlier call stopped.
+
+    Raises ModelError, and Stopped for Ctrl-C.
+    """
+    file = repository.files[name]
+    _refuse_offline(repository.name)
+    with _in_one_sentence(repository.name):
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository.name, repo_type="model")
+        blob = folder / "blobs" / (file.sha256 or file.blob)
+        # larger ones than this the hub serves to its own library alone
+        if not blob.exists() and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+            _fetch(repository, file, blob)
+        return Path(hf_hub_download(repository.name, name))  # finds the blob and links it into its snapshot
+
+
+def delete(paths: list[Path]) -> None:
+    """Takes downloaded files out of the hub's cache that they lie in. Raises ModelError."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    # CACHE/models--OWNER--REPO/snapshots/COMMIT/FILE
+    places = [parent for path in paths for parent in path.parents if parent.name == "snapshots"]
+    if not places:
+        raise ModelError(f"{paths[0]} does not lie in the hub's cache: delete it yourself if it is not needed.")
+    try:
+        cache = scan_cache_dir(places[0].parent.parent)
+    except CacheNotFound:
+        return  # gone already
+    blobs = {path.resolve() for path in paths}
+    found = [
+        (repo, file)
+        for repo in cache.repos
+        for revision in repo.revisions
+        for file in revision.files
+        if file.blob_path.resolve() in blobs
+    ]
+    selected = {file for _, file in found}
+    for repo in {repo for repo, _ in found}:
+        if all(file in selected for revision in repo.revisions for file in revision.files):
+            cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
+            return
+    cache.delete_files(*selected).execute()
+
+
+def _refuse_offline(repo: str) -> None:
+    for variable in _OFFLINE:
+        if os.environ.get(variable, "").lower() not in ("", "0", "no", "off", "false"):
+            raise ModelError(f"{variable} is set, so {repo} is not asked for: unset it to download; {_STAYS}.")
+
+
+def _fetch(repository: Repository, file: RemoteFile, blob: Path) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_name(f"{blob.name}.incomplete")  # a name that the hub's own tools know how to clean up
+    with _alone(file, blob):
+        done = part.stat().st_size if part.exists() else 0
+        if done > file.size:
+            part.unlink()
+            done = 0
+        _check_room(file, blob.parent, file.size - done)
+        url = hf_hub_url(repository.name, file.name, revision=repository.commit)
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges of what is packed make no sense
+        try:
+            with part.open("ab") as out:
+                http_get(
+                    url, out, resume_size=done, headers=headers, expected_size=file.size, displayed_filename=file.name
+                )
+        except KeyboardInterrupt:
+            came = part.stat().st_size
+            raise Stopped(
+                f"Stopped with {came / 1e6:,.1f} of {file.size / 1e6:,.1f} MB of {file.name}: the same command goes on "
+                "from there."
+            ) from None
+        _check(repository, file, part)
+        part.replace(blob)
+
+
+@contextlib.contextmanager
+def _alone(file: RemoteFile, blob: Path) -> Iterator[None]:
+    """Two processes must not append to one file; the lock is the one that the hub's library takes for it."""
+    from huggingface_hub.utils import WeakFileLock
+
+    repo = blob.parent.parent
+    lock = repo.parent / ".locks" / repo.name / f"{blob.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=1))
+        except TimeoutError:
+            raise ModelError(f"{file.name} is being downloaded by another process: wait for that one.") from None
+        yield
+
+
+def _check_room(file: RemoteFile, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(
+            f"{file.name} needs {needed / 1e6:,.1f} MB and {folder} has {free / 1e6:,.1f} MB free: make room, or point "
+            "HF_HOME to another disk."
+        )
+
+
+def _check(repository: Repository, file: RemoteFile, part: Path) -> None:
+    """Raises ModelError, and takes the file away, unless its bytes are those that the hub promised."""
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    with part.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != (file.sha256 or file.blob):
+        part.unlink()
+        raise ModelError(
+            f"What came as {file.name} of {repository.name} has the wrong checksum and was deleted: try again, and "
+            "mistrust the network or the mirror if it stays so."
+        )
+
+
+@contextlib.contextmanager
+def _in_one_sentence(repo: str) -> Iterator[None]:
+    """Whatever the hub's library raises, as a ModelError."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the library is imported
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (told apart below; what is not known is raised again)
+        _translate(error, repo)
+
+
+def _translate(error: Exception, repo: str) -> NoReturn:
+    import errno
+
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    host = constants.ENDPOINT.split("://")[-1]
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, errors.GatedRepoError):
+        raise ModelError(
+            f"{repo} is given only to those who accept its terms: do so at {constants.ENDPOINT}/{repo}, and put your "
+            "token into HF_TOKEN."
+        ) from error
+    if isinstance(error, errors.RepositoryNotFoundError):
+        raise ModelError(
+            f"{host} has no repository {repo}, or it is a private one: check the name, or put your token into HF_TOKEN."
+        ) from error
+    if isinstance(error, errors.EntryNotFoundError):
+        raise ModelError(f"{repo} does not have that file any more: try again.") from error
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        hint = "put a valid token into HF_TOKEN" if status in (401, 403) else "try again later; what came is kept"
+        raise ModelError(f"{host} answers {status} when asked for {repo}: {hint}.") from error
+    if isinstance(error, errors.HFValidationError):
+        raise ModelError(f"{repo} can't be the name of a repository: it must be owner/repo.") from error
+    if isinstance(error, (httpx2.HTTPError, errors.OfflineModeIsEnabled)):
+        raise ModelError(
+            f"{host} can't be reached ({_reason(error)}): check the network and try again; {_STAYS}."
+        ) from error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise ModelError(
+            f"The disk is full, so {repo} can't be downloaded to {constants.HF_HUB_CACHE}: make room, and the same "
+            "command goes on from there."
+        ) from error
+    if isinstance(error, OSError):
+        raise ModelError(
+            f"{repo} can't be downloaded to {constants.HF_HUB_CACHE} ({_reason(error)}): try again."
+        ) from error
+    if isinstance(error, ValueError):  # no JSON, or other JSON than a hub's
+        raise ModelError(f"{host} does not answer as a hub does ({_reason(error)}): check HF_ENDPOINT.") from error
+    raise error
+
+
+def _reason(error: Exception) -> str:
+    text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -1,0 +1,106 @@
+"""`dmem model pull` and `import`: a model's files, and the adapter that is known for it, under a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from deltamem_cli.models import choosing, hub, records
+from deltamem_cli.models.entries import Entry, catalogue, known_adapter
+from deltamem_cli.models.errors import ModelError
+from deltamem_cli.models.facts import parts, read_facts, stem
+from deltamem_cli.models.records import Record
+from deltamem_cli.models.resolving import converted_adapter, is_repository
+
+Tell = Callable[[str], None]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def pull(said: str, *, name: str | None, tell: Tell) -> Record:
+    """Downloads the model that a name of the catalogue or `owner/repo[:file]` means, and the adapter known for it.
+
+    Raises DeltamemError; when only the adapter fails, the model stays.
+    """
+    entries = catalogue()
+    entry = entries.get(said)
+    if entry is None:
+        spec = choosing.parse(said)
+        if spec is None:
+            raise ModelError(
+                f"{said} is no model that can be pulled: give a name from dmem model list, or owner/repo[:file] on the hub."
+            )
+        entry = Entry("", "pulled", repo=spec[0], file=spec[1])
+    if entry.repo is None:
+        raise ModelError(f"{said} is on this machine already: {entry.model or entry.path}")
+    repository = hub.look(entry.repo)
+    names, why = choosing.choose(entry.repo, repository.files, entry.file)
+    name = name or entry.name or stem(names[0])
+    _check_name(name, entries, entry.repo, names[0].rpartition("/")[2])
+    size = sum(repository.files[one].size for one in names)
+    license = repository.license or entry.license
+    tell(f"{names[0]}" + (f" and {len(names) - 1} more parts" if len(names) > 1 else "") + f" of {entry.repo}")
+    tell(f"{size / 1e6:,.1f} MB, license: {license or 'not stated'}" + (f"; {why}" if why else ""))
+    files = tuple(hub.download(repository, one) for one in names)
+    record = Record(name, files, size, read_facts(files), entry.repo, license)
+    before = entries[name].record if name in entries else None
+    records.write(replace(record, adapter=before.adapter if before else None))
+    return _with_adapter(record, entry, tell)
+
+
+def register(file: Path, name: str | None) -> Record:
+    """Gives a file that stays where it is a name. Raises DeltamemError."""
+    file = file.expanduser().absolute()
+    files = tuple(parts(file))
+    facts = read_facts(files)
+    name = name or stem(file.name)
+    entries = catalogue()
+    _check_name(name, entries, None, file.name)
+    record = Record(name, files, sum(part.stat().st_size for part in files), facts, license=facts.license)
+    records.write(record)
+    return record
+
+
+def _with_adapter(record: Record, entry: Entry, tell: Tell) -> Record:
+    known = known_adapter(record.facts) if entry.adapter is None else entry
+    if known is None or known.adapter is None or not is_repository(known.adapter):
+        return record
+    repository = hub.look(known.adapter)
+    license = repository.license or known.adapter_license
+    tell(f"its δ-mem adapter: {known.adapter}, license: {license or 'not stated'}")
+    record = replace(record, adapter=_converted(repository, record))
+    records.write(record)
+    return record
+
+
+def _converted(repository: hub.Repository, record: Record) -> Path:
+    """The published adapter in `repository` as a file for the model."""
+    from deltamem_cli.adapter.convert import convert
+    from deltamem_cli.adapter.published import CONFIG_FILE, WEIGHT_FILES
+
+    weights = next((name for name in WEIGHT_FILES if name in repository.files), None)
+    if weights is None or CONFIG_FILE not in repository.files:
+        raise ModelError(
+            f"{repository.name} holds no published δ-mem adapter, so {record.name} was pulled without one: correct "
+            f"models.{record.name}.adapter with: dmem config edit"
+        )
+    wanted = [name for name in (CONFIG_FILE, weights, "README.md") if name in repository.files]
+    file, *_ = [hub.download(repository, name) for name in wanted]  # all of them into one folder
+    out = converted_adapter(record.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    convert(file.parent, record.files[0], out)
+    return out
+
+
+def _check_name(name: str, entries: dict[str, Entry], repo: str | None, file: str) -> None:
+    if not _NAME.fullmatch(name) or name.lower().endswith(".gguf"):
+        raise ModelError(
+            f"{name} can't be a model's name: use letters, digits, dots and dashes, as in --name my-model."
+        )
+    taken = entries.get(name)
+    if taken is None:
+        return
+    lies = taken.path or (taken.record.files[0] if taken.record else None)
+    if taken.repo != repo or (lies is not None and lies.name != file):
+        raise ModelError(f"There is a model {name} already: choose another name with --name, or: dmem model rm {name}")

@@ -1,0 +1,129 @@
+"""From what stands behind --model and --adapter to files. Never asks the network."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from deltamem_cli import config, paths
+from deltamem_cli.models import choosing
+from deltamem_cli.models.entries import STARTER, Entry, catalogue
+from deltamem_cli.models.errors import ModelError
+
+ADAPTER_SUFFIX = ".deltamem.gguf"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model on this machine. A path that has no name is its own."""
+
+    path: Path
+    adapter: Path | None  # the one that belongs to it
+    name: str
+
+
+def resolve(said: str | Path) -> ModelFile:
+    """The model that a name, `owner/repo[:file]` or a path means. Raises DeltamemError."""
+    text = os.fspath(said)
+    entries = catalogue()
+    entry = entries.get(text) or (None if _is_path(text) else _pulled_from(text, entries))
+    if entry is not None:
+        return _model_file(entry)
+    path = Path(text).expanduser()
+    if path.is_file():
+        entry = _entry_of(path, entries)
+        return _model_file(entry) if entry else ModelFile(path, find_adapter(path, None), str(path))
+    if _is_path(text) or not choosing.parse(text):
+        raise ModelError(_absent(text, entries))
+    raise ModelError(f"{text} is neither a file nor pulled yet: get it with: dmem model pull {text}")
+
+
+def find_adapter(model: Path, entry: Entry | None) -> Path | None:
+    """The adapter that belongs to a model: what the configuration says, what was made when it was pulled, the file
+    beside it, the packaged one for the starter. Raises ModelError when the configuration names one that is not there.
+    """
+    if entry and entry.adapter and not is_repository(entry.adapter):
+        return adapter_file(entry.adapter)
+    made = entry.record.adapter if entry and entry.record else None
+    if made and made.is_file():
+        return made
+    beside = model.with_suffix(ADAPTER_SUFFIX)
+    if beside.is_file():
+        return beside
+    return paths.starter_adapter() if model.name == paths.STARTER_MODEL else None
+
+
+def adapter_file(said: str | Path) -> Path:
+    """The file of an adapter by its name or path. Raises ModelError."""
+    text = os.fspath(said)
+    registered = config.table("adapters").get(text, {}).get("path")
+    if registered:
+        path = paths.config_dir() / Path(str(registered)).expanduser()
+    elif text == STARTER and (packaged := paths.starter_adapter()):
+        path = packaged
+    else:
+        path = Path(text).expanduser()
+        converted = converted_adapter(text) if not _is_path(text) else path
+        path = converted if converted.is_file() else path
+    if not path.is_file():
+        raise ModelError(f"The adapter file {path} does not exist: check the path, or see: dmem adapter list")
+    return path
+
+
+def converted_adapter(name: str) -> Path:
+    """Where the adapter that is made for a pulled model lies."""
+    return paths.data_dir() / "adapters" / f"{name}{ADAPTER_SUFFIX}"
+
+
+def is_repository(adapter: str) -> bool:
+    """Whether what an entry says of its adapter is a repository on the hub and no file."""
+    return choosing.parse(adapter) is not None and not adapter.endswith(".gguf") and not Path(adapter).exists()
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith(".gguf") and ":" not in text or text.startswith(("/", "./", "../", "~", ".\\", "..\\"))
+
+
+def _model_file(entry: Entry) -> ModelFile:
+    path = entry.model
+    if path is None:
+        if entry.origin == "packaged":
+            paths.starter_model()  # raises, and says why
+        if entry.repo:
+            raise ModelError(f"The model {entry.name} is not here yet: get it with: dmem model pull {entry.name}")
+        gone = entry.path or (entry.record.files[0] if entry.record else None)
+        raise ModelError(
+            f"The file of the model {entry.name} is gone from {gone}: put it back, or forget it with: "
+            f"dmem model rm {entry.name}"
+        )
+    return ModelFile(path, find_adapter(path, entry), entry.name)
+
+
+def _entry_of(path: Path, entries: dict[str, Entry]) -> Entry | None:
+    absolute = path.absolute()
+    return next((entry for entry in entries.values() if entry.model == absolute), None)
+
+
+def _pulled_from(text: str, entries: dict[str, Entry]) -> Entry | None:
+    spec = choosing.parse(text)
+    if spec is None or Path(text).is_file():
+        return None
+    repo, wanted = spec
+    found = [
+        entry
+        for entry in entries.values()
+        if entry.repo == repo and entry.record and (not wanted or choosing.matches(entry.record.files[0].name, wanted))
+    ]
+    if len(found) > 1:
+        names = ", ".join(entry.name for entry in found)
+        raise ModelError(f"More than one model was pulled from {repo}: say which of {names}.")
+    return found[0] if found else None
+
+
+def _absent(text: str, entries: dict[str, Entry]) -> str:
+    near = get_close_matches(text, entries, n=1)
+    if near:
+        return f"There is no model {text}: did you mean {near[0]}? See: dmem model list"
+    return f"The model file {text} does not exist: check the path or name another with --model, see: dmem model list"
