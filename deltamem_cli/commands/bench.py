@@ -22,10 +22,14 @@ _PHASES = ("prefill", "decode")
 @app.command()
 def bench(
     model: Annotated[
-        Path | None, typer.Option("-m", "--model", metavar="FILE", help="GGUF model.  [default: the starter model]")
+        str | None,
+        typer.Option(
+            "-m", "--model", metavar="MODEL", help="A name of dmem model list, or a GGUF file.  [config: model]"
+        ),
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its adapter.  [default: random, shaped as the published one]")
+        str | None,
+        typer.Option(metavar="ADAPTER", help="Its adapter.  [default: random, shaped as the published one]"),
     ] = None,
     synthetic: Annotated[
         str | None,
@@ -57,25 +61,27 @@ def bench(
         raise UsageError("--model and --synthetic name two models; give one of them")
     if synthetic and synthetic not in SHAPES:
         raise UsageError(f"--synthetic is {synthetic}; it must be one of {', '.join(SHAPES)}")
-    from deltamem_cli import paths
+    from deltamem_cli import config, models, paths
 
     if synthetic:
-        model = cached_model(synthetic, paths.cache_dir())
-    elif model is None:
-        model = paths.starter_model()
+        file = cached_model(synthetic, paths.cache_dir())
+    else:
+        file = models.resolve(model or config.value("model") or models.STARTER).path
     with tempfile.TemporaryDirectory() as folder:
         if adapter is None:
-            adapter = Path(folder) / "random.gguf"
-            random_adapter(model, adapter)
+            adapter_file = Path(folder) / "random.gguf"
+            random_adapter(file, adapter_file)
+        else:
+            adapter_file = models.adapter_file(adapter)
         if as_json:
-            report = measure(model, adapter, rounds=rounds, threads=threads, gpu_layers=gpu_layers)
+            report = measure(file, adapter_file, rounds=rounds, threads=threads, gpu_layers=gpu_layers)
         else:
             from rich.console import Console
 
             with Console(stderr=True).status("warming up") as status:
                 report = measure(
-                    model,
-                    adapter,
+                    file,
+                    adapter_file,
                     rounds=rounds,
                     threads=threads,
                     gpu_layers=gpu_layers,
@@ -84,7 +90,7 @@ def bench(
     if as_json:
         typer.echo(json.dumps(_facts(report), indent=2))
     else:
-        _print_table(model, report)
+        _print_table(file, report)
 
 
 def _facts(report: Report) -> dict[str, Any]:

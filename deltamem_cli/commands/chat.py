@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 ModelOption = Annotated[
-    Path | None,
-    typer.Option("-m", "--model", metavar="FILE", help="GGUF model.  [config: model]"),
+    str | None,
+    typer.Option("-m", "--model", metavar="MODEL", help="A name of dmem model list, or a GGUF file.  [config: model]"),
 ]
 AdapterOption = Annotated[
-    Path | None,
-    typer.Option("--adapter", metavar="FILE", help="The model's δ-mem adapter, a GGUF file.  [config: adapter]"),
+    str | None,
+    typer.Option(
+        "--adapter", metavar="ADAPTER", help="A name of dmem adapter list, or a GGUF file.  [config: adapter]"
+    ),
 ]
 ContextOption = Annotated[
     int | None,
@@ -97,8 +99,8 @@ def chat(
         profile=profile_name(profile),
         cid=cid,
         new=new,
-        model=model.expanduser() if model else None,
-        adapter=adapter.expanduser() if adapter else None,
+        model=model,
+        adapter=adapter,
         memory=not no_memory,
         read_only=read_only,
         temporary=temporary,
@@ -175,11 +177,12 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
     from threading import Thread
 
     from deltamem_cli.commands.chat_talk import Talk
+    from deltamem_cli.commands.interrupts import keys_wait
 
     # What the prompt needs is imported while the model loads, and what a reply needs while the user types.
     imports = Thread(target=_import_prompt, daemon=True)
     imports.start()
-    with Talk(store, request, stream=stream) as talk:
+    with keys_wait(), Talk(store, request, stream=stream) as talk:
         from deltamem_cli.commands import chat_about, chat_terminal
         from deltamem_cli.commands.chat_render import tell
 

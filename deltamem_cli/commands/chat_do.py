@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deltamem_cli.commands import chat_turn
 from deltamem_cli.commands.chat_render import progress_bar, tell
-from deltamem_cli.commands.interrupts import stopping
+from deltamem_cli.commands.interrupts import lines_gathered, stopping
 from deltamem_cli.commands.shared import confirm, count, note, printable
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -76,7 +76,8 @@ def from_editor(talk: Talk, text: str) -> str:
             '""" instead.'
         )
     try:
-        return click.edit(text, require_save=False, extension=".md") or ""
+        with lines_gathered():
+            return click.edit(text, require_save=False, extension=".md") or ""
     except click.ClickException as error:
         raise DeltamemError(f"The editor did not work ({error.message}): set EDITOR to one that does.") from None
 
@@ -89,8 +90,8 @@ def model(talk: Talk, argument: str) -> None:
     file, rest = _word(argument)
     with_adapter, more = _word(rest)
     if more:
-        raise UsageError("/model takes a model file and an adapter file: quote names with spaces.")
-    same = talk.switch_model(Path(file).expanduser(), Path(with_adapter).expanduser() if with_adapter else None)
+        raise UsageError("/model takes a model and an adapter: quote names with spaces.")
+    same = talk.switch_model(file, with_adapter or None)
     note(f"Now with {printable(talk.loaded.model.name)}.")
     if talk.loaded.why_no_memory:
         note(f"Memory is off: {talk.loaded.why_no_memory}")

@@ -65,7 +65,7 @@ COMMANDS: dict[str, Command] = {
     "/edit": Command(chat_do.edit, "[TEXT]", "Write a message in $EDITOR.\nIt is sent when the editor closes."),
     "/model": Command(
         chat_do.model,
-        "[FILE [ADAPTER]]",
+        "[MODEL [ADAPTER]]",
         "Show the model, or go on with another.\nA memory belongs to its model and adapter: with others a new "
         "conversation begins.",
     ),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltamem_cli.errors import DeltamemError
@@ -68,7 +67,7 @@ class Talk:
         """A fresh conversation of the same profile and model; the old one stays as it is."""
         self.session = self._fresh(self.request, self.loaded)
 
-    def switch_model(self, path: Path, adapter: Path | None) -> bool:
+    def switch_model(self, name: str, adapter: str | None) -> bool:
         """Goes on with another model. True: in the same conversation; False: in a new one, as the memory is not its.
 
         Raises DeltamemError; the chat goes on with the old model then.
@@ -76,7 +75,7 @@ class Talk:
         from deltamem_cli.session import opening
         from deltamem_cli.store.errors import FingerprintMismatch
 
-        request = replace(self.request, model=path, adapter=adapter)
+        request = replace(self.request, model=name, adapter=adapter)
         model = ExitStack()
         same = True
         try:

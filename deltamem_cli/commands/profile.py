@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.")]
-ModelOption = Annotated[str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model that it uses.")]
-AdapterOption = Annotated[str | None, typer.Option("--adapter", metavar="FILE", help="Adapter that it uses.")]
+ModelOption = Annotated[
+    str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model that it uses: a name, or a GGUF file.")
+]
+AdapterOption = Annotated[
+    str | None, typer.Option("--adapter", metavar="ADAPTER", help="Adapter that it uses: a name, or a GGUF file.")
+]
 SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
 
 
@@ -114,7 +119,9 @@ def create(
 
     options = parse_options(option or [])
     with open_store(database, create=True) as store:
-        made = profiles.create(store, name, model=model, adapter=adapter, system=system, options=options)
+        made = profiles.create(
+            store, name, model=_from_anywhere(model), adapter=_from_anywhere(adapter), system=system, options=options
+        )
     _report(made, as_json)
 
 
@@ -139,7 +146,7 @@ def set_(
     """
     from deltamem_cli.store import profiles
 
-    given = {"model": model, "adapter": adapter, "system": system}
+    given = {"model": _from_anywhere(model), "adapter": _from_anywhere(adapter), "system": system}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changes and not option and not unset:
         raise UsageError(f"Nothing to set for profile {name}; say what, see: dmem profile set --help")
@@ -228,6 +235,12 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
                              f"{getattr(Sampling, name)}") from None  # fmt: skip
     Sampling(**options)  # raises when a number is out of its range
     return options
+
+
+def _from_anywhere(said: str | None) -> str | None:
+    """A name as it is; a file by its whole path, as it would be another one seen from another folder."""
+    path = Path(said).expanduser() if said else None
+    return str(path.absolute()) if path and path.is_file() else said
 
 
 def _turns(talks: Sequence[Any]) -> int:
