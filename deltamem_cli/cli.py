@@ -26,6 +26,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("profile", "deltamem_cli.commands.profile", "Manage profiles, each with its own memory and settings."),
     ("log", "deltamem_cli.commands.log", "Read the transcripts: list, show, search, export."),
     ("adapter", "deltamem_cli.commands.adapter", "Make, inspect and check adapters."),
+    ("config", "deltamem_cli.commands.config", "Show and change the settings."),
     ("bench", "deltamem_cli.commands.bench", "Measure what the memory costs in speed."),
 ]
 

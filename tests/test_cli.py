@@ -15,7 +15,10 @@ import typer
 from deltamem_cli import cli
 from deltamem_cli.errors import DeltamemError, UsageError
 
-HEAVY = {"numpy", "rich", "llama_cpp", "sqlite_utils", "gguf", "torch", "jinja2", "prompt_toolkit", "sqlite3"}
+HEAVY = {
+    *("numpy", "rich", "llama_cpp", "sqlite_utils", "gguf", "torch", "jinja2", "prompt_toolkit", "sqlite3"),
+    *("tomlkit", "tomllib", "tomli", "huggingface_hub", "faker", "platformdirs", "click"),
+}
 
 Register = Callable[[Callable[..., None]], None]
 
