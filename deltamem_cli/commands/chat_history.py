@@ -9,12 +9,13 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from deltamem_cli import config
 from deltamem_cli.paths import data_dir
 
 
 def open_history(*, keep: bool) -> History:
-    """The user's history; with `keep` off, or DMEM_NOHISTORY set, one that ends with the process."""
-    if not keep or os.environ.get("DMEM_NOHISTORY"):
+    """The user's history; with `keep` off, or as the configuration says, one that ends with the process."""
+    if not keep or not config.value("history"):
         return InMemoryHistory()
     return PrivateHistory(history_path())
 

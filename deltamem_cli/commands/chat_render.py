@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from deltamem_cli import config
 from deltamem_cli.commands.shared import note
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def tell(text: str) -> None:
 @contextmanager
 def reply_view(*, stream: bool = True) -> Iterator[View]:
     """The view that fits stdout; what has been shown stays when the block ends, however it ends."""
-    view: View = Markdown() if can_render() else Plain()
+    view: View = Markdown() if can_render() and config.value("markdown") else Plain()
     if not stream:
         view = Whole(view)
     try:
