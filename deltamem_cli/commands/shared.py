@@ -97,7 +97,10 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError("This deletes, and there is no terminal to ask at; say --yes, or look first with --dry-run")
-    typer.confirm(question, abort=True, err=True)
+    from deltamem_cli.commands.interrupts import lines_gathered
+
+    with lines_gathered():
+        typer.confirm(question, abort=True, err=True)
 
 
 def refuse_existing(file: Path, force: bool) -> None:
@@ -121,7 +124,8 @@ def count(number: int, noun: str) -> str:
 
 
 def size(number: int) -> str:
-    return f"{number / 1e6:.1f} MB" if number >= 1_000_000 else f"{number / 1e3:.1f} kB"
+    unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if number >= pair[0]), (1e3, "kB"))
+    return f"{number / unit:.1f} {name}"
 
 
 def moment(stored: str) -> str:
