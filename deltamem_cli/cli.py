@@ -90,8 +90,9 @@ app = typer.Typer(
 def _print_version(wanted: bool) -> None:
     if wanted:
         import deltamem_cli
+        from deltamem_cli import build
 
-        typer.echo(f"dmem {deltamem_cli.__version__}")
+        typer.echo(f"dmem {deltamem_cli.__version__}\n{build.upstream()}")
         raise typer.Exit
 
 
@@ -100,7 +101,11 @@ def dmem(
     ctx: typer.Context,
     debug: bool = typer.Option(False, "--debug", help="Show llama.cpp's log, and a traceback when something fails."),
     version: bool = typer.Option(
-        False, "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        False,
+        "--version",
+        help="Show the version, and which llama.cpp is inside, and exit.",
+        callback=_print_version,
+        is_eager=True,
     ),
 ) -> None:
     """Talk to a local language model that keeps a δ-mem memory between sessions.

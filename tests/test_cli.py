@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import subprocess
 import sys
 import types
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import typer
@@ -53,7 +56,27 @@ def test_start_imports_nothing_heavy_and_no_command(arguments: str) -> None:
 
 def test_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"dmem {version('deltamem-cli')}\n"
+    assert capsys.readouterr().out.splitlines()[0] == f"dmem {version('deltamem-cli')}"
+
+
+def test_version_names_the_commit_of_llama_cpp_and_the_pinned_release(capsys: pytest.CaptureFixture[str]) -> None:
+    pins = json.loads((Path(__file__).parent.parent / "native" / "pins.json").read_text())
+    assert cli.main(["--version"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert re.fullmatch(r"llama\.cpp [0-9a-f]{12} \([\d.]+\), llama-cpp-python [\d.]+", line)
+    assert pins["llama_cpp_python"]["requirement"].replace("==", " ") in line
+
+
+@pytest.mark.parametrize("said", [None, "", "[]", "{", '{"llama_cpp_commit": 3}'])
+def test_version_does_without_what_the_build_should_have_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str | None
+) -> None:
+    (tmp_path / "lib").mkdir()
+    if said is not None:
+        (tmp_path / "build.json").write_text(said)
+    monkeypatch.setenv("DELTAMEM_NATIVE_DIR", str(tmp_path))
+    assert cli.main(["--version"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_help_lists_every_command_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
