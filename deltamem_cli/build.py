@@ -23,5 +23,6 @@ def upstream() -> str:
     said = info()
     if not said:
         return "llama.cpp: no native build is installed, see: dmem doctor"
-    commit, version = str(said.get("llama_cpp_commit", "unknown")), said.get("llama_cpp_version")
-    return f"llama.cpp {commit[:12]}{f' ({version})' if version else ''}, llama-cpp-python {said.get('llama_cpp_python', 'unknown')}"
+    keys = ("llama_cpp_commit", "llama_cpp_version", "llama_cpp_python")
+    commit, version, release = (str(said.get(key, "unknown")) for key in keys)
+    return f"llama.cpp {commit[:12]} ({version}), llama-cpp-python {release}"
