@@ -13,7 +13,7 @@ import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 
 from deltamem_cli.bindings import NativeError
-from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Sampling
+from deltamem_cli.engine import ChatTemplate, Engine, EngineError, EngineOptions, Model, Sampling
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.paths import starter_model
 
@@ -341,7 +341,7 @@ def test_the_starter_model_talks_and_ends_its_turn() -> None:
     with Model(path) as model, Engine(model, None, EngineOptions(ctx_size=256, threads=1)) as engine:
         question = [{"role": "user", "content": "What is the capital of France?"}]
         assert model.text(model.tokenize(model.render(question), special=True), special=True) == model.render(question)
-        prompt = model.render(question, template=template)
+        prompt = model.render(question, template=ChatTemplate(template, "the chat template"))
         engine.feed(model.tokenize(prompt, special=True))
         reply = list(engine.generate(Sampling(temperature=0), max_tokens=30))
         assert model.text(reply) == "The capital of France is Paris."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import LoadModel, MakeModel
 
-from deltamem_cli.engine import EngineError, Model
+from deltamem_cli.engine import ChatTemplate, EngineError, Model
 
 TEXTS = [
     "Hello, World!\n  and you?",
@@ -83,7 +83,7 @@ def test_the_models_own_template_renders_messages(model: Model) -> None:
 
 def test_another_template_may_be_given_and_knows_the_models_tokens(model: Model) -> None:
     template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{{ eos_token }}"
-    rendered = model.render(MESSAGES, template=template)
+    rendered = model.render(MESSAGES, template=ChatTemplate(template, "the chat template"))
     assert rendered.endswith(("<|im_end|>", "</s>"))
     assert "[system] Be brief.[user] Hi" in rendered
 
@@ -100,5 +100,5 @@ def test_another_template_may_be_given_and_knows_the_models_tokens(model: Model)
 )
 def test_a_template_that_fails_is_an_error_in_one_sentence(model: Model, template: str, words: str) -> None:
     with pytest.raises(EngineError, match=words) as error:
-        model.render(MESSAGES, template=template)
+        model.render(MESSAGES, template=ChatTemplate(template, "the chat template"))
     assert "\n" not in str(error.value)

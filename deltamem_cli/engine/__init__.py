@@ -6,5 +6,6 @@ from deltamem_cli.engine.fingerprint import fingerprint
 from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import EngineOptions
 from deltamem_cli.engine.sampling import Sampling
+from deltamem_cli.engine.template import ChatTemplate
 
-__all__ = ["Cancelled", "Engine", "EngineError", "EngineOptions", "Model", "Sampling", "fingerprint"]
+__all__ = ["Cancelled", "ChatTemplate", "Engine", "EngineError", "EngineOptions", "Model", "Sampling", "fingerprint"]

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltamem_cli.bindings import Native, native
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.template import ChatTemplate
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -168,43 +169,36 @@ class Model:
         text = self.native.llama.llama_model_chat_template(self.handle, None)
         return text.decode("utf-8", "replace") if text else None
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, reply: bool = True, template: str | None = None) -> str:
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The same, ready for use. Raises EngineError when the model has none."""
+        if not self.chat_template:
+            raise EngineError(
+                f"The model {self.path.name} has no chat template: name a file that holds one with --template."
+            )
+        return ChatTemplate(self.chat_template, f"the chat template of {self.path.name}")
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        reply: bool = True,
+        template: ChatTemplate | None = None,
+        think: bool | None = None,
+    ) -> str:
         """The text that the model sees for `messages` ({role, content} each), by its template or by `template`.
 
-        reply: end with the start of the assistant's turn. Raises EngineError when there is no template or it refuses.
+        reply: end with the start of the assistant's turn. think: what to tell a template that can switch thinking.
+        Raises EngineError when there is no template or it refuses.
         """
-        source = template or self.chat_template
-        if not source:
-            raise EngineError(f"The model {self.path.name} has no chat template: name a file that holds one.")
-        formatter = self._formatter(source)
-        formatter.add_generation_prompt = reply
-        try:
-            # the binding asks for an assistant's name only in functions' calls, which are not used here
-            prompt: str = formatter(messages=[dict(message) for message in messages]).prompt
-        except Exception as error:  # whatever the template itself raises
-            raise EngineError(
-                f"The chat template of {self.path.name} refuses these messages ({error}): change them or use another template."
-            ) from error
-        return prompt
+        said = {} if think is None else {"enable_thinking": think}
+        return (template or self.template).render(messages, reply=reply, **self._marks, **said)
 
-    def _formatter(self, source: str) -> Any:
-        formatters: dict[str, Any] = self.__dict__.setdefault("_formatters", {})
-        if source not in formatters:
-            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-            llama = self.native.llama
-            bos, eos = llama.llama_vocab_bos(self.vocab), llama.llama_vocab_eos(self.vocab)
-            try:
-                formatters[source] = Jinja2ChatFormatter(
-                    template=source,
-                    bos_token=self.text([bos], special=True) if bos >= 0 else "",
-                    eos_token=self.text([eos], special=True) if eos >= 0 else "",
-                )
-            except Exception as error:
-                raise EngineError(
-                    f"The chat template is not valid jinja ({error}): correct it or use another one."
-                ) from error
-        return formatters[source]
+    @cached_property
+    def _marks(self) -> dict[str, str]:
+        llama = self.native.llama
+        found = {"bos_token": llama.llama_vocab_bos(self.vocab), "eos_token": llama.llama_vocab_eos(self.vocab)}
+        return {name: self.text([token], special=True) if token >= 0 else "" for name, token in found.items()}
 
 
 def _short(text: str, limit: int = 200) -> str:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Generator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.engine import Cancelled, Engine
+from deltamem_cli.engine import Engine
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import recent
-from deltamem_cli.session import spans as span_ids
-from deltamem_cli.session.forgetting import Forgotten, Progress, forget
-from deltamem_cli.session.prompt import Piece, Prompt
+from deltamem_cli.session.exchange import Exchange, Progress, Stop
+from deltamem_cli.session.forgetting import Forgotten, forget
+from deltamem_cli.session.prompt import Prompt
 from deltamem_cli.session.recent import Beginning
 from deltamem_cli.session.records import Settings, TurnStats
 from deltamem_cli.session.replay import put_state
-from deltamem_cli.session.reply import Reply
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
@@ -65,8 +63,7 @@ class ChatSession:
         self.settings = settings
         self.window = Window(engine)
         self.stats = TurnStats()
-        self._stop = False
-        self._reading = False  # a message, as opposed to replying
+        self._stop = Stop(engine)
         self._number = self._stored = turns.last_number(store, conversation.id)
         self._asked: dict[int, str] = {}  # questions of this session, for turns whose text is not stored
         self._context: TurnContext = {}
@@ -91,53 +88,25 @@ class ChatSession:
         return self.settings.write and self.engine.has_memory
 
     def ask(
-        self, text: str, *, progress: Progress | None = None, instead_of: int | None = None
+        self,
+        text: str,
+        *,
+        progress: Progress | None = None,
+        instead_of: int | None = None,
+        reply: Sequence[int] | None = None,
     ) -> Generator[str, None, None]:
-        """Streams the reply to `text`; at its end, or when stopped by stop() or by closing the iterator, commits.
+        """Streams the reply to `text`, what is thought as Thoughts; at its end, or when stopped by stop() or by closing the iterator, commits.
 
-        progress: called with tokens done and to do while a long message is read.
+        progress: called with tokens done and to do while a long message is read. reply: tokens to take for the model's.
         Raises engine.Cancelled when stopped before the reply began, and StoreError when the turn could not be saved;
         then everything is as it was before.
         """
-        mark = self._mark()
-        self._stop = False
-        self.stats = stats = TurnStats()
-        number = self._number + 1
-        context = self._turn_context()
-        reply = Reply(self.engine)
+        mark, context = self._mark(), self._turn_context()
+        exchange = self._exchange(progress, reply)
         try:
-            with self._pass():
-                piece, spans = self._user(text)
-                start = time.perf_counter()
-                self._feed(number, piece.tokens, spans, progress, stoppable=True)
-                stats.prompt_tokens, stats.prompt_seconds = len(piece.tokens), time.perf_counter() - start
-                start = time.perf_counter()
-                span = span_ids.next_id(spans)
-                try:
-                    for token in self._reply(number, reply, spans is not None, span):
-                        if text_piece := reply.add(token):
-                            yield text_piece
-                        if self._stop:
-                            stats.interrupted = True
-                            break
-                    if rest := reply.finish():
-                        yield rest
-                except GeneratorExit:
-                    stats.interrupted = True
-                stats.reply_tokens, stats.reply_seconds = len(reply.tokens), time.perf_counter() - start
-                closing = self.prompt.close()
-                closing_spans = None if spans is None else [reply.span(self.engine.granularity, span)] * len(closing)
-                self._feed(number, closing, closing_spans)
-            messages = [
-                Message("user", text, piece.tokens, spans),
-                Message(
-                    "assistant",
-                    reply.text,
-                    [*reply.tokens, *closing],
-                    None if spans is None else [*reply.spans, *(closing_spans or [])],
-                ),
-            ]
-            self._commit(mark, context, messages, instead_of)
+            with suppress(GeneratorExit):  # closed: what was shown is kept
+                yield from exchange.ask(text)
+            self._commit(mark, context, exchange.messages, instead_of)
             self._asked[self._number] = text
         except BaseException:
             self._go_back(mark)
@@ -148,27 +117,18 @@ class ChatSession:
 
         Raises engine.Cancelled when stopped; then everything is as it was before.
         """
-        mark = self._mark()
-        self._stop = False
-        self.stats = stats = TurnStats()
-        context = self._turn_context()
+        mark, context = self._mark(), self._turn_context()
+        exchange = self._exchange(progress)
         try:
-            piece = self.prompt.said(text)
-            spans = span_ids.of_message(self.engine.model, piece, self.engine.granularity)
-            with self._pass():
-                start = time.perf_counter()
-                self._feed(self._number + 1, piece.tokens, spans, progress, stoppable=True)
-                stats.prompt_tokens, stats.prompt_seconds = len(piece.tokens), time.perf_counter() - start
-            self._commit(mark, context, [Message("user", text, piece.tokens, spans)], None, kind="remember")
+            exchange.tell(text)
+            self._commit(mark, context, exchange.messages, None, kind="remember")
         except BaseException:
             self._go_back(mark)
             raise
 
     def stop(self) -> None:
         """Stops the running ask() or remember() as soon as possible; may be called from a signal handler."""
-        self._stop = True
-        if self._reading:  # a reply ends with a whole token, so that memory and window hold what was shown
-            self.engine.cancel()
+        self._stop.now()
 
     def undo(self, count: int = 1) -> list[int]:
         """Takes back the last `count` turns; the state is then, byte for byte, the one from before them.
@@ -220,7 +180,7 @@ class ChatSession:
                 "This chat is read-only, so nothing can be forgotten in it: open it without --read-only."
             )
         visible = [(number, tokens) for number, tokens in self._visible() if number not in numbers]
-        self._stop, self._reading = False, True
+        self._stop.wanted, self._stop.reading = False, True
         try:
             return forget(
                 self.store,
@@ -230,13 +190,13 @@ class ChatSession:
                 model=self.model,
                 adapter=self.adapter,
                 progress=progress,
-                stopped=lambda: self._stop,
+                stopped=lambda: self._stop.wanted,
             )
         except BaseException:
             visible = self._visible()
             raise
         finally:
-            self._reading = False
+            self._stop.reading = False
             self._number = turns.last_number(self.store, self.conversation.id)
             put_state(self.engine, states.latest(self.store, self.conversation.id))
             self._begin(visible)
@@ -247,8 +207,14 @@ class ChatSession:
 
     def set_system(self, system: str | None) -> None:
         """Another system prompt from the next turn on; the visible turns stay visible."""
-        old = self.prompt
-        self.prompt = Prompt(self.engine.model, system, self.prompt.template)
+        self._set_prompt(Prompt(self.engine.model, system, self.prompt.template, self.prompt.think))
+
+    def set_think(self, think: bool | None) -> None:
+        """Whether the model is to think, from the next turn on; None: as its template has it."""
+        self._set_prompt(Prompt(self.engine.model, self.prompt.system, self.prompt.template, think))
+
+    def _set_prompt(self, prompt: Prompt) -> None:
+        old, self.prompt = self.prompt, prompt
         try:
             self._begin(self._visible())
         except BaseException:  # too long, or the template has no place for one
@@ -268,45 +234,11 @@ class ChatSession:
 
     # inside
 
-    def _user(self, text: str) -> tuple[Piece, list[int] | None]:
-        piece = self.prompt.user(text, first=not self.window.stretches)
-        granularity = self.engine.granularity if self.engine.has_memory else "token"
-        return piece, span_ids.of_message(self.engine.model, piece, granularity)
-
-    def _feed(
-        self,
-        turn: int,
-        tokens: Sequence[int],
-        spans: list[int] | None,
-        progress: Progress | None = None,
-        *,
-        stoppable: bool = False,
-    ) -> None:
-        def report(done: int) -> None:
-            if progress:
-                progress(done, len(tokens))
-            if stoppable and self._stop and done < len(tokens):
-                raise Cancelled(done)
-
-        self._reading = stoppable
-        try:
-            self.window.feed(turn, tokens, write=self.writes, spans=spans, progress=report)
-        finally:
-            self._reading = False
-
-    def _reply(self, turn: int, reply: Reply, has_spans: bool, span: int) -> Iterator[int]:
-        granularity = self.engine.granularity
-        return self.window.reply(
-            turn,
-            self.settings.sampling,
-            write=self.writes,
-            span=(lambda: reply.span(granularity, span)) if has_spans else None,
-            max_tokens=self.settings.max_tokens or self.engine.n_ctx_seq,  # a small model may find no end
-        )
-
-    def _pass(self) -> AbstractContextManager[None]:
-        """With message and sentence writes the whole turn reads one state and is written at its end."""
-        return self.engine.one_pass() if self.engine.granularity != "token" else nullcontext()
+    def _exchange(self, progress: Progress | None, given: Sequence[int] | None = None) -> Exchange:
+        self._stop.wanted = False
+        exchange = Exchange(self.window, self.prompt, self.settings, self._number + 1, self._stop, progress, given)
+        self.stats = exchange.stats
+        return exchange
 
     def _mark(self) -> _Mark:
         state = self.engine.state() if self.engine.has_memory else None
@@ -345,7 +277,7 @@ class ChatSession:
             messages=messages if self.settings.log else [],
             snapshot=snapshot,
             kind=kind,
-            settings={**asdict(self.settings.sampling), "ctx_size": self.engine.n_ctx_seq},
+            settings={**asdict(self.settings.sampling), **self._how()},
             context=context,
             interrupted=stats.interrupted,
             prompt_tokens=stats.prompt_tokens,
@@ -354,6 +286,11 @@ class ChatSession:
             timings={"prompt": stats.prompt_seconds, "reply": stats.reply_seconds},
         )
         self._number = turns.commit(self.store, self.conversation, turn, instead_of=instead_of).number
+
+    def _how(self) -> dict[str, int | str]:
+        """What of the engine decides the numbers, for a replay that is to come to the same."""
+        names = ("ctx_size", "cache_type_k", "cache_type_v", "flash_attention")
+        return {name: value for name, value in self.engine.chosen().items() if name in names}
 
     # the window's beginning
 

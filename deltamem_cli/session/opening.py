@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli import config, models
-from deltamem_cli.engine import Engine, EngineOptions, Model, Sampling, fingerprint
+from deltamem_cli.engine import ChatTemplate, Engine, EngineOptions, Model, Sampling, fingerprint
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.prompt import Prompt
@@ -43,7 +43,9 @@ class Request:
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     flash_attention: Any = None  # auto, on or off
-    template: str | None = None
+    template: Path | None = None
+    think: bool | None = None  # what to tell a template that can switch thinking
+    remember_thinking: bool | None = None
 
 
 @dataclass
@@ -81,6 +83,8 @@ def settle(request: Request, profile: Profile | None) -> Request:
         cache_type_k=_first(request.cache_type_k, "cache_type_k"),
         cache_type_v=_first(request.cache_type_v, "cache_type_v"),
         flash_attention=_first(request.flash_attention, "flash_attention"),
+        template=_first(request.template or (Path(own.template) if own.template else None), "template"),
+        remember_thinking=_first(request.remember_thinking, "remember_thinking"),
     )
 
 
@@ -159,7 +163,9 @@ def open_chat(stack: ExitStack, store: Store, request: Request, *, start: bool =
     """
     profile = find_profile(store, request)
     conversation = pick(store, profile, request)
-    sampling(settle(request, profile).options)
+    settled = settle(request, profile)
+    sampling(settled.options)
+    _template(settled)
     loaded = load(stack, request, profile)
     return begin(store, request, loaded, profile, conversation, start=start), loaded
 
@@ -187,8 +193,15 @@ def begin(
         conversation,
         model=loaded.model,
         adapter=loaded.adapter,
-        prompt=Prompt(loaded.engine.model, request.system or None, request.template),
-        settings=Settings(drawn, max_tokens, request.replay_tokens, write=not request.read_only, log=request.log),
+        prompt=Prompt(loaded.engine.model, request.system or None, _template(request), request.think),
+        settings=Settings(
+            drawn,
+            max_tokens,
+            request.replay_tokens,
+            write=not request.read_only,
+            log=request.log,
+            remember_thinking=bool(request.remember_thinking),
+        ),
     )
     if start:
         session.start()
@@ -206,7 +219,7 @@ def copy_for_temporary(disk: Store, request: Request) -> tuple[Store, Request]:
     elif not request.new:
         found = conversations.latest(disk, profile)
     store = Store.memory()
-    settings = {"model": profile.model, "adapter": profile.adapter, "system": profile.system}
+    settings = {name: getattr(profile, name) for name in profiles.SETTINGS}
     made = profiles.create(store, profile.name, **settings, options=profile.options)
     if found is not None:
         taken = bundle.read(disk, found)
@@ -223,9 +236,13 @@ def find_profile(store: Store, request: Request) -> Profile:
     return found or Profile(id=0, name=profiles.check_name(request.profile))
 
 
-def _first(asked: int | None, setting: str) -> int | None:
-    number: int | None = config.value(setting) if asked is None else asked
-    return number
+def _template(request: Request) -> ChatTemplate | None:
+    """The one that is used in place of the model's own. Raises EngineError."""
+    return ChatTemplate.from_file(request.template) if request.template else None
+
+
+def _first(asked: Any, setting: str) -> Any:
+    return config.value(setting) if asked is None else asked
 
 
 def _configured_adapter() -> str | None:

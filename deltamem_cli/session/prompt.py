@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from deltamem_cli.engine import EngineError, Model
+from deltamem_cli.engine import ChatTemplate, EngineError, Model
+from deltamem_cli.session.thinking import OPEN
 
 _USER_1, _REPLY_1, _USER_2 = "\u2402u1\u2403", "\u2402r1\u2403", "\u2402u2\u2403"
 
@@ -31,22 +32,40 @@ class Marks:
     user_open: str  # before a later one
     user_close: str  # after a user message when no reply follows
     reply_open: str  # after a user message up to where the reply begins, `user_close` included
+    begun: str  # what the reply begins with, when the template itself opens a thinking part, or leaves it empty
     reply_close: str  # after a reply
 
 
 class Prompt:
-    """Pieces for one model and one system prompt. template: jinja text to use in place of the model's own."""
+    """Pieces for one model and one system prompt.
 
-    def __init__(self, model: Model, system: str | None = None, template: str | None = None) -> None:
+    template: to use in place of the model's own. think: what to tell a template that can switch thinking; None: nothing.
+    Raises EngineError for one that can't, at once or when it is first used for one that fails.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        system: str | None = None,
+        template: ChatTemplate | None = None,
+        think: bool | None = None,
+    ) -> None:
         self.model = model
         self.system = system
         self.template = template
+        self.think = think
+        if think is not None and not self._used.can_switch_thinking:
+            raise EngineError(f"{self._used.title} can't switch thinking on or off: leave it as it is.")
+
+    @property
+    def _used(self) -> ChatTemplate:
+        return self.template or self.model.template
 
     def _render(self, *contents: tuple[str, str], reply: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in contents]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        return self.model.render(messages, reply=reply, template=self.template)
+        return self.model.render(messages, reply=reply, template=self.template, think=self.think)
 
     @cached_property
     def marks(self) -> Marks:
@@ -63,14 +82,16 @@ class Prompt:
             _, user_close = alone.split(_USER_1)
         except ValueError:
             raise EngineError(
-                f"The chat template of {self.model.path.name} does not show every message once: use another template."
+                f"{self._used.title} does not show every message once: use another template with --template."
             ) from None
         if not between.startswith(reply_close):  # it closes the last reply in another way than the others
             reply_close = between
         user_open = between[len(reply_close) :]
         # some templates merge the system prompt into the first message: then there is no head of its own
         cut = len(before) - len(user_open) if user_open and before.endswith(user_open) else 0
-        return Marks(before[:cut], before[cut:], user_open, user_close, reply_open, reply_close)
+        plain = reply_open.partition(OPEN)[0]
+        begun = reply_open[len(plain) :]
+        return Marks(before[:cut], before[cut:], user_open, user_close, plain, begun, reply_close)
 
     def head(self) -> list[int]:
         return self.model.tokenize(self.marks.head, special=True)
@@ -78,6 +99,10 @@ class Prompt:
     def user(self, text: str, *, first: bool) -> Piece:
         """A user's message and the start of the reply. first: nothing but the head comes before it."""
         return self._piece(self.marks.first_open if first else self.marks.user_open, text, self.marks.reply_open)
+
+    def begin(self) -> list[int]:
+        """What the reply begins with, if the template says so."""
+        return self.model.tokenize(self.marks.begun, special=True)
 
     def said(self, text: str) -> Piece:
         """A user's message that nobody answers."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import turns
 from deltamem_cli.store.database import Store
-from deltamem_cli.store.records import Identity, Turn, TurnContext
+from deltamem_cli.store.records import THINKING, Identity, Turn, TurnContext
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,12 @@ def turns_that_fit(store: Store, conversation: str, model: Identity, budget: int
 
 
 def tokens(turn: Turn) -> list[int]:
-    """What was fed for the turn, in order; nothing when its text was not kept."""
-    return [token for message in turn.messages for token in message.tokens]
+    """What stays visible of the turn, in order: all but what was thought; nothing when its text was not kept."""
+    return [token for message in turn.messages if message.role != THINKING for token in message.tokens]
+
+
+def thinking(turn: Turn) -> tuple[int, int]:
+    """Tokens that were thought in the turn, and tokens behind them."""
+    sizes = [(message.role == THINKING, len(message.tokens)) for message in turn.messages]
+    thought = next((i for i, (is_thought, _) in enumerate(sizes) if is_thought), None)
+    return (0, 0) if thought is None else (sizes[thought][1], sum(size for _, size in sizes[thought + 1 :]))

@@ -16,6 +16,7 @@ class Settings:
     replay_tokens: int | None = None  # of earlier turns shown to the model at the start; None: a quarter of the context
     write: bool = True  # False: the memory is read and stays as it was, and nothing is committed
     log: bool = True  # False: texts are not committed, states are
+    remember_thinking: bool = False  # what a model thinks is written into the memory, too
 
 
 @dataclass
@@ -23,7 +24,8 @@ class TurnStats:
     """Of the last turn. Times in seconds; `changed` is the norm of the state's change."""
 
     prompt_tokens: int = 0
-    reply_tokens: int = 0
+    reply_tokens: int = 0  # those of the thinking part included
+    thinking_tokens: int = 0
     written_tokens: int = 0
     prompt_seconds: float = 0.0
     reply_seconds: float = 0.0

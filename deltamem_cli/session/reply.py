@@ -6,32 +6,60 @@ import codecs
 
 from deltamem_cli.engine import Engine
 from deltamem_cli.session import spans as span_ids
+from deltamem_cli.session.thinking import Splitter
 
 
 class Reply:
-    """Its tokens, their span ids, and the text that is complete so far."""
+    """Its tokens, their span ids, and its text: what is thought apart from what is answered."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, begun: str, first_span: int, write_thinking: bool) -> None:
+        """begun: what the template has begun the reply with. first_span: id of what is written first."""
         self._model = engine.model
+        self._by_sentence = engine.has_memory and engine.granularity == "sentence_mean"
+        self._first_span = first_span
+        self._write_thinking = write_thinking
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._splitter = Splitter(begun)
+        self._pieces: list[str] = []
         self.tokens: list[int] = []
         self.spans: list[int] = []
-        self.text = ""
+        self.n_thinking = 0  # tokens at the beginning that belong to the thinking part
 
-    def span(self, granularity: str, first: int) -> int:
-        """Span id of the next token."""
-        id = first + (span_ids.sentences(self.text) if granularity == "sentence_mean" else 0)
-        if len(self.spans) == len(self.tokens):
-            self.spans.append(id)
-        return id
+    @property
+    def thought(self) -> str:
+        return self._splitter.thought
 
-    def add(self, token: int) -> str:
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return self._splitter.answer
+
+    def take(self, token: int) -> int:
+        """Adds a token that is about to be fed. Returns its span id."""
+        span = self.next_span()
+        self._pieces += self._splitter.add(self._decoder.decode(self._model.piece(token)))
         self.tokens.append(token)
-        return self._grow(self._decoder.decode(self._model.piece(token)))
+        if self._splitter.thinking:
+            self.n_thinking = len(self.tokens)
+            span = span if self._write_thinking else span_ids.NOT_WRITTEN
+        elif not self._splitter.began:  # what looked like a tag was none
+            self.n_thinking = 0
+        self.spans.append(span)
+        return span
 
-    def finish(self) -> str:
-        return self._grow(self._decoder.decode(b"", final=True))
+    def next_span(self) -> int:
+        """Span id of what is written next."""
+        if not self._by_sentence:
+            return self._first_span
+        written = self.thought + self.text if self._write_thinking else self.text
+        return self._first_span + span_ids.sentences(written)
 
-    def _grow(self, piece: str) -> str:
-        self.text += piece
-        return piece
+    def news(self) -> list[str]:
+        """What can be shown since the last call: Thoughts and plain text."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def finish(self) -> list[str]:
+        """The rest, when no token follows."""
+        pieces = self._splitter.add(self._decoder.decode(b"", final=True))
+        return [*pieces, *self._splitter.finish()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 from deltamem_cli.engine import Engine, EngineError, Sampling
 
@@ -72,10 +73,14 @@ class Window:
         spans: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Feeds tokens of `turn`, of any number. progress: called with the number done.
+        """Feeds tokens of `turn`, of any number. spans: as Message has them. progress: called with the number done.
 
         Raises engine.Cancelled; what was fed until then is in the window.
         """
+        if spans is not None and self.engine.granularity == "token":  # then a feed writes all or nothing
+            for written, group in groupby(zip(tokens, spans, strict=True), key=lambda pair: pair[1] >= 0):
+                self.feed(turn, [token for token, _ in group], write=write and written)
+            return
         piece = max(1, self.engine.n_ctx_seq // _PIECES)
         done = 0
         while done < len(tokens):
@@ -97,9 +102,12 @@ class Window:
                 done += fed
 
     def reply(
-        self, turn: int, sampling: Sampling, *, write: bool, span: Callable[[], int] | None, max_tokens: int | None
+        self, turn: int, sampling: Sampling, *, write: bool, take: Callable[[int], int], max_tokens: int | None
     ) -> Iterator[int]:
-        """Draws tokens until the model ends its turn; each is in the window when it is yielded."""
+        """Draws tokens until the model ends its turn; each is in the window when it is yielded.
+
+        take: called with each token before it is fed; tells its span id.
+        """
         sampler = self.engine.sampler(sampling)
         try:
             count = 0
@@ -107,7 +115,7 @@ class Window:
                 token = sampler.sample()
                 if self.engine.model.is_end(token):
                     return
-                self.feed(turn, [token], write=write, spans=[span()] if span else None)
+                self.feed(turn, [token], write=write, spans=[take(token)])
                 yield token
                 count += 1
         finally:
@@ -118,6 +126,19 @@ class Window:
         while self.stretches and self.stretches[-1].turn >= turn:
             gone = self.stretches.pop()
             self.engine.drop(self.n_past - len(gone.tokens), self.n_past)
+
+    def take_out(self, turn: int, count: int, *, behind: int) -> None:
+        """Lets `count` tokens of the last turn go, those before its last `behind`, as far as they are visible."""
+        end = self.n_past - behind
+        start = max(end - count, self.n_past - len(self.tokens(turn)))
+        if start >= end:
+            return
+        position = self.n_past
+        for stretch in reversed(self.stretches):
+            position -= len(stretch.tokens)
+            del stretch.tokens[max(start - position, 0) : max(end - position, 0)]
+        self.stretches = [stretch for stretch in self.stretches if stretch.tokens]
+        self._drop(start, end)
 
     def drop_before(self, turn: int) -> None:
         """Lets all turns before `turn` go."""
@@ -139,16 +160,19 @@ class Window:
             count = sum(1 for stretch in self.stretches if stretch.turn == oldest)
             self.dropped.add(oldest)
         size = sum(len(stretch.tokens) for stretch in self.stretches[:count])
-        start = len(self.head)
-        if self.engine.can_shift or start + size == self.n_past:
-            self.engine.drop(start, start + size)
-            del self.stretches[:count]
+        del self.stretches[:count]
+        self._drop(len(self.head), len(self.head) + size)
+
+    def _drop(self, start: int, end: int) -> None:
+        """Takes the tokens [start, end) out of the cache; from the stretches they are gone already."""
+        if self.engine.can_shift or end == self.n_past:
+            self.engine.drop(start, end)
             return
         # This model's cache can't be moved up, so what stays is computed again; it was written when it was new.
-        del self.stretches[:count]
         kept = [token for stretch in self.stretches for token in stretch.tokens]
         self.engine.clear_context()
-        self.engine.feed([*self.head, *kept], write=False)
+        if self.head or kept:
+            self.engine.feed([*self.head, *kept], write=False)
 
 
 def _from(start: int, progress: Callable[[int], None], done: int) -> None:

@@ -104,11 +104,16 @@ def m004_full_text_search(db: Database) -> None:
     db.table("messages").enable_fts(["text"], create_triggers=True, tokenize="unicode61 remove_diacritics 2")
 
 
+def m005_templates_of_profiles(db: Database) -> None:
+    db.execute("ALTER TABLE profiles ADD COLUMN template TEXT")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_profiles_and_conversations,
     m002_turns_and_messages,
     m003_states,
     m004_full_text_search,
+    m005_templates_of_profiles,
 )
 LATEST = len(MIGRATIONS)
 

@@ -18,6 +18,7 @@ from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Profile
 
 DEFAULT = "default"
+SETTINGS = ("model", "adapter", "system", "template")  # texts; the sampling options stand beside them
 NEW = "NEW"  # in `memory copy --to NEW`: a new conversation, so no profile may be called that
 _NAME = re.compile(r"[^\W_][\w.@+-]{0,63}")
 
@@ -58,6 +59,7 @@ def create(
     model: str | None = None,
     adapter: str | None = None,
     system: str | None = None,
+    template: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Profile:
     check_name(name)
@@ -70,6 +72,7 @@ def create(
             model=model,
             adapter=adapter,
             system=system,
+            template=template,
             options=json.dumps(dict(options or {})),
             created=now(),
         )
@@ -88,8 +91,8 @@ def ensure(store: Store, name: str) -> Profile:
 
 
 def change(store: Store, name: str, **changes: Any) -> Profile:
-    """Set any of model, adapter, system (text or None) and options (the whole mapping)."""
-    if unknown := set(changes) - {"model", "adapter", "system", "options"}:
+    """Set any of SETTINGS (text or None) and options (the whole mapping)."""
+    if unknown := set(changes) - {*SETTINGS, "options"}:
         raise TypeError(f"not a setting of a profile: {', '.join(sorted(unknown))}")
     if "options" in changes:
         changes["options"] = json.dumps(dict(changes["options"]))

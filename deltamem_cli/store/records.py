@@ -29,6 +29,7 @@ class Profile:
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    template: str | None = None  # path of a chat template
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ class TurnContext(TypedDict, total=False):
     chunk: int  # tokens per forward pass, when it matters for the write granularity
 
 
+THINKING = "thinking"  # role of what a model thought before it answered; it leaves the window when the turn is over
+
+
 @dataclass(frozen=True)
 class Message:
-    """One message of a turn. `tokens` are exactly the ids fed or sampled for it, template marks included,
-
-    so that the tokens of a turn's messages, one after the other, are what a replay feeds. `spans` has one write
-    span id per token (-1 = read but not written) or is None when every token wrote by itself.
+    """One message of a turn, of a "user", of the "assistant" or THINKING. `tokens` are exactly the ids fed or sampled
+    for it, template marks included, so that the tokens of a turn's messages, one after the other, are what a replay
+    feeds. `spans` has one write span id per token (-1 = read but not written; with token writes the other ids say
+    nothing) or is None when every token wrote by itself.
     """
 
     role: str
