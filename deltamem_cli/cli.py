@@ -25,8 +25,10 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("memory", "deltamem_cli.commands.memory", "Show and govern what a conversation's memory keeps."),
     ("profile", "deltamem_cli.commands.profile", "Manage profiles, each with its own memory and settings."),
     ("log", "deltamem_cli.commands.log", "Read the transcripts: list, show, search, export."),
+    ("model", "deltamem_cli.commands.model", "Download, register and look at models."),
     ("adapter", "deltamem_cli.commands.adapter", "Make, inspect and check adapters."),
     ("config", "deltamem_cli.commands.config", "Show and change the settings."),
+    ("eval", "deltamem_cli.commands.eval", "Measure what the memory recalls."),
     ("bench", "deltamem_cli.commands.bench", "Measure what the memory costs in speed."),
 ]
 

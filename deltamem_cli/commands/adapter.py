@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands.adapter_list import default, list_, rm
 from deltamem_cli.commands.adapter_train import train
 from deltamem_cli.commands.adapter_verify import verify
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -82,6 +83,9 @@ def show(
         _print_facts(file, adapter)
 
 
+app.command("list")(list_)
+app.command()(rm)
+app.command()(default)
 app.command()(verify)
 app.command()(train)
 

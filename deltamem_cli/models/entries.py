@@ -23,7 +23,7 @@ class Entry:
     """A model by its name. None: not known, or there is none."""
 
     name: str
-    origin: str  # packaged, catalogue, config, imported
+    origin: str  # packaged, catalogue, config, pulled, imported
     path: Path | None = None  # the user's own file, or the packaged one
     repo: str | None = None
     file: str | None = None  # file in repo, or quantisation
@@ -101,10 +101,11 @@ def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
 
 
 def _with_record(entry: Entry | None, record: Record) -> Entry:
-    if entry is None:
-        entry = Entry(record.name, "imported" if record.repo is None else "pulled", repo=record.repo)
-    elif entry.repo != record.repo and entry.origin != "config":
-        return entry
+    if entry is not None and (entry.repo or entry.path) and entry.repo != record.repo:
+        return entry  # it means another file by now
+    if entry is None or entry.repo is None:  # at most the adapter stands in the configuration
+        origin = "imported" if record.repo is None else "pulled"
+        entry = Entry(record.name, origin, repo=record.repo, adapter=entry.adapter if entry else None)
     return replace(entry, record=record, size=record.size, facts=record.facts, license=record.license or entry.license)
 
 

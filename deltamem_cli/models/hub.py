@@ -224,6 +224,8 @@ def _translate(error: Exception, repo: str) -> NoReturn:
         raise ModelError(
             f"{host} can't be reached ({_reason(error)}): check the network and try again; {_STAYS}."
         ) from error
+    if isinstance(error, (errors.FileMetadataError, ValueError)):  # no JSON, other JSON or headers than a hub's
+        raise ModelError(f"{host} does not answer as a hub does ({_reason(error)}): check HF_ENDPOINT.") from error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise ModelError(
             f"The disk is full, so {repo} can't be downloaded to {constants.HF_HUB_CACHE}: make room, and the same "
@@ -233,8 +235,6 @@ def _translate(error: Exception, repo: str) -> NoReturn:
         raise ModelError(
             f"{repo} can't be downloaded to {constants.HF_HUB_CACHE} ({_reason(error)}): try again."
         ) from error
-    if isinstance(error, ValueError):  # no JSON, or other JSON than a hub's
-        raise ModelError(f"{host} does not answer as a hub does ({_reason(error)}): check HF_ENDPOINT.") from error
     raise error
 
 

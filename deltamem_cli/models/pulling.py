@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from deltamem_cli.models import choosing, hub, records
+from deltamem_cli import config
+from deltamem_cli.models import choosing, hub, memory, records
 from deltamem_cli.models.entries import Entry, catalogue, known_adapter
 from deltamem_cli.models.errors import ModelError
-from deltamem_cli.models.facts import parts, read_facts, stem
+from deltamem_cli.models.facts import Facts, parts, read_facts, stem
 from deltamem_cli.models.records import Record
 from deltamem_cli.models.resolving import converted_adapter, is_repository
 
@@ -42,6 +43,9 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
     license = repository.license or entry.license
     tell(f"{names[0]}" + (f" and {len(names) - 1} more parts" if len(names) > 1 else "") + f" of {entry.repo}")
     tell(f"{size / 1e6:,.1f} MB, license: {license or 'not stated'}" + (f"; {why}" if why else ""))
+    needed, machine = memory.needed(size, entry.facts or Facts()), memory.of_machine()
+    if machine and machine.verdict(needed) == "no":
+        tell(f"it needs about {needed / 1e9:.1f} GB of memory and this machine has {machine.total / 1e9:.1f} GB")
     files = tuple(hub.download(repository, one) for one in names)
     record = Record(name, files, size, read_facts(files), entry.repo, license)
     before = entries[name].record if name in entries else None
@@ -60,6 +64,21 @@ def register(file: Path, name: str | None) -> Record:
     record = Record(name, files, sum(part.stat().st_size for part in files), facts, license=facts.license)
     records.write(record)
     return record
+
+
+def remove(entry: Entry) -> None:
+    """Forgets a file of the user's, deletes one that was pulled. Raises DeltamemError."""
+    if entry.origin == "packaged":
+        raise ModelError(f"{entry.name} comes with the package: it goes with it.")
+    if entry.record is None and entry.path is None:
+        raise ModelError(f"{entry.name} is not on this machine, so there is nothing to remove; see: dmem model list")
+    if entry.record is not None and entry.path is None:
+        if entry.record.repo is not None:
+            hub.delete(list(entry.record.files))
+        records.remove(entry.name)
+    # what the configuration says of a model that can be pulled again stays
+    if (entry.repo is None or entry.origin == "pulled") and entry.name in config.table("models"):
+        config.set_entry("models", entry.name, None)
 
 
 def _with_adapter(record: Record, entry: Entry, tell: Tell) -> Record:

@@ -33,7 +33,7 @@ def resolve(said: str | Path) -> ModelFile:
         return _model_file(entry)
     path = Path(text).expanduser()
     if path.is_file():
-        entry = _entry_of(path, entries)
+        entry = entry_of(path, entries)
         return _model_file(entry) if entry else ModelFile(path, find_adapter(path, None), str(path))
     if _is_path(text) or not choosing.parse(text):
         raise ModelError(_absent(text, entries))
@@ -58,9 +58,8 @@ def find_adapter(model: Path, entry: Entry | None) -> Path | None:
 def adapter_file(said: str | Path) -> Path:
     """The file of an adapter by its name or path. Raises ModelError."""
     text = os.fspath(said)
-    registered = config.table("adapters").get(text, {}).get("path")
-    if registered:
-        path = paths.config_dir() / Path(str(registered)).expanduser()
+    if registered := registered_adapters().get(text):
+        path = registered
     elif text == STARTER and (packaged := paths.starter_adapter()):
         path = packaged
     else:
@@ -70,6 +69,20 @@ def adapter_file(said: str | Path) -> Path:
     if not path.is_file():
         raise ModelError(f"The adapter file {path} does not exist: check the path, or see: dmem adapter list")
     return path
+
+
+def registered_adapters() -> dict[str, Path]:
+    """Those of the configuration: [adapters.NAME] with a path. Raises ModelError."""
+    found = {}
+    for name, said in sorted(config.table("adapters").items()):
+        path = said.get("path")
+        if set(said) != {"path"} or not isinstance(path, str) or not path:
+            raise ModelError(
+                f"The configuration says of the adapter {name} something else than its path. Correct it with: "
+                "dmem config edit"
+            )
+        found[name] = paths.config_dir() / Path(path).expanduser()
+    return found
 
 
 def converted_adapter(name: str) -> Path:
@@ -94,6 +107,10 @@ def _model_file(entry: Entry) -> ModelFile:
         if entry.repo:
             raise ModelError(f"The model {entry.name} is not here yet: get it with: dmem model pull {entry.name}")
         gone = entry.path or (entry.record.files[0] if entry.record else None)
+        if gone is None:
+            raise ModelError(
+                f"The configuration says of the model {entry.name} neither path nor repo: add one with: dmem config edit"
+            )
         raise ModelError(
             f"The file of the model {entry.name} is gone from {gone}: put it back, or forget it with: "
             f"dmem model rm {entry.name}"
@@ -101,7 +118,8 @@ def _model_file(entry: Entry) -> ModelFile:
     return ModelFile(path, find_adapter(path, entry), entry.name)
 
 
-def _entry_of(path: Path, entries: dict[str, Entry]) -> Entry | None:
+def entry_of(path: Path, entries: dict[str, Entry]) -> Entry | None:
+    """The entry whose file this is."""
     absolute = path.absolute()
     return next((entry for entry in entries.values() if entry.model == absolute), None)
 

@@ -95,6 +95,18 @@ def branches(store: Store, conversation: str) -> list[Conversation]:
     return [_conversation(row) for row in store.rows(_SELECT + " WHERE conversations.origin = ?", [conversation])]
 
 
+def written_with(store: Store, *, model: str | None = None, adapter: str | None = None) -> list[Conversation]:
+    """Those whose memory was written by the model or adapter of this fingerprint: without it they can't go on."""
+    return [
+        _conversation(row)
+        for row in store.rows(
+            _SELECT + " WHERE conversations.id IN "
+            "(SELECT conversation_id FROM states WHERE model_fingerprint = ? OR adapter_fingerprint = ?)",
+            [model, adapter],
+        )
+    ]
+
+
 def rename(store: Store, conversation: str, title: str | None) -> None:
     with store.transaction():
         store.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation])
