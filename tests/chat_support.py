@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
 import signal
 import struct
-import sys
+import subprocess
+import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from deltamem_cli.store.database import Store
 
 PROMPT = r">>>\s*$"
 OPTIONS = {"max_tokens": "8", "seed": "1"}
+GRANULARITIES = ["token", "message_mean", "sentence_mean"]
 
 
 @dataclass
@@ -41,6 +44,9 @@ class Chats:
         with ExitStack() as stack:
             store = stack.enter_context(Store.open(self.database))
             yield opening.open_chat(stack, store, request)
+
+
+MakeChats = Callable[..., Chats]
 
 
 def say(session: ChatSession, text: str) -> str:
@@ -76,10 +82,8 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 def environment(home: Path, **changes: str) -> dict[str, str]:
     """Of a program of its own: nothing of the tester's settings, one folder for all that it writes."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DMEM_", "NO_COLOR", "EDITOR", "VISUAL"))}
-    path = os.pathsep.join([str(Path(__file__).parent.parent), kept.get("PYTHONPATH", "")])
     return {
         **kept,
-        "PYTHONPATH": path,
         "DMEM_HOME": str(home),
         "TERM": "xterm-256color",
         "PROMPT_TOOLKIT_NO_CPR": "1",
@@ -88,7 +92,10 @@ def environment(home: Path, **changes: str) -> dict[str, str]:
 
 
 def dmem(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "deltamem_cli", *map(str, arguments)]
+    """The installed command, of the environment that runs the tests."""
+    script = Path(sysconfig.get_path("scripts")) / ("dmem.exe" if os.name == "nt" else "dmem")
+    assert script.is_file(), f"{script} is missing: install the package as the README says (pip install -e '.[dev]')"
+    return [str(script), *map(str, arguments)]
 
 
 class Terminal:
@@ -166,6 +173,45 @@ class Terminal:
             self.kill()
             self.wait()
         os.close(self._file)
+
+
+class Dmem:
+    """The program with one home folder and one model."""
+
+    def __init__(self, home: Path, model: Path | None, adapter: Path) -> None:
+        self.home = home
+        self.model = ["-m", str(model)] if model else []
+        self.adapter = ["--adapter", str(adapter)]
+        self.env = environment(home)
+
+    def chat_arguments(self, *arguments: str, tokens: int = 8) -> list[str]:
+        options = ["--threads", "1", "-o", "max_tokens", str(tokens), "-o", "seed", "1"]
+        return dmem("chat", *self.model, *self.adapter, *options, *arguments)
+
+    def terminal(self, *arguments: str, tokens: int = 8, **env: str) -> Terminal:
+        return Terminal(self.chat_arguments(*arguments, tokens=tokens), {**self.env, **env})
+
+    def run(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            list(arguments),
+            check=False,
+            env=self.env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            errors="replace",
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def chat(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return self.run(*self.chat_arguments(*arguments), code=code, stdin=stdin)
+
+    def json(self, *arguments: str) -> Any:
+        """What a command says with --json."""
+        return json.loads(self.run(*dmem(*arguments, "--json")).stdout)
 
 
 def plain(text: str) -> str:

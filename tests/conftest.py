@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ import pytest
 MakeModel = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
 LoadModel = Callable[[Path], Any]
+
+
+@pytest.fixture(autouse=True)
+def settings_are_not_the_testers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("DMEM_") and not name.startswith("DMEM_TEST_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +73,50 @@ def loaded() -> Iterator[LoadModel]:
     yield load
     for model in models.values():
         model.close()
+
+
+@pytest.fixture
+def make_chats(
+    tmp_path: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """make_chats(granularity, arch, **settings): sessions on a tiny model over one database."""
+    from chat_support import Chats
+
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("DMEM_HOME", str(home))
+
+    def make(granularity: str = "token", arch: str = "qwen3", **settings: Any) -> Chats:
+        model = tiny_model(arch)
+        adapter = tiny_adapter(model, write_granularity=granularity)
+        return Chats(home / "memory.db", {"model": model, "adapter": adapter, **settings})
+
+    return make
+
+
+@pytest.fixture
+def chats(make_chats: Any) -> Any:
+    """Sessions on a tiny model that writes per token."""
+    return make_chats()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Any:
+    """The installed program with a tiny model."""
+    from chat_support import Dmem
+
+    model = tiny_model("qwen3")
+    return Dmem(tmp_path / "home", model, tiny_adapter(model))
+
+
+@pytest.fixture
+def starter(tmp_path: Path) -> Any:
+    """The installed program with the starter model and a random adapter, whose effect is the same every time."""
+    from chat_support import Dmem
+
+    from deltamem_cli import paths
+    from deltamem_cli.synthetic import random_adapter
+
+    adapter = tmp_path / "adapter.gguf"
+    random_adapter(paths.starter_model(), adapter, scale=0.2)
+    return Dmem(tmp_path / "home", None, adapter)

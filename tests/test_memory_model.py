@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from chat_support import Chats, dmem, environment, files, say
+from chat_support import Chats, Terminal, dmem, environment, files, say
 
 from deltamem_cli import cli
 from deltamem_cli.commands.memory_model import parse_turns, ranges
@@ -22,15 +18,6 @@ from deltamem_cli.store import conversations, states, turns
 from deltamem_cli.store.database import Store
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def chats(tmp_path: Path, tiny_model: Any, tiny_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> Chats:
-    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("DMEM_PROFILE", raising=False)
-    model = tiny_model("qwen3")
-    (tmp_path / "home").mkdir()
-    return Chats(tmp_path / "home" / "memory.db", {"model": model, "adapter": tiny_adapter(model)})
 
 
 @pytest.fixture
@@ -95,16 +82,12 @@ def test_ctrl_c_while_remembering_leaves_everything_as_before(chats: Chats, tmp_
     notes = tmp_path / "notes.txt"
     notes.write_text("The walrus lives at sea. " * 200_000)
     model = ["-m", chats.settings["model"], "--adapter", chats.settings["adapter"], "--threads", "1"]
-    process = subprocess.Popen(
-        dmem("memory", "remember", "-f", notes, *model),
-        env=environment(chats.database.parent),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(4)  # it is reading by then, for minutes
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=60)
-    assert process.returncode == 130, shown
+    argv = dmem("memory", "remember", "-f", notes, *model)
+    with Terminal(argv, environment(chats.database.parent)) as reading:  # minutes of it
+        reading.expect("remembering")
+        reading.send("\x03")
+        reading.expect("Stopped; the memory is as it was")
+        assert reading.wait() == 130
     with Store.open(chats.database) as store:
         assert turns.last_number(store, cid) == 1
         latest = states.latest(store, cid)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_support import Chats, assert_agree, relative, say, state_bytes
+from chat_support import GRANULARITIES, Chats, MakeChats, assert_agree, relative, say, state_bytes
 
 from deltamem_cli.engine import Cancelled
 from deltamem_cli.errors import DeltamemError
@@ -16,26 +15,6 @@ from deltamem_cli.session.replay import replay
 from deltamem_cli.store import conversations, locks, states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import ConversationBusy, FingerprintMismatch, StoreError
-
-GRANULARITIES = ["token", "message_mean", "sentence_mean"]
-MakeChats = Callable[..., Chats]
-
-
-@pytest.fixture
-def make_chats(tmp_path: Path, tiny_model: Any, tiny_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> MakeChats:
-    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
-
-    def make(granularity: str = "token", arch: str = "qwen3", **settings: Any) -> Chats:
-        model = tiny_model(arch)
-        adapter = tiny_adapter(model, write_granularity=granularity)
-        return Chats(tmp_path / "memory.db", {"model": model, "adapter": adapter, **settings})
-
-    return make
-
-
-@pytest.fixture
-def chats(make_chats: MakeChats) -> Chats:
-    return make_chats()
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

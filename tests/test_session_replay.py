@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from chat_support import Chats, assert_agree, relative, say, state_bytes
+from chat_support import GRANULARITIES, Chats, MakeChats, assert_agree, relative, say, state_bytes
 
 from deltamem_cli.engine import Cancelled
 from deltamem_cli.session.forgetting import forget
 from deltamem_cli.session.replay import replay
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
-
-GRANULARITIES = ["token", "message_mean", "sentence_mean"]
-MakeChats = Callable[..., Chats]
-
-
-@pytest.fixture
-def make_chats(tmp_path: Path, tiny_model: Any, tiny_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> MakeChats:
-    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
-
-    def make(granularity: str = "token", arch: str = "qwen3", **settings: Any) -> Chats:
-        model = tiny_model(arch)
-        adapter = tiny_adapter(model, write_granularity=granularity)
-        return Chats(tmp_path / "memory.db", {"model": model, "adapter": adapter, **settings})
-
-    return make
-
-
-@pytest.fixture
-def chats(make_chats: MakeChats) -> Chats:
-    return make_chats()
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gemma3"])
@@ -93,7 +71,7 @@ def test_what_is_forgotten_was_never_said(make_chats: MakeChats, granularity: st
                 for message in messages:
                     session.window.feed(number, message.tokens, write=True, spans=message.spans)
         assert relative(engine.state(), after) <= 1e-3
-    data = b"".join(path.read_bytes() for path in tmp_path.glob("memory.db*") if path.is_file())
+    data = b"".join(path.read_bytes() for path in (tmp_path / "home").glob("memory.db*") if path.is_file())
     assert b"xylophone" not in data and b"I like tea" in data
 
 

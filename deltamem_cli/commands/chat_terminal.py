@@ -16,7 +16,6 @@ from deltamem_cli.commands import chat_do, chat_slash
 from deltamem_cli.commands.chat_complete import ChatCompleter
 from deltamem_cli.commands.chat_history import open_history
 from deltamem_cli.commands.chat_render import progress_bar, tell
-from deltamem_cli.commands.interrupts import no_echo
 from deltamem_cli.commands.shared import count, note
 from deltamem_cli.errors import DeltamemError
 
@@ -68,7 +67,7 @@ def _take(talk: Talk, text: str) -> None:
 
 
 def _wait(talk: Talk) -> None:
-    with no_echo(), progress_bar("reading") as progress:
+    with progress_bar("reading") as progress:
         talk.ready(progress)
 
 

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from deltamem_cli.commands.chat_render import progress_bar, reply_view
-from deltamem_cli.commands.interrupts import no_echo, stopping
+from deltamem_cli.commands.interrupts import keys_wait, stopping
 
 if TYPE_CHECKING:
     from deltamem_cli.session.chat import ChatSession
@@ -24,7 +24,7 @@ def show_reply(
     """
     with (
         stopping(session.stop),
-        no_echo(),
+        keys_wait(),
         progress_bar("reading") as progress,
         closing(reply(progress)) as pieces,
     ):
@@ -39,7 +39,7 @@ def show_reply(
 
 def remember(session: ChatSession, text: str) -> None:
     """Writes `text` into the memory, with a progress bar when it is long. Raises engine.Cancelled at Ctrl-C."""
-    with stopping(session.stop), no_echo(), progress_bar("remembering") as progress:
+    with stopping(session.stop), keys_wait(), progress_bar("remembering") as progress:
         session.remember(text, progress=progress)
 
 

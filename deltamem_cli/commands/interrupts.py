@@ -1,4 +1,4 @@
-"""Ctrl-C, and the end of the terminal, while the model works: they stop it, and what it did so far stays in order."""
+"""Ctrl-C, the end of the terminal, and keys that are pressed while the model works: it stops in order, they wait."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 # Sent when the terminal closes or the machine shuts down: the reply ends and is committed before the process ends.
@@ -39,21 +39,34 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
             raise SystemExit(128 + leaving[0])
 
 
+def keys_wait() -> AbstractContextManager[None]:
+    """What is typed inside is not shown, which would tear what is drawn; the next prompt gets it, key by key.
+
+    A terminal that gathers lines would turn Enter into another key, and keep 4095 letters of a line and no more.
+    """
+    return _lines(gathered=False)
+
+
+def lines_gathered() -> AbstractContextManager[None]:
+    """For what reads lines itself within keys_wait(): questions and editors."""
+    return _lines(gathered=True)
+
+
 @contextmanager
-def no_echo() -> Iterator[None]:
-    """What is typed inside is not shown, which would tear what is drawn; the next prompt gets it."""
+def _lines(*, gathered: bool) -> Iterator[None]:
     try:
         import termios
     except ImportError:  # Windows shows nothing by itself
         yield
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         yield
         return
     old = termios.tcgetattr(sys.stdin)
-    quiet = [*old]
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)  # NOW: the others may throw away what is typed already
+    mode = [*old]
+    for index, flags in {0: termios.ICRNL, 3: termios.ECHO | termios.ICANON}.items():
+        mode[index] = mode[index] | flags if gathered else mode[index] & ~flags
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)  # NOW: the others may throw away what is typed already
     try:
         yield
     finally:
