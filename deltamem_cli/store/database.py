@@ -77,6 +77,31 @@ class Store:
         store._migrate(migrations.LATEST)
         return store
 
+    @classmethod
+    def look(cls, path: Path) -> Store:
+        """Open an existing database to read alone: nothing is made, put right or brought up to date on disk."""
+        # A database without a WAL is in nobody's hands; SQLite must be told so, else it makes one to read.
+        mode = "ro" if Path(f"{path}-wal").exists() else "ro&immutable=1"
+        connection = None
+        with as_sentences(path):
+            try:
+                connection = sqlite3.connect(
+                    f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
+                )
+                _check_is_ours(connection, path)
+            except BaseException:
+                if connection is not None:
+                    connection.close()
+                raise
+        store = cls(connection, None)
+        store.path = path  # for its name in errors; what writes is not for this store
+        return store
+
+    @property
+    def layout(self) -> int:
+        """The last migration that the file has seen."""
+        return self._version()
+
     @property
     def db(self) -> Database:
         """The connection as sqlite-utils has it, for layouts and search.
@@ -186,6 +211,11 @@ class Store:
         found = [row["integrity_check"] for row in self.rows("PRAGMA integrity_check")]
         found += [f"row without its parent in {row['table']}" for row in self.rows("PRAGMA foreign_key_check")]
         return [line for line in found if line != "ok"]
+
+    def counts(self) -> dict[str, int]:
+        """How many profiles, conversations and turns it keeps."""
+        tables = ("profiles", "conversations", "turns")
+        return {table: self.rows(f"SELECT count(*) AS n FROM {table}")[0]["n"] for table in tables}
 
     def _configure(self) -> None:
         for pragma in (

@@ -1,0 +1,72 @@
+"""`dmem doctor`: looks at everything that a chat needs and says what to do. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deltamem_cli.commands.chat import AdapterOption, ModelOption
+from deltamem_cli.commands.shared import DatabaseOption, JsonOption, ProfileOption, count, print_json, printable
+
+if TYPE_CHECKING:
+    from deltamem_cli.diagnosis import Check
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_COLORS = {"ok": "green", "warning": "yellow", "broken": "red"}
+
+
+@app.command()
+def doctor(
+    profile: ProfileOption = None,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    as_json: JsonOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Check installation, configuration, database, model and adapter, and say what to do. Changes nothing.
+
+    Model and adapter are loaded as a chat would, and read one word. Exits with 1 when something is broken.
+
+    \b
+    Examples:
+      dmem doctor
+      dmem doctor --model qwen3-4b
+      dmem doctor --json | jq '.checks[] | select(.verdict != "ok")'
+    """
+    from deltamem_cli.diagnosis import Subject, diagnose, worst
+
+    checks = []
+    for check in diagnose(Subject(profile, model, adapter, database)):
+        checks.append(check)
+        if not as_json:
+            _print(check)
+    verdict = worst(checks)
+    if as_json:
+        print_json({"verdict": verdict, "checks": [_facts(check) for check in checks]})
+    else:
+        typer.echo(_summary(checks))
+    if verdict == "broken":
+        raise typer.Exit(1)
+
+
+def _print(check: Check) -> None:
+    color = _COLORS[check.verdict] if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else None
+    typer.echo(f"{typer.style(f'{check.verdict:<8}', fg=color)}{check.name:<16}{printable(check.found)}")
+    if check.advice:
+        typer.echo(f"{'':<24}→ {printable(check.advice)}")
+
+
+def _summary(checks: list[Check]) -> str:
+    broken = sum(check.verdict == "broken" for check in checks)
+    warnings = sum(check.verdict == "warning" for check in checks)
+    if broken:
+        return f"{count(broken, 'thing')} broken" + (f", {count(warnings, 'warning')}." if warnings else ".")
+    return f"It works, with {count(warnings, 'warning')}." if warnings else "Everything is in order."
+
+
+def _facts(check: Check) -> dict[str, Any]:
+    return {"check": check.name, "verdict": check.verdict, "found": check.found, "advice": check.advice or None}

@@ -1,0 +1,65 @@
+"""The program itself: its packages, its native library, its configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from deltamem_cli import build, config, paths
+from deltamem_cli.config import file
+from deltamem_cli.diagnosis.checks import Check
+from deltamem_cli.errors import DeltamemError
+
+
+def package() -> Check:
+    import platform
+    from importlib.metadata import PackageNotFoundError, distribution, version
+
+    try:
+        here = distribution(paths.DISTRIBUTION)
+    except PackageNotFoundError:
+        found = f"{paths.DISTRIBUTION} runs from a folder in which it was not installed"
+        return Check("install", "broken", found, "install it: pip install .")
+    missing = []
+    for requirement in here.requires or []:
+        if ";" not in requirement:  # what is behind it is an extra, or for another Python
+            name = re.split(r"[^\w.-]", requirement)[0]
+            try:
+                version(name)
+            except PackageNotFoundError:
+                missing.append(name)
+    if missing:
+        return Check("install", "broken", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    return Check("install", "ok", f"dmem {here.version}, Python {platform.python_version()}, {platform.platform()}")
+
+
+def native_library() -> Check:
+    from deltamem_cli.bindings import API_VERSION, native
+
+    try:
+        directory = native().directory
+    except DeltamemError as error:
+        return Check("native library", "broken", str(error), f"install {paths.DISTRIBUTION} again")
+    said = build.info()
+    if not said:
+        found = f"{directory} has no build.json that can be read, so nobody knows what it was made from"
+        return Check("native library", "warning", found, f"install {paths.DISTRIBUTION} again")
+    named = f", in {directory}, which DELTAMEM_NATIVE_DIR names" if os.environ.get("DELTAMEM_NATIVE_DIR") else ""
+    patches = ", ".join(f"{name.removesuffix('.patch')} ({digest[:8]})" for name, digest in said["patches"].items())
+    return Check("native library", "ok", f"{build.upstream()}, patch {patches}, interface {API_VERSION}{named}")
+
+
+def configuration() -> Check:
+    path = file.location()
+    try:
+        count = len(config.checked())
+        for name in config.KEYS:
+            config.value(name)
+    except DeltamemError as error:
+        return Check("configuration", "broken", str(error), "see what holds: dmem config list")
+    sources = {name: config.source(name) for name in config.KEYS}
+    variables = [source.split()[-1] for source in sources.values() if source.startswith("environment")]
+    from_environment = f", and {', '.join(variables)} from the environment" if variables else ""
+    if not path.exists():
+        return Check("configuration", "ok", f"no file at {path}{from_environment}")
+    return Check("configuration", "ok", f"{path} sets {count} of {len(config.KEYS)}{from_environment}")
