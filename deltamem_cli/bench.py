@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deltamem_cli.engine import Engine, EngineOptions, Model
@@ -29,7 +29,7 @@ class Report:
 
     stock: Speeds
     deltamem: Speeds
-    threads: int
+    chosen: dict[str, int | str]  # how both were run
     added_bytes: int  # weights, states and scratch memory of δ-mem
 
     def ratio(self, phase: str) -> float:
@@ -44,8 +44,8 @@ def measure(
     model_path: Path,
     adapter: Path,
     *,
+    options: EngineOptions,
     rounds: int = 7,
-    threads: int | None = None,
     gpu_layers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
@@ -53,13 +53,15 @@ def measure(
 
     Raises DeltamemError when the model or the adapter can't be used.
     """
-    options = EngineOptions(ctx_size=PREFILL_TOKENS + DECODE_TOKENS, threads=threads or default_threads())
+    options = replace(
+        options, ctx_size=PREFILL_TOKENS + DECODE_TOKENS, threads=options.threads or default_threads()
+    )  # the same for both, whatever else runs now
     with (
         Model(model_path, gpu_layers=gpu_layers) as model,
         Engine(model, None, options) as stock,
         Engine(model, adapter, options) as deltamem,
     ):
-        report = Report(Speeds(), Speeds(), stock.n_threads, 0)
+        report = Report(Speeds(), Speeds(), deltamem.chosen(), 0)
         # any tokens do: the arithmetic is the same for all
         prompt = [1 + i * 7919 % (model.n_vocab - 1) for i in range(PREFILL_TOKENS)]
         for index in range(-1, rounds):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands.model_options import DEFAULT_HARDWARE, Hardware, ModelOption, grouped
 from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,13 +22,9 @@ _PHASES = ("prefill", "decode")
 
 
 @app.command()
+@grouped
 def bench(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m", "--model", metavar="MODEL", help="A name of dmem model list, or a GGUF file.  [config: model]"
-        ),
-    ] = None,
+    model: ModelOption = None,
     adapter: Annotated[
         str | None,
         typer.Option(metavar="ADAPTER", help="Its adapter.  [default: random, shaped as the published one]"),
@@ -39,10 +37,7 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to take the median of.")] = 7,
-    threads: Annotated[
-        int | None, typer.Option("-t", "--threads", min=1, help="Threads.  [default: one per free core]")
-    ] = None,
-    gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", help="Layers on the GPU, -1 for all.")] = 0,
+    hardware: Hardware = DEFAULT_HARDWARE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compare the speed with and without δ-mem, in turns on one model in one process.
@@ -61,12 +56,15 @@ def bench(
         raise UsageError("--model and --synthetic name two models; give one of them")
     if synthetic and synthetic not in SHAPES:
         raise UsageError(f"--synthetic is {synthetic}; it must be one of {', '.join(SHAPES)}")
-    from deltamem_cli import config, models, paths
+    from deltamem_cli import models, paths
+    from deltamem_cli.session.opening import Request, engine_options, settle
 
+    request = settle(Request(model=model, **asdict(hardware)), None)
+    options, gpu_layers = engine_options(request), request.gpu_layers or 0
     if synthetic:
         file = cached_model(synthetic, paths.cache_dir())
     else:
-        file = models.resolve(model or config.value("model") or models.STARTER).path
+        file = models.resolve(request.model or models.STARTER).path
     with tempfile.TemporaryDirectory() as folder:
         if adapter is None:
             adapter_file = Path(folder) / "random.gguf"
@@ -74,7 +72,7 @@ def bench(
         else:
             adapter_file = models.adapter_file(adapter)
         if as_json:
-            report = measure(file, adapter_file, rounds=rounds, threads=threads, gpu_layers=gpu_layers)
+            report = measure(file, adapter_file, options=options, gpu_layers=gpu_layers, rounds=rounds)
         else:
             from rich.console import Console
 
@@ -83,7 +81,7 @@ def bench(
                     file,
                     adapter_file,
                     rounds=rounds,
-                    threads=threads,
+                    options=options,
                     gpu_layers=gpu_layers,
                     progress=lambda done: status.update(f"round {done} of {rounds}"),
                 )
@@ -98,14 +96,16 @@ def _facts(report: Report) -> dict[str, Any]:
         which: {phase: report.median(which, phase) for phase in _PHASES} for which in ("stock", "deltamem")
     }
     facts["ratio"] = {phase: report.ratio(phase) for phase in _PHASES}
-    return facts | {"unit": "tokens/s", "threads": report.threads, "added_bytes": report.added_bytes}
+    return facts | {"unit": "tokens/s", "added_bytes": report.added_bytes, **report.chosen}
 
 
 def _print_table(model: Path, report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{model.stem}, {report.threads} threads, medians of {len(report.stock.decode)} rounds")
+    table = Table(
+        title=f"{model.stem}, {report.chosen['threads']} threads, medians of {len(report.stock.decode)} rounds"
+    )
     for column in ("tokens/s", "without δ-mem", "with δ-mem", "ratio"):
         table.add_column(column, justify="left" if column == "tokens/s" else "right")
     for phase, label in zip(_PHASES, ("prefill 512", "decode 64"), strict=True):

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deltamem_cli.commands.model_options import (
+    DEFAULT_HARDWARE,
+    DEFAULT_THINKING,
+    AdapterOption,
+    ContextOption,
+    Hardware,
+    ModelOption,
+    TemplateOption,
+    Thinking,
+    grouped,
+)
 from deltamem_cli.commands.shared import (
     CidOption,
     DatabaseOption,
@@ -27,31 +39,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option("-m", "--model", metavar="MODEL", help="A name of dmem model list, or a GGUF file.  [config: model]"),
-]
-AdapterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--adapter", metavar="ADAPTER", help="A name of dmem adapter list, or a GGUF file.  [config: adapter]"
-    ),
-]
-ContextOption = Annotated[
-    int | None,
-    typer.Option(
-        "--ctx-size", metavar="N", min=0, help="Tokens that the model sees at once; 0: all it can.  [config: ctx_size]"
-    ),
-]
-GpuOption = Annotated[
-    int | None,
-    typer.Option("-ngl", "--gpu-layers", metavar="N", min=-1, help="Layers on the GPU; -1: all.  [config: gpu_layers]"),
-]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads.  [config: threads]")]
 StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show replies when they are complete.")]
 
 
 @app.command(cls=KeyValueCommand)
+@grouped
 def chat(
     question: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="Ask this and exit.")] = None,
     profile: ProfileOption = None,
@@ -76,9 +68,10 @@ def chat(
     ] = None,
     option: OptionOption = None,
     no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
+    template: TemplateOption = None,
+    thinking: Thinking = DEFAULT_THINKING,
     ctx_size: ContextOption = None,
-    gpu_layers: GpuOption = None,
-    threads: ThreadsOption = None,
+    hardware: Hardware = DEFAULT_HARDWARE,
     no_stream: StreamOption = False,
     database: DatabaseOption = None,
 ) -> None:
@@ -108,9 +101,10 @@ def chat(
         system=system,
         options=key_values(option),
         replay_tokens=replay,
+        template=template,
         ctx_size=ctx_size,
-        gpu_layers=gpu_layers,
-        threads=threads,
+        **asdict(thinking),
+        **asdict(hardware),
     )
     asked = one_question(question)
     with ExitStack() as stack:

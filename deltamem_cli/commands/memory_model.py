@@ -6,18 +6,21 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltamem_cli.commands.chat import (
+from deltamem_cli.commands.chat import key_values
+from deltamem_cli.commands.model_options import (
+    DEFAULT_HARDWARE,
     AdapterOption,
     ContextOption,
-    GpuOption,
+    Hardware,
     ModelOption,
-    ThreadsOption,
-    key_values,
+    TemplateOption,
+    grouped,
 )
 from deltamem_cli.commands.shared import (
     CidOption,
@@ -40,12 +43,14 @@ from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
     from deltamem_cli.session.forgetting import Forgotten
+    from deltamem_cli.session.opening import Request
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.records import Conversation
 
 _LONGEST_RANGE = 100_000
 
 
+@grouped
 def probe(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask the memory.")],
     profile: ProfileOption = None,
@@ -53,9 +58,9 @@ def probe(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     option: OptionOption = None,
+    template: TemplateOption = None,
     ctx_size: ContextOption = None,
-    gpu_layers: GpuOption = None,
-    threads: ThreadsOption = None,
+    hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
@@ -80,9 +85,9 @@ def probe(
             read_only=True,
             options=key_values(option),
             replay_tokens=0,
+            template=template,
             ctx_size=ctx_size,
-            gpu_layers=gpu_layers,
-            threads=threads,
+            **asdict(hardware),
         )
         session, loaded = open_chat(stack, store, request)
         if loaded.why_no_memory or loaded.adapter is None:
@@ -108,6 +113,7 @@ def probe(
     )
 
 
+@grouped
 def remember(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to remember.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Remember what FILE says.")] = None,
@@ -117,9 +123,9 @@ def remember(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the text.")] = False,
+    template: TemplateOption = None,
     ctx_size: ContextOption = None,
-    gpu_layers: GpuOption = None,
-    threads: ThreadsOption = None,
+    hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
@@ -147,9 +153,9 @@ def remember(
             adapter=adapter,
             log=not no_log,
             replay_tokens=0,
+            template=template,
             ctx_size=ctx_size,
-            gpu_layers=gpu_layers,
-            threads=threads,
+            **asdict(hardware),
         )
         session, loaded = open_chat(stack, store, request)
         if not session.writes:
@@ -177,6 +183,7 @@ def remember(
         )
 
 
+@grouped
 def forget(
     turns_: Annotated[list[str], typer.Argument(metavar="TURN...", help="Numbers and ranges of turns: 3 5-7")],
     profile: ProfileOption = None,
@@ -184,8 +191,7 @@ def forget(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     ctx_size: ContextOption = None,
-    gpu_layers: GpuOption = None,
-    threads: ThreadsOption = None,
+    hardware: Hardware = DEFAULT_HARDWARE,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -204,6 +210,7 @@ def forget(
     from deltamem_cli.commands.interrupts import stopping
     from deltamem_cli.engine import Cancelled
     from deltamem_cli.session import forgetting
+    from deltamem_cli.session.opening import Request
 
     numbers = parse_turns(turns_)
     with ExitStack() as stack:
@@ -225,7 +232,8 @@ def forget(
         cancelled: list[bool] = []
         engine: dict[str, Any] = {"engine": None}
         if planned.later:
-            engine = _load(stack, store, conversation, model, adapter, ctx_size, gpu_layers, threads)
+            request = Request(cid=conversation.id, model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
+            engine = _load(stack, store, conversation, request)
 
         def stop() -> None:
             cancelled.append(True)
@@ -299,32 +307,28 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-def _load(
-    stack: ExitStack,
-    store: Store,
-    conversation: Conversation,
-    model: str | None,
-    adapter: str | None,
-    ctx_size: int | None,
-    gpu_layers: int | None,
-    threads: int | None,
-) -> dict[str, Any]:
+def _load(stack: ExitStack, store: Store, conversation: Conversation, request: Request) -> dict[str, Any]:
     """Engine, model and adapter that wrote the conversation's memory. Raises DeltamemError when they are others."""
-    from deltamem_cli.session.opening import Request, find_profile, load, restore
-    from deltamem_cli.store import turns
+    from deltamem_cli.session.opening import find_profile, load, restore
 
-    if ctx_size is None:
-        # in a context of another size the turns would have seen something else
-        sizes = [turn.settings.get("ctx_size") for turn in turns.all_of(store, conversation.id, messages=False)]
-        ctx_size = next((size for size in reversed(sizes) if size), None)
-    request = Request(
-        cid=conversation.id, model=model, adapter=adapter, ctx_size=ctx_size, gpu_layers=gpu_layers, threads=threads
-    )
-    loaded = load(stack, request, find_profile(store, request))
+    loaded = load(stack, _as_written(store, conversation, request), find_profile(store, request))
     if loaded.adapter is None:
         raise DeltamemError(f"The later turns can't be replayed: {loaded.why_no_memory}")
     restore(store, conversation, loaded)
     return {"engine": loaded.engine, "model": loaded.model, "adapter": loaded.adapter}
+
+
+def _as_written(store: Store, conversation: Conversation, request: Request) -> Request:
+    """What decides the numbers, where the user does not: in another context the turns would have seen something else."""
+    from deltamem_cli.store import turns
+
+    kinds = {"ctx_size": int, "cache_type_k": str, "cache_type_v": str, "flash_attention": str}
+    every = turns.all_of(store, conversation.id, messages=False)
+    for name, kind in kinds.items():
+        known = [turn.settings[name] for turn in every if isinstance(turn.settings.get(name), kind)]
+        if getattr(request, name) is None and known:
+            request = replace(request, **{name: known[-1]})
+    return request
 
 
 def _check_has_memory(store: Store, conversation: Conversation) -> None:

@@ -42,9 +42,10 @@ class Request:
     threads: int | None = None
     cache_type_k: str | None = None
     cache_type_v: str | None = None
-    flash_attention: Any = None  # auto, on or off
+    flash_attention: str | None = None
     template: Path | None = None
-    think: bool | None = None  # what to tell a template that can switch thinking
+    think: bool | None = None  # what to tell a template that can switch thinking; None: nothing
+    show_thinking: bool | None = None
     remember_thinking: bool | None = None
 
 
@@ -109,6 +110,13 @@ def sampling(options: Mapping[str, Any]) -> tuple[Sampling, int | None]:
     return Sampling(**values), max_tokens
 
 
+def engine_options(request: Request) -> EngineOptions:
+    """How a settled request wants the model run. Raises EngineError for what can't be."""
+    names = ("ctx_size", "threads", "cache_type_k", "cache_type_v", "flash_attention")
+    said = {name: getattr(request, name) for name in names}
+    return EngineOptions(**{name: value for name, value in said.items() if value is not None})
+
+
 def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> Loaded:
     """Loads model and adapter; `stack` closes them. Raises DeltamemError."""
     request = settle(request, profile)
@@ -121,14 +129,9 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
         if adapter is None:
             why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
     model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
-    size = request.ctx_size if request.ctx_size is not None else min(4096, model.n_ctx_train)
-    options = EngineOptions(
-        ctx_size=size,
-        threads=request.threads,
-        cache_type_k=request.cache_type_k or "f16",
-        cache_type_v=request.cache_type_v or "f16",
-        flash_attention=request.flash_attention or "auto",
-    )
+    options = engine_options(request)
+    if request.ctx_size is None:
+        options = replace(options, ctx_size=min(options.ctx_size, model.n_ctx_train))
     engine = stack.enter_context(Engine(model, adapter, options))
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
@@ -165,6 +168,7 @@ def open_chat(stack: ExitStack, store: Store, request: Request, *, start: bool =
     conversation = pick(store, profile, request)
     settled = settle(request, profile)
     sampling(settled.options)
+    engine_options(settled)
     _template(settled)
     loaded = load(stack, request, profile)
     return begin(store, request, loaded, profile, conversation, start=start), loaded

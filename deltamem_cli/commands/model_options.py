@@ -1,0 +1,126 @@
+"""The options of all commands that load a model: which one, how it is run, what becomes of its thinking."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("-m", "--model", metavar="MODEL", help="A name of dmem model list, or a GGUF file.  [config: model]"),
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", metavar="ADAPTER", help="A name of dmem adapter list, or a GGUF file.  [config: adapter]"
+    ),
+]
+TemplateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--template",
+        metavar="FILE",
+        help="Chat template (jinja) in place of the model's own.  [config: template]",
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx-size", metavar="N", min=0, help="Tokens that the model sees at once; 0: all it can.  [config: ctx_size]"
+    ),
+]
+GpuOption = Annotated[
+    int | None,
+    typer.Option("-ngl", "--gpu-layers", metavar="N", min=-1, help="Layers on the GPU; -1: all.  [config: gpu_layers]"),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", min=1, help="Threads; else one per physical core that is free.  [config: threads]"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How a model is run; None: as the configuration says. The names are those of session.opening.Request."""
+
+    gpu_layers: GpuOption = None
+    threads: ThreadsOption = None
+    cache_type_k: Annotated[
+        CacheType | None,
+        typer.Option("-ctk", "--cache-type-k", help="Type of the KV cache's keys.  [config: cache_type_k]"),
+    ] = None
+    cache_type_v: Annotated[
+        CacheType | None,
+        typer.Option(
+            "-ctv",
+            "--cache-type-v",
+            help="Type of its values; q… needs flash attention.  [config: cache_type_v]",
+        ),
+    ] = None
+    flash_attention: Annotated[
+        Literal["auto", "on", "off"] | None,
+        typer.Option("-fa", "--flash-attn", help="Flash attention.  [config: flash_attention]"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """What becomes of the thinking part of replies; None: as the configuration, or the model's template, says."""
+
+    think: Annotated[
+        bool | None,
+        typer.Option(
+            "--think/--no-think", help="Let a model think that can do both.  [default: as its template has it]"
+        ),
+    ] = None
+    show_thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--show-thinking/--hide-thinking",
+            help="Show what it thinks, dimmed; into a pipe it goes by stderr, and only when asked for.  "
+            "[config: show_thinking]",
+        ),
+    ] = None
+    remember_thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--remember-thinking/--forget-thinking",
+            help="Write it into the memory like the answer.  [config: remember_thinking]",
+        ),
+    ] = None
+
+
+DEFAULT_HARDWARE, DEFAULT_THINKING = Hardware(), Thinking()
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a command take dataclasses like those above: each of their fields is an option of its own to Typer."""
+    signature = inspect.signature(command)
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hints[name] for name in signature.parameters if is_dataclass(hints[name])}
+    fields = {name: get_type_hints(group, include_extras=True) for name, group in groups.items()}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in fields[name]})
+        return command(**values)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        for option, annotation in fields.get(name, {name: hints[name]}).items():
+            default = getattr(groups[name], option) if name in groups else parameter.default
+            parameters.append(inspect.Parameter(option, parameter.kind, default=default, annotation=annotation))
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
