@@ -28,8 +28,8 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("model", "deltamem_cli.commands.model", "Download, register and look at models."),
     ("adapter", "deltamem_cli.commands.adapter", "Make, inspect and check adapters."),
     ("config", "deltamem_cli.commands.config", "Show and change the settings."),
-    ("eval", "deltamem_cli.commands.eval", "Measure what the memory recalls."),
     ("doctor", "deltamem_cli.commands.doctor", "Check everything and say what to do."),
+    ("eval", "deltamem_cli.commands.eval", "Measure what the memory recalls."),
     ("bench", "deltamem_cli.commands.bench", "Measure what the memory costs in speed."),
 ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltamem_cli.commands.chat import AdapterOption, ModelOption
+from deltamem_cli.commands.model_options import AdapterOption, ModelOption
 from deltamem_cli.commands.shared import DatabaseOption, JsonOption, ProfileOption, count, print_json, printable
 
 if TYPE_CHECKING:
