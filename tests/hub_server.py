@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-
 LARGE = 4096  # from this size on a file lies in the large file storage
 
 
@@ -26,6 +25,7 @@ class HubFile:
     stop_after: int | None = None  # the first answer ends after so many bytes
     stop: str = "drop"  # how: drop (the connection), stall (until the server ends)
     status: int | None = None  # in place of the content
+    status_after_stop: int | None = None  # of what is asked after an answer that ended early
 
     @property
     def large(self) -> bool:
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts[2:3] == ["resolve"]:
             self._resolve("/".join(parts[:2]), "/".join(parts[4:]))
         else:
-            self._send(404, b"")
+            self._send(200, b"<html>a page</html>")
 
     def _listing(self, name: str) -> None:
         repo = self.hub.repos.get(name)
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {"X-Repo-Commit": _commit(name), "ETag": f'"{one.etag}"'}
         if not one.large:
-            self._send(200, one.content, headers)
+            self._send(200, one.content if one.served is None else one.served, headers)
             return
         headers |= {
             "X-Linked-Size": str(len(one.content)),
@@ -176,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if file.stop == "stall":
             self.hub.closing.wait()
+        file.status = file.status_after_stop
         self.close_connection = True
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

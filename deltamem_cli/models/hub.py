@@ -216,7 +216,12 @@ def _translate(error: Exception, repo: str) -> NoReturn:
         raise ModelError(f"{repo} does not have that file any more: try again.") from error
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
-        hint = "put a valid token into HF_TOKEN" if status in (401, 403) else "try again later; what came is kept"
+        hints = {
+            401: "put a valid token into HF_TOKEN",
+            403: "put a valid token into HF_TOKEN",
+            404: "check HF_ENDPOINT",
+        }
+        hint = hints.get(status, "try again later; what came is kept")
         raise ModelError(f"{host} answers {status} when asked for {repo}: {hint}.") from error
     if isinstance(error, errors.HFValidationError):
         raise ModelError(f"{repo} can't be the name of a repository: it must be owner/repo.") from error

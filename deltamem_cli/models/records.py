@@ -31,7 +31,7 @@ def read_all() -> dict[str, Record]:
     """By name. A file that can't be read counts as absent: pulling or importing again makes it anew."""
     found = {}
     for file in sorted(_folder().glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found[file.stem] = _record(file.stem, json.loads(file.read_text(encoding="utf-8")))
     return found
 
