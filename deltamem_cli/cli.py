@@ -6,6 +6,7 @@ Imports nothing heavy: a command's module is imported when that command runs.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from inspect import cleandoc
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from deltamem_cli.errors import DeltamemError
@@ -21,6 +22,7 @@ from deltamem_cli.errors import DeltamemError
 # (name, module, help). The module has an `app`, a typer.Typer: with a callback it is a group, without one its
 # single command answers to the name.
 COMMANDS: list[tuple[str, str, str]] = [
+    ("ask", "deltamem_cli.commands.ask", "Ask one question."),
     ("chat", "deltamem_cli.commands.chat", "Talk to a model that remembers."),
     ("memory", "deltamem_cli.commands.memory", "Show and govern what a conversation's memory keeps."),
     ("profile", "deltamem_cli.commands.profile", "Manage profiles, each with its own memory and settings."),
@@ -55,6 +57,12 @@ class LazyGroup(TyperGroup):
                 examples_last(command)
                 return command
         return None
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        # the default imports every command for its help too
+        named: dict[str, Any] = {name: TyperCommand(name, help=text) for name, _, text in COMMANDS}
+        ctx.command = TyperGroup(name=self.name, params=self.params, commands=named)
+        return ctx.command.shell_complete(ctx, incomplete)  # type: ignore[no-any-return]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         # the default asks every command for its help, which would import them all
@@ -144,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         command.main(args, prog_name="dmem", obj=session)
     except SystemExit as stop:  # typer's end of every command; it has made 130 of Ctrl-C and 2 of wrong usage
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except Exception if "_DMEM_COMPLETE" in os.environ else ():
+        return 1  # whatever it is: the shell would print it into the line that is typed
     except DeltamemError as error:
         _report(str(error), session)
         return error.exit_code

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deltamem_cli.commands import once
 from deltamem_cli.commands.model_options import (
     DEFAULT_HARDWARE,
     DEFAULT_THINKING,
@@ -17,9 +17,12 @@ from deltamem_cli.commands.model_options import (
     ContextOption,
     Hardware,
     ModelOption,
+    StreamOption,
+    SystemOption,
     TemplateOption,
     Thinking,
     grouped,
+    key_values,
 )
 from deltamem_cli.commands.shared import (
     CidOption,
@@ -27,7 +30,6 @@ from deltamem_cli.commands.shared import (
     KeyValueCommand,
     OptionOption,
     ProfileOption,
-    note,
     open_store,
     profile_name,
 )
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from deltamem_cli.store.database import Store
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show replies when they are complete.")]
 
 
 @app.command(cls=KeyValueCommand)
@@ -63,9 +63,7 @@ def chat(
     ] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
-    system: Annotated[
-        str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.  [config: system]")
-    ] = None,
+    system: SystemOption = None,
     option: OptionOption = None,
     no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
     template: TemplateOption = None,
@@ -106,16 +104,16 @@ def chat(
         **asdict(thinking),
         **asdict(hardware),
     )
-    asked = one_question(question)
+    asked = once.question(question, example='dmem chat "What is my name?"')
     with ExitStack() as stack:
-        store, request = open_for(stack, request, database)
+        store, request = _open_for(stack, request, database)
         if asked is None:
             _in_terminal(store, request, stream=not no_stream)
         else:
-            _once(stack, store, request, asked, stream=not no_stream)
+            once.answer(stack, store, replace(request, brief=True), asked, stream=not no_stream)
 
 
-def open_for(stack: ExitStack, request: Request, database: Path | None) -> tuple[Store, Request]:
+def _open_for(stack: ExitStack, request: Request, database: Path | None) -> tuple[Store, Request]:
     """The store that `request` needs, and the request for it."""
     from deltamem_cli.session.opening import copy_for_temporary
 
@@ -126,57 +124,16 @@ def open_for(stack: ExitStack, request: Request, database: Path | None) -> tuple
     return stack.enter_context(store), request
 
 
-def one_question(words: list[str] | None) -> str | None:
-    """What is asked once: standard input that is no terminal, and the words behind it. None: a chat at the terminal."""
-    parts = []
-    if sys.stdin is not None and not sys.stdin.isatty():
-        parts.append(sys.stdin.buffer.read().decode("utf-8", "replace").strip())
-    parts.append(" ".join(words or []).strip())
-    text = "\n\n".join(part for part in parts if part)
-    if text:
-        return text
-    if len(parts) > 1 or words:
-        raise UsageError('There is no question: give one, such as: dmem chat "What is my name?"')
-    return None
-
-
-def key_values(pairs: list[str] | None) -> dict[str, str]:
-    """`-o KEY VALUE`s as a mapping; what the names mean is the session's business."""
-    options = {}
-    for pair in pairs or []:
-        name, _, value = pair.partition("=")
-        options[name.replace("-", "_")] = value
-    return options
-
-
-def _once(stack: ExitStack, store: Store, request: Request, question: str, *, stream: bool) -> None:
-    from deltamem_cli.commands import chat_turn
-    from deltamem_cli.engine import Cancelled
-    from deltamem_cli.session.opening import open_chat
-
-    session, loaded = open_chat(stack, store, request)
-    if loaded.why_no_memory and request.memory:
-        note(f"Memory is off: {loaded.why_no_memory}")
-    try:
-        chat_turn.show_reply(session, lambda progress: session.ask(question, progress=progress), stream=stream)
-    except Cancelled:
-        raise typer.Exit(130) from None
-    if warning := chat_turn.warn_of_dropped(session):
-        note(warning)
-    if session.stats.interrupted:
-        raise typer.Exit(130)
-
-
 def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
     from threading import Thread
 
     from deltamem_cli.commands.chat_talk import Talk
-    from deltamem_cli.commands.interrupts import keys_wait
+    from deltamem_cli.commands.interrupts import ending_in_order, keys_wait
 
     # What the prompt needs is imported while the model loads, and what a reply needs while the user types.
     imports = Thread(target=_import_prompt, daemon=True)
     imports.start()
-    with keys_wait(), Talk(store, request, stream=stream) as talk:
+    with ending_in_order(), keys_wait(), Talk(store, request, stream=stream) as talk:
         from deltamem_cli.commands import chat_about, chat_terminal
         from deltamem_cli.commands.chat_render import tell
 

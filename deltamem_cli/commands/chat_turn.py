@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from deltamem_cli.commands.chat_render import progress_bar, reply_view
+from deltamem_cli.commands.chat_thoughts import Thoughts
 from deltamem_cli.commands.interrupts import keys_wait, stopping
 
 if TYPE_CHECKING:
@@ -16,7 +17,11 @@ Progress = Callable[[int, int], None]
 
 
 def show_reply(
-    session: ChatSession, reply: Callable[[Progress], Generator[str, None, None]], *, stream: bool = True
+    session: ChatSession,
+    reply: Callable[[Progress], Generator[str, None, None]],
+    *,
+    stream: bool = True,
+    show_thinking: bool | None = None,
 ) -> None:
     """Shows what `reply` yields; Ctrl-C stops it, and what was shown is kept. reply: session.ask or the like.
 
@@ -27,14 +32,27 @@ def show_reply(
         keys_wait(),
         progress_bar("reading") as progress,
         closing(reply(progress)) as pieces,
+        closing(Thoughts(show_thinking, stream=stream)) as thoughts,
     ):
-        first = next(pieces, None)
+        first = _answer_begins(pieces, thoughts)
         if first is None:
             return
         with reply_view(stream=stream) as view:
             view.add(first)
             for piece in pieces:
                 view.add(piece)
+
+
+def _answer_begins(pieces: Iterable[str], thoughts: Thoughts) -> str | None:
+    """Shows what is thought. Returns the answer's first piece."""
+    from deltamem_cli.session.thinking import Thought
+
+    for piece in pieces:
+        if not isinstance(piece, Thought):
+            thoughts.close()
+            return piece
+        thoughts.add(piece)
+    return None
 
 
 def remember(session: ChatSession, text: str) -> None:

@@ -11,18 +11,33 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from deltamem_cli.commands import completing
+
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("-m", "--model", metavar="MODEL", help="A name of dmem model list, or a GGUF file.  [config: model]"),
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="A name of dmem model list, or a GGUF file.  [config: model]",
+        autocompletion=completing.models,
+    ),
 ]
 AdapterOption = Annotated[
     str | None,
     typer.Option(
-        "--adapter", metavar="ADAPTER", help="A name of dmem adapter list, or a GGUF file.  [config: adapter]"
+        "--adapter",
+        metavar="ADAPTER",
+        help="A name of dmem adapter list, or a GGUF file.  [config: adapter]",
+        autocompletion=completing.adapters,
     ),
 ]
+SystemOption = Annotated[
+    str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.  [config: system]")
+]
+StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show replies when they are complete.")]
 TemplateOption = Annotated[
     Path | None,
     typer.Option(
@@ -101,6 +116,15 @@ class Thinking:
 
 
 DEFAULT_HARDWARE, DEFAULT_THINKING = Hardware(), Thinking()
+
+
+def key_values(pairs: list[str] | None) -> dict[str, str]:
+    """`-o KEY VALUE`s as a mapping; what the names mean is the session's business."""
+    options = {}
+    for pair in pairs or []:
+        name, _, value = pair.partition("=")
+        options[name.replace("-", "_")] = value
+    return options
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:

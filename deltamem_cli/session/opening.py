@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,8 +17,11 @@ from deltamem_cli.session.records import Settings
 from deltamem_cli.session.replay import put_state
 from deltamem_cli.store import bundle, conversations, locks, profiles, states
 from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import Holder
 from deltamem_cli.store.fingerprints import check_fingerprints
 from deltamem_cli.store.records import Conversation, Identity, Profile
+
+Waiting = Callable[[Holder], None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Request:
     memory: bool = True
     read_only: bool = False
     temporary: bool = False
+    brief: bool = False  # it ends by itself soon, so it waits for others that do, and they for it
     log: bool = True
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # of Sampling, and max_tokens
@@ -147,25 +151,39 @@ def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
     put_state(loaded.engine, snapshot)
 
 
-def pick(store: Store, profile: Profile, request: Request) -> Conversation:
-    """The conversation that is meant; a new one exists in memory until its first turn. Holds it, unless read-only."""
+def pick(store: Store, profile: Profile, request: Request, *, waiting: Waiting = lambda holder: None) -> Conversation:
+    """The conversation that is meant; a new one exists in memory until its first turn. Holds it, unless read-only.
+
+    waiting: called once when it has to wait.
+    """
     if request.cid is not None:
         conversation = conversations.get(store, request.cid)
     else:
         found = None if request.new else conversations.latest(store, profile)
         conversation = found or conversations.new(profile)
     if not request.read_only:
-        locks.hold(store, conversation.id)
+        locks.hold(store, conversation.id, brief=request.brief, waiting=waiting)
     return conversation
 
 
-def open_chat(stack: ExitStack, store: Store, request: Request, *, start: bool = True) -> tuple[ChatSession, Loaded]:
+def open_chat(
+    stack: ExitStack,
+    store: Store,
+    request: Request,
+    *,
+    start: bool = True,
+    waiting: Waiting = lambda holder: None,
+) -> tuple[ChatSession, Loaded]:
     """A session as asked for; `stack` closes what it opens. Raises DeltamemError.
 
-    The conversation is found and held before the model is loaded: refusals come at once. start: see begin().
+    The conversation is found and held before the model is loaded: refusals come at once. start: see begin(). waiting:
+    called when a brief request has to wait for another one.
     """
+    if request.brief and not request.read_only and request.cid is None:
+        # of several first questions one begins the conversation, and the others go on with it
+        locks.hold(store, f"profile-{profiles.check_name(request.profile)}", brief=True, waiting=waiting)
     profile = find_profile(store, request)
-    conversation = pick(store, profile, request)
+    conversation = pick(store, profile, request, waiting=waiting)
     settled = settle(request, profile)
     sampling(settled.options)
     engine_options(settled)

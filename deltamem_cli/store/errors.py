@@ -26,11 +26,15 @@ class FingerprintMismatch(StoreError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a conversation. Fields are None while the holder is just arriving."""
+    """Who holds a conversation. Fields are None while the holder is just arriving.
+
+    brief: it asks one question and ends by itself, so another one may wait for it.
+    """
 
     pid: int | None = None
     since: str | None = None
     host: str | None = None
+    brief: bool = False
 
     def __str__(self) -> str:
         if self.pid is None:

@@ -12,7 +12,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,17 +38,21 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_BETWEEN_LOOKS = 0.05  # seconds
+_LOOKS = 5
+
+
 class ConversationLock:
     """A held conversation; released by release(), by the store's close(), or by the end of the process."""
 
-    def __init__(self, path: Path, conversation: str) -> None:
-        """Take it or raise ConversationBusy at once."""
+    def __init__(self, path: Path, conversation: str, *, brief: bool = False) -> None:
+        """Take it or raise ConversationBusy at once. brief: to be told to others, see Holder."""
         self.path = path
         self.conversation = conversation
         with as_sentences(path):
             path.parent.mkdir(mode=0o700, exist_ok=True)
             self._file = self._acquire()
-        _write_holder(self._file)
+        _write_holder(self._file, brief=brief)
 
     def _acquire(self) -> int:
         while True:
@@ -81,10 +86,34 @@ def lock_path(store: Store, conversation: str) -> Path:
     return store.path.with_name(store.path.name + ".locks") / f"{conversation}.lock"
 
 
-def hold(store: Store, conversation: str) -> None:
-    """Hold a conversation until the store closes, or raise ConversationBusy at once; never waits."""
-    if store.path is not None and conversation not in store.locks:
-        store.locks[conversation] = ConversationLock(lock_path(store, conversation), conversation)
+def hold(
+    store: Store,
+    conversation: str,
+    *,
+    brief: bool = False,
+    waiting: Callable[[Holder], None] = lambda holder: None,
+) -> None:
+    """Hold a conversation until the store closes, or raise ConversationBusy at once.
+
+    brief: this process ends by itself soon; it waits for another such one, and calls `waiting` once when that takes
+    longer than a moment.
+    """
+    if store.path is None or conversation in store.locks:
+        return
+    looks_for_long = looks_for_brief = 0
+    while True:
+        try:
+            store.locks[conversation] = ConversationLock(lock_path(store, conversation), conversation, brief=brief)
+            return
+        except ConversationBusy as busy:
+            # one that has just arrived has not written yet who it is
+            looks_for_long += not busy.holder.brief
+            looks_for_brief += busy.holder.brief
+            if not brief or looks_for_long > _LOOKS:
+                raise
+            if looks_for_brief == _LOOKS:
+                waiting(busy.holder)
+            time.sleep(_BETWEEN_LOOKS)
 
 
 def let_go(store: Store, conversation: str) -> None:
@@ -128,8 +157,8 @@ def read_holder(path: Path) -> Holder:
         return Holder()
 
 
-def _write_holder(file: int) -> None:
-    text = json.dumps({"pid": os.getpid(), "since": now(), "host": socket.gethostname()})
+def _write_holder(file: int, *, brief: bool) -> None:
+    text = json.dumps({"pid": os.getpid(), "since": now(), "host": socket.gethostname(), "brief": brief})
     with suppress(OSError):  # a full disk must not keep anybody from reading their memory
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)

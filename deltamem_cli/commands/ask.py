@@ -1,0 +1,113 @@
+"""`dmem ask`: one question, one reply. Nothing is remembered or read unless a memory is named."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from deltamem_cli.commands import once
+from deltamem_cli.commands.model_options import (
+    DEFAULT_HARDWARE,
+    DEFAULT_THINKING,
+    AdapterOption,
+    ContextOption,
+    Hardware,
+    ModelOption,
+    StreamOption,
+    SystemOption,
+    TemplateOption,
+    Thinking,
+    grouped,
+    key_values,
+)
+from deltamem_cli.commands.shared import (
+    CidOption,
+    DatabaseOption,
+    JsonOption,
+    KeyValueCommand,
+    OptionOption,
+    open_store,
+    profile_name,
+)
+from deltamem_cli.errors import UsageError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_EXAMPLE = 'dmem ask "What is a monad?"'
+
+
+@app.command(cls=KeyValueCommand)
+@grouped
+def ask(
+    question: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="What to ask.")] = None,
+    profile: Annotated[
+        str | None, typer.Option("-p", "--profile", metavar="NAME", help="With the memory of this profile.")
+    ] = None,
+    continue_: Annotated[
+        bool, typer.Option("-c", "--continue", help="With the memory of the last conversation.  [config: profile]")
+    ] = False,
+    cid: CidOption = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory and leave it as it is.")] = False,
+    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    system: SystemOption = None,
+    option: OptionOption = None,
+    template: TemplateOption = None,
+    thinking: Thinking = DEFAULT_THINKING,
+    ctx_size: ContextOption = None,
+    hardware: Hardware = DEFAULT_HARDWARE,
+    as_json: JsonOption = False,
+    no_stream: StreamOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Ask one question. What is piped in comes before it.
+
+    Nothing is remembered and nothing read, unless --profile, --continue or --cid names a memory: then the question is
+    the next turn of its last conversation. Questions to one memory wait for each other; with --read-only they don't.
+
+    The reply goes to stdout, all else to stderr. Exit code 1: failed, 2: asked in a way that makes no sense, 130:
+    interrupted.
+
+    \b
+    Examples:
+      dmem ask "What is a monad?"
+      git diff --staged | dmem ask -s "Write a commit message." -o temperature 0.2
+      dmem ask -p work "What is my sister called?"
+      ls *.txt | xargs -P 2 -I{} sh -c 'dmem ask "Summarise." < {} > {}.summary'
+      dmem ask --json "Name three rivers." | jq -r .text
+    """
+    from deltamem_cli.session.opening import Request
+    from deltamem_cli.store.database import Store
+
+    named = profile is not None or continue_ or cid is not None
+    if (read_only or no_log) and not named:
+        raise UsageError(
+            f"{'--read-only' if read_only else '--no-log'} is about a memory: name one with --profile or --continue"
+        )
+    request = Request(
+        profile=profile_name(profile),
+        cid=cid,
+        model=model,
+        adapter=adapter,
+        memory=named or adapter is not None,
+        read_only=read_only,
+        temporary=not named,
+        brief=True,
+        log=not no_log,
+        system=system,
+        options=key_values(option),
+        template=template,
+        ctx_size=ctx_size,
+        **asdict(thinking),
+        **asdict(hardware),
+    )
+    text = once.question(question, example=_EXAMPLE)
+    if text is None:
+        raise once.no_question(_EXAMPLE)
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(database, create=not read_only) if named else Store.memory())
+        once.answer(stack, store, request, text, stream=not no_stream, as_json=as_json)

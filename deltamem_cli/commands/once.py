@@ -1,0 +1,114 @@
+"""One question from the command line and its reply: what `dmem ask` and `dmem chat QUESTION` have in common."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deltamem_cli.commands.shared import note, print_json
+from deltamem_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.session.chat import ChatSession
+    from deltamem_cli.session.opening import Loaded, Request
+    from deltamem_cli.store.database import Store
+    from deltamem_cli.store.errors import Holder
+
+
+def question(words: list[str] | None, *, example: str) -> str | None:
+    """What is asked: standard input that is no terminal, and the words behind it. None: neither is there.
+
+    Raises UsageError, with `example`, for a pipe or words that say nothing.
+    """
+    parts = []
+    if sys.stdin is not None and not sys.stdin.isatty():
+        parts.append(sys.stdin.buffer.read().decode("utf-8", "replace").strip())
+    parts.append(" ".join(words or []).strip())
+    text = "\n\n".join(part for part in parts if part)
+    if text:
+        return text
+    if len(parts) > 1 or words:
+        raise no_question(example)
+    return None
+
+
+def no_question(example: str) -> UsageError:
+    return UsageError(f"There is no question: give one, such as: {example}")
+
+
+def answer(
+    stack: ExitStack, store: Store, request: Request, text: str, *, stream: bool = True, as_json: bool = False
+) -> None:
+    """Asks, shows the reply, or with as_json prints it with its numbers, and commits what `request` lets it.
+
+    Raises typer.Exit with 130 when it was interrupted.
+    """
+    from deltamem_cli.commands import chat_turn
+    from deltamem_cli.engine import Cancelled
+    from deltamem_cli.session.opening import open_chat
+
+    start = time.perf_counter()
+    session, loaded = open_chat(stack, store, request, waiting=_tell_of_waiting)
+    seconds = time.perf_counter() - start
+    if loaded.why_no_memory and request.memory:
+        note(f"Memory is off: {loaded.why_no_memory}")
+    try:
+        if as_json:
+            print_json(_document(session, loaded, request, text, seconds))
+        else:
+            chat_turn.show_reply(
+                session,
+                lambda progress: session.ask(text, progress=progress),
+                stream=stream,
+                show_thinking=request.show_thinking,
+            )
+    except Cancelled:
+        raise typer.Exit(130) from None
+    if warning := chat_turn.warn_of_dropped(session):
+        note(warning)
+    if session.stats.interrupted:
+        raise typer.Exit(130)
+
+
+def _document(session: ChatSession, loaded: Loaded, request: Request, text: str, seconds: float) -> dict[str, Any]:
+    from deltamem_cli.commands.interrupts import stopping
+    from deltamem_cli.session.thinking import Thought
+
+    with stopping(session.stop):
+        pieces = list(session.ask(text))
+    stats = session.stats
+    memory = None
+    if session.engine.has_memory:
+        from deltamem_cli.memory_view.metrics import total_norm
+
+        memory = {"norm": total_norm(session.engine.state()), "change": stats.changed}
+    return {
+        "text": "".join(piece for piece in pieces if not isinstance(piece, Thought)),
+        "thinking": "".join(piece for piece in pieces if isinstance(piece, Thought)),
+        "interrupted": stats.interrupted,
+        "model": loaded.model.name,
+        "adapter": loaded.adapter.name if loaded.adapter else None,
+        "profile": None if request.temporary else session.profile.name,
+        "conversation": None if request.temporary else session.conversation.id,
+        "turn": None if request.temporary or request.read_only else session.n_turns,
+        "tokens": {
+            "prompt": stats.prompt_tokens,
+            "reply": stats.reply_tokens,
+            "thinking": stats.thinking_tokens,
+            "written": stats.written_tokens,
+        },
+        "seconds": {
+            "load": round(seconds, 3),
+            "prompt": round(stats.prompt_seconds, 3),
+            "reply": round(stats.reply_seconds, 3),
+        },
+        "memory": memory,
+    }
+
+
+def _tell_of_waiting(holder: Holder) -> None:
+    note(f"Waiting for another question to the same memory ({holder}); Ctrl-C gives up.")
