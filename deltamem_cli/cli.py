@@ -62,7 +62,7 @@ class LazyGroup(TyperGroup):
         # the default imports every command for its help too
         named: dict[str, Any] = {name: TyperCommand(name, help=text) for name, _, text in COMMANDS}
         ctx.command = TyperGroup(name=self.name, params=self.params, commands=named)
-        return ctx.command.shell_complete(ctx, incomplete)  # type: ignore[no-any-return]
+        return ctx.command.shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         # the default asks every command for its help, which would import them all
@@ -152,8 +152,6 @@ def main(argv: list[str] | None = None) -> int:
         command.main(args, prog_name="dmem", obj=session)
     except SystemExit as stop:  # typer's end of every command; it has made 130 of Ctrl-C and 2 of wrong usage
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    except Exception if "_DMEM_COMPLETE" in os.environ else ():
-        return 1  # whatever it is: the shell would print it into the line that is typed
     except DeltamemError as error:
         _report(str(error), session)
         return error.exit_code
@@ -164,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(sentence: str, session: Session) -> None:
+    if "_DMEM_COMPLETE" in os.environ:
+        return  # a shell that completes would print it into the line that is typed
     if session.debug:
         import traceback
 

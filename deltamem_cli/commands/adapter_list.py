@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands import completing
 from deltamem_cli.commands.shared import (
     DatabaseOption,
     DryRunOption,
@@ -54,7 +55,12 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 def rm(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Adapter, as dmem adapter list calls it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Adapter, as dmem adapter list calls it.", autocompletion=completing.adapters
+        ),
+    ],
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     database: DatabaseOption = None,
@@ -84,9 +90,15 @@ def rm(
 
 
 def default(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model, as dmem model list calls it.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Model, as dmem model list calls it.", autocompletion=completing.models),
+    ],
     adapter: Annotated[
-        str | None, typer.Argument(metavar="[ADAPTER]", help="A name of dmem adapter list, or a GGUF file.")
+        str | None,
+        typer.Argument(
+            metavar="[ADAPTER]", help="A name of dmem adapter list, or a GGUF file.", autocompletion=completing.adapters
+        ),
     ] = None,
     unset: Annotated[bool, typer.Option("--unset", help="Back to the one that belongs to it by itself.")] = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands import completing
 from deltamem_cli.commands.shared import JsonOption, note, print_json, printable
 from deltamem_cli.errors import DeltamemError
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Setting; dmem config list shows all.")]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="Setting; dmem config list shows all.", autocompletion=completing.settings)
+]
 
 
 @app.callback()
@@ -76,7 +79,9 @@ def get(name: KeyArgument, as_json: JsonOption = False) -> None:
 @app.command("set", context_settings={"ignore_unknown_options": True})
 def set_(
     name: KeyArgument,
-    value: Annotated[str, typer.Argument(metavar="VALUE", help="What it is to be.")],
+    value: Annotated[
+        str, typer.Argument(metavar="VALUE", help="What it is to be.", autocompletion=completing.setting_values)
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Write one setting into the file. Comments in it stay.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands import completing
 from deltamem_cli.commands.shared import (
     CidOption,
     DatabaseOption,
@@ -129,7 +130,15 @@ def scrub(database: DatabaseOption = None) -> None:
 
 
 def copy(
-    to: Annotated[str, typer.Option("--to", metavar="PROFILE|NEW", help="Where to: a profile, or NEW for the same.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="PROFILE|NEW",
+            help="Where to: a profile, or NEW for the same.",
+            autocompletion=completing.profiles_or_new,
+        ),
+    ],
     profile: ProfileOption = None,
     cid: CidOption = None,
     at: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands import completing
 from deltamem_cli.commands.model_show import show
 from deltamem_cli.commands.shared import (
     DatabaseOption,
@@ -82,7 +83,12 @@ def list_(as_json: JsonOption = False) -> None:
 
 @app.command()
 def pull(
-    what: Annotated[str, typer.Argument(metavar="NAME|OWNER/REPO[:FILE]", help="What to download.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|OWNER/REPO[:FILE]", help="What to download.", autocompletion=completing.models_to_pull
+        ),
+    ],
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,7 +131,9 @@ app.command()(show)
 
 @app.command()
 def default(
-    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A name, or a GGUF file.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A name, or a GGUF file.", autocompletion=completing.models)
+    ] = None,
 ) -> None:
     """Say which model is used when none is named, or choose another.
 
@@ -149,7 +157,10 @@ def default(
 
 @app.command()
 def rm(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Model, as dmem model list calls it.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Model, as dmem model list calls it.", autocompletion=completing.models),
+    ],
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     database: DatabaseOption = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands import completing
 from deltamem_cli.commands.shared import JsonOption, print_json, printable, printable_lines, size
 from deltamem_cli.errors import DeltamemError
 
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def show(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="A name of dmem model list, or a GGUF file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A name of dmem model list, or a GGUF file.", autocompletion=completing.models
+        ),
+    ],
     template: Annotated[bool, typer.Option("--template", help="Print its chat template and nothing else.")] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands import completing
 from deltamem_cli.commands.shared import (
     DatabaseOption,
     DryRunOption,
@@ -33,12 +34,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.", autocompletion=completing.profiles)]
+NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")]
 ModelOption = Annotated[
-    str | None, typer.Option("-m", "--model", metavar="MODEL", help="Model that it uses: a name, or a GGUF file.")
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="Model that it uses: a name, or a GGUF file.",
+        autocompletion=completing.models,
+    ),
 ]
 AdapterOption = Annotated[
-    str | None, typer.Option("--adapter", metavar="ADAPTER", help="Adapter that it uses: a name, or a GGUF file.")
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="Adapter that it uses: a name, or a GGUF file.",
+        autocompletion=completing.adapters,
+    ),
 ]
 SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
 
@@ -101,7 +116,7 @@ def show(name: NameArgument, as_json: JsonOption = False, database: DatabaseOpti
 
 @app.command(cls=KeyValueCommand)
 def create(
-    name: NameArgument,
+    name: NewNameArgument,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     system: SystemOption = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from deltamem_cli.commands import completing
 from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,11 +22,22 @@ if TYPE_CHECKING:
 
 ProfileOption = Annotated[
     str | None,
-    typer.Option("-p", "--profile", metavar="NAME", help="Profile.  [config: profile]"),
+    typer.Option(
+        "-p",
+        "--profile",
+        metavar="NAME",
+        help="Profile.  [config: profile]",
+        autocompletion=completing.profiles,
+    ),
 ]
 CidOption = Annotated[
     str | None,
-    typer.Option("--cid", metavar="ID", help="Conversation, by its id or how that begins or ends.  [default: last]"),
+    typer.Option(
+        "--cid",
+        metavar="ID",
+        help="Conversation, by its id or how that begins or ends.  [default: last]",
+        autocompletion=completing.conversations,
+    ),
 ]
 DatabaseOption = Annotated[
     Path | None, typer.Option("-d", "--database", metavar="FILE", help="Database.  [config: database]")
@@ -38,7 +50,13 @@ ForceOption = Annotated[bool, typer.Option("-f", "--force", help="Replace FILE i
 # With cls=KeyValueCommand on the command; every entry arrives as KEY=VALUE.
 OptionOption = Annotated[
     list[str] | None,
-    typer.Option("-o", "--option", metavar="KEY VALUE", help="Sampling option, such as: -o temperature 0.7"),
+    typer.Option(
+        "-o",
+        "--option",
+        metavar="KEY VALUE",
+        help="Sampling option, such as: -o temperature 0.7",
+        autocompletion=completing.options,
+    ),
 ]
 
 
