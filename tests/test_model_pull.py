@@ -242,3 +242,25 @@ def test_a_model_of_the_configuration_is_pulled_with_its_adapter(dmem: Program) 
     assert "dmem model pull mine" in dmem.refused("chat", "-m", "mine", "hello")
     assert dmem("model", "pull", "mine").returncode == 0
     assert dmem.models()["mine"]["adapter"] == str(dmem.home / "adapters" / "mine.deltamem.gguf")
+
+
+def test_the_adapter_of_an_imported_model_can_be_pulled(dmem: Program, tmp_path: Path) -> None:
+    import gguf
+
+    dmem.hub.add("declare-lab/delta-mem_qwen3_4b-instruct", PUBLISHED, license=None)
+    file = tmp_path / "own.gguf"
+    reader = gguf.GGUFReader(CASE / "model.gguf")
+    name = bytes(reader.fields["general.name"].parts[-1])
+    file.write_bytes(MODEL.replace(_text(name), _text(b"Qwen3 4B Instruct 2507"), 1))
+    result = dmem("model", "import", str(file), "--name", "own")
+    assert "get it with: dmem model pull own" in result.stderr
+    result = dmem("model", "pull", "own")
+    assert "license: CC-BY-4.0" in result.stderr, "what the catalogue knows when the repository does not say"
+    adapter = Path(dmem.models()["own"]["adapter"])
+    assert read_adapter(adapter).provenance.license == "CC-BY-4.0"
+    assert "no adapter that could be pulled" in dmem.refused("model", "pull", "starter")
+
+
+def _text(value: bytes) -> bytes:
+    """As GGUF writes a text."""
+    return len(value).to_bytes(8, "little") + value

@@ -198,10 +198,11 @@ def test_a_record_that_can_t_be_read_counts_as_absent(tiny_model: MakeModel, hom
 
 
 def test_a_full_disk_is_said_before_and_when_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = hub.RemoteFile("m.gguf", 5_000_000, None, "0")
+    (tmp_path / "1.incomplete").write_bytes(bytes(1_000_000))
+    files = [hub.RemoteFile(f"m{n}.gguf", 2_500_000, None, str(n)) for n in (1, 2)]
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
-    with pytest.raises(ModelError, match=r"m.gguf needs 4.0 MB and .* has 1.0 MB free"):
-        hub._check_room(file, tmp_path, 4_000_000)
+    with pytest.raises(ModelError, match=r"m1.gguf needs 4.0 MB more and .* has 1.0 MB free"):
+        hub._check_room(tmp_path, files)
     with pytest.raises(ModelError, match="The disk is full"), hub._in_one_sentence("o/r"):
         raise OSError(errno.ENOSPC, "No space left on device")
 

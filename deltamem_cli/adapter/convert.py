@@ -24,9 +24,10 @@ _PLAIN = {
 }
 
 
-def convert(folder: Path, base: Path, out: Path) -> Adapter:
+def convert(folder: Path, base: Path, out: Path, *, license: str | None = None) -> Adapter:
     """Converts the published adapter in folder for the base model in the GGUF file base; replaces out.
 
+    license: what it is under when the folder does not say.
     Returns what was written, as read back. Raises AdapterError when the folder is unsound, or the adapter does not fit the base model.
     """
     published = read_published(folder)
@@ -38,7 +39,7 @@ def convert(folder: Path, base: Path, out: Path) -> Adapter:
         converted = _layer(published.settings, layer, published.layers[layer], base_model)
         tensors |= {f"blk.{layer}.deltamem_{name}": weight for name, weight in converted.items()}
         _check_shapes(folder, base, config, layer, tensors, base_model)
-    write_adapter(out, config, tensors, _provenance(folder, base_model))
+    write_adapter(out, config, tensors, _provenance(folder, base_model, license))
     return read_adapter(out)
 
 
@@ -119,12 +120,12 @@ def _product(shape: tuple[int | None, ...]) -> str:
     return " x ".join(str(extent) for extent in shape)
 
 
-def _provenance(folder: Path, base: BaseModel) -> Provenance:
+def _provenance(folder: Path, base: BaseModel, license: str | None) -> Provenance:
     card = _model_card(folder / "README.md")
     source = _source_name(folder)
     return Provenance(
         name=source,
-        license=card.get("license"),
+        license=card.get("license") or license,
         description=f"converted by {_program()}",
         base_model=card.get("base_model") or base.name,
         source=source,

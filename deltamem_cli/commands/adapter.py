@@ -34,7 +34,7 @@ def adapter() -> None:
 def convert(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a published adapter.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
-    base: Annotated[Path, typer.Option("--base", metavar="MODEL", help="GGUF file of the base model.")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="Base model: its name or GGUF file.")],
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace FILE if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
@@ -47,14 +47,16 @@ def convert(
       dmem adapter convert published/ -o qwen3-4b.deltamem.gguf --base qwen3-4b.gguf
     """
     from deltamem_cli.adapter.convert import convert as convert_adapter
+    from deltamem_cli.models import resolve
 
     if output.is_dir():
         raise UsageError(f"{output} is a folder; give -o the name of a file, such as {output / 'adapter.gguf'}")
-    if output.exists() and base.exists() and output.samefile(base):
+    model = resolve(base).path
+    if output.exists() and output.samefile(model):
         raise UsageError(f"{output} is the base model itself; give -o another name")
     if output.exists() and not force:
         raise DeltamemError(f"{output} exists already; replace it with --force or give -o another name")
-    adapter = convert_adapter(folder, base, output)
+    adapter = convert_adapter(folder, model, output)
     if as_json:
         typer.echo(json.dumps(_facts(output, adapter), indent=2))
     else:
@@ -64,7 +66,7 @@ def convert(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Adapter file (.gguf).")],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A name of dmem adapter list, or a GGUF file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say what an adapter file is: base model, variant, layers, size and where it comes from.
@@ -75,12 +77,13 @@ def show(
       dmem adapter show qwen3-4b.deltamem.gguf --json | jq .variant
     """
     from deltamem_cli.adapter.format import read_adapter
+    from deltamem_cli.models import adapter_file
 
-    adapter = read_adapter(file)
+    file = adapter_file(adapter)
     if as_json:
-        typer.echo(json.dumps(_facts(file, adapter), indent=2))
+        typer.echo(json.dumps(_facts(file, read_adapter(file)), indent=2))
     else:
-        _print_facts(file, adapter)
+        _print_facts(file, read_adapter(file))
 
 
 app.command("list")(list_)

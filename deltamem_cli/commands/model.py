@@ -249,6 +249,8 @@ def _report(record: Record, done: str, as_json: bool) -> None:
             }
         )
         return
+    from deltamem_cli import models
+
     facts = record.facts
     what = (
         f"{facts.parameters / 1e9:.1f}B parameters" if facts.parameters >= 1e9 else f"{facts.parameters:,} parameters"
@@ -257,4 +259,14 @@ def _report(record: Record, done: str, as_json: bool) -> None:
         f"{done} {printable(record.name)}: {printable(facts.architecture)}, {what}, {facts.quantization}, "
         f"{size(record.size)}"
     )
+    if models.resolve(record.name).adapter is None:
+        note(f"it remembers nothing without an adapter: {_way_to_adapter(record)}")
     note(f"talk to it with: dmem chat -m {printable(record.name)}")
+
+
+def _way_to_adapter(record: Record) -> str:
+    from deltamem_cli.models.entries import known_adapter
+
+    if known_adapter(record.facts):
+        return f"get it with: dmem model pull {printable(record.name)}"
+    return f"name one with: dmem adapter default {printable(record.name)} FILE"

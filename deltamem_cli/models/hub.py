@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +32,11 @@ class RemoteFile:
     size: int
     sha256: str | None  # of what lies in the hub's large file storage
     blob: str  # git's own hash
+
+    @property
+    def digest(self) -> str:
+        """What the hub's cache calls it by."""
+        return self.sha256 or self.blob
 
 
 @dataclass(frozen=True)
@@ -59,23 +64,25 @@ def look(repo: str) -> Repository:
     return Repository(repo, info.sha or "main", license if isinstance(license, str) else None, files)
 
 
-def download(repository: Repository, name: str) -> Path:
-    """Where the file lies in the hub's cache, complete and checked; goes on where an earlier call stopped.
+def download(repository: Repository, names: Sequence[str]) -> list[Path]:
+    """Where the files lie in the hub's cache, complete and checked; goes on where an earlier call stopped.
 
     Raises ModelError, and Stopped for Ctrl-C.
     """
-    file = repository.files[name]
-    _refuse_offline(repository.name)
     with _in_one_sentence(repository.name):
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.file_download import repo_folder_name
 
-        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository.name, repo_type="model")
-        blob = folder / "blobs" / (file.sha256 or file.blob)
-        # larger ones than this the hub serves to its own library alone
-        if not blob.exists() and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
-            _fetch(repository, file, blob)
-        return Path(hf_hub_download(repository.name, name))  # finds the blob and links it into its snapshot
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository.name, repo_type="model") / "blobs"
+        files = [repository.files[name] for name in names]
+        missing = [file for file in files if not (folder / file.digest).exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, missing)
+        for file in missing:
+            if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:  # larger ones the hub serves to its own library alone
+                _fetch(repository, file, folder / file.digest)
+        # finds what lies there and links it into its snapshot
+        return [Path(hf_hub_download(repository.name, file.name)) for file in files]
 
 
 def delete(paths: list[Path]) -> None:
@@ -118,14 +125,12 @@ def _fetch(repository: Repository, file: RemoteFile, blob: Path) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    part = blob.with_name(f"{blob.name}.incomplete")  # a name that the hub's own tools know how to clean up
+    part = _part(blob)
     with _alone(file, blob):
         done = part.stat().st_size if part.exists() else 0
         if done > file.size:
             part.unlink()
             done = 0
-        _check_room(file, blob.parent, file.size - done)
         url = hf_hub_url(repository.name, file.name, revision=repository.commit)
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges of what is packed make no sense
         try:
@@ -159,11 +164,18 @@ def _alone(file: RemoteFile, blob: Path) -> Iterator[None]:
         yield
 
 
-def _check_room(file: RemoteFile, folder: Path, needed: int) -> None:
+def _part(blob: Path) -> Path:
+    """What came of it so far: a name that the hub's own tools know how to clean up."""
+    return blob.with_name(f"{blob.name}.incomplete")
+
+
+def _check_room(folder: Path, files: Sequence[RemoteFile]) -> None:
+    parts = [_part(folder / file.digest) for file in files]
+    needed = sum(file.size for file in files) - sum(part.stat().st_size for part in parts if part.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ModelError(
-            f"{file.name} needs {needed / 1e6:,.1f} MB and {folder} has {free / 1e6:,.1f} MB free: make room, or point "
+            f"{files[0].name} needs {needed / 1e6:,.1f} MB more and {folder} has {free / 1e6:,.1f} MB free: make room, or point "
             "HF_HOME to another disk."
         )
 
@@ -174,7 +186,7 @@ def _check(repository: Repository, file: RemoteFile, part: Path) -> None:
     with part.open("rb") as content:
         while block := content.read(1 << 20):
             digest.update(block)
-    if digest.hexdigest() != (file.sha256 or file.blob):
+    if digest.hexdigest() != file.digest:
         part.unlink()
         raise ModelError(
             f"What came as {file.name} of {repository.name} has the wrong checksum and was deleted: try again, and "

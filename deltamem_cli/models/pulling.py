@@ -34,7 +34,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
             )
         entry = Entry("", "pulled", repo=spec[0], file=spec[1])
     if entry.repo is None:
-        raise ModelError(f"{said} is on this machine already: {entry.model or entry.path}")
+        return _only_its_adapter(entry, tell)
     repository = hub.look(entry.repo)
     names, why = choosing.choose(entry.repo, repository.files, entry.file)
     name = name or entry.name or stem(names[0])
@@ -46,7 +46,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
     needed, machine = memory.needed(size, entry.facts or Facts()), memory.of_machine()
     if machine and machine.verdict(needed) == "no":
         tell(f"it needs about {needed / 1e9:.1f} GB of memory and this machine has {machine.total / 1e9:.1f} GB")
-    files = tuple(hub.download(repository, one) for one in names)
+    files = tuple(hub.download(repository, names))
     record = Record(name, files, size, read_facts(files), entry.repo, license)
     before = entries[name].record if name in entries else None
     records.write(replace(record, adapter=before.adapter if before else None))
@@ -88,12 +88,21 @@ def _with_adapter(record: Record, entry: Entry, tell: Tell) -> Record:
     repository = hub.look(known.adapter)
     license = repository.license or known.adapter_license
     tell(f"its δ-mem adapter: {known.adapter}, license: {license or 'not stated'}")
-    record = replace(record, adapter=_converted(repository, record))
+    record = replace(record, adapter=_converted(repository, record, license))
     records.write(record)
     return record
 
 
-def _converted(repository: hub.Repository, record: Record) -> Path:
+def _only_its_adapter(entry: Entry, tell: Tell) -> Record:
+    record = _with_adapter(entry.record, entry, tell) if entry.record and entry.model else None
+    if record is None or record.adapter is None:
+        raise ModelError(
+            f"{entry.name} is a file of this machine, and no adapter that could be pulled is known for it."
+        )
+    return record
+
+
+def _converted(repository: hub.Repository, record: Record, license: str | None) -> Path:
     """The published adapter in `repository` as a file for the model."""
     from deltamem_cli.adapter.convert import convert
     from deltamem_cli.adapter.published import CONFIG_FILE, WEIGHT_FILES
@@ -105,10 +114,10 @@ def _converted(repository: hub.Repository, record: Record) -> Path:
             f"models.{record.name}.adapter with: dmem config edit"
         )
     wanted = [name for name in (CONFIG_FILE, weights, "README.md") if name in repository.files]
-    file, *_ = [hub.download(repository, name) for name in wanted]  # all of them into one folder
+    file, *_ = hub.download(repository, wanted)  # all of them into one folder
     out = converted_adapter(record.name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    convert(file.parent, record.files[0], out)
+    convert(file.parent, record.files[0], out, license=license)
     return out
 
 
