@@ -1,4 +1,4 @@
-"""A run on a tiny model: it learns, resumes as if it had not stopped, repeats by seed, and exports what inference reads."""
+"""A run on a tiny model: it learns, resumes where it stopped, repeats by seed, and exports what inference reads."""
 
 from training_support import need
 
@@ -23,12 +23,12 @@ from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixture import persona_source
+from deltamem_cli.training.mixing import Pool
+from deltamem_cli.training.mixture import dense_source, persona_source
 from deltamem_cli.training.run import RunOptions, parse_layers, run_training
 from deltamem_cli.training.tokens import GGUFTokenizer
-from deltamem_cli.training.warmup import Bank, warm_up
 
-SETTINGS = {"batch": 4, "round_episodes": 8, "reuse": 1, "start_episodes": 8, "validate_every": 4, "finish": 0.0}
+SETTINGS = {"batch": 4, "round_episodes": 2, "round_steps": 2, "start_episodes": 4, "validate_every": 4, "finish": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +58,23 @@ def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: 
     backbone = Backbone(base)
     made = Settings(steps=steps, **{**SETTINGS, **settings})  # type: ignore[arg-type]
     checks = {"unseen 2": episodes(encoder, 4, seed=9)}
-    return Trainer(backbone, memory_for(backbone), persona_source(encoder), checks, made, folder)
+    return Trainer(
+        backbone, memory_for(backbone), persona_source(encoder), checks, made, folder, dense=dense_source(encoder)
+    )
 
 
-def test_resuming_takes_the_same_steps_as_not_stopping(base: Path, encoder: Encoder, tmp_path: Path) -> None:
-    whole = trainer(base, encoder, tmp_path, 6)
-    whole.start()
-    whole.run()
+def test_a_run_killed_within_a_round_goes_on_from_the_last_whole_one(
+    base: Path, encoder: Encoder, tmp_path: Path
+) -> None:
     first = trainer(base, encoder, tmp_path, 6)
     first.start()
-    rounds = 0
+    saved: dict[str, torch.Tensor] = {}
 
     def stop(event: dict[str, object]) -> None:
-        nonlocal rounds
         if event["event"] == "step" and event["step"] == 5:  # in the middle of a round, after two checkpoints
             raise KeyboardInterrupt
+        if event["event"] == "validation":
+            saved.update({n: p.detach().clone() for n, p in first.memory.named_parameters()})
 
     first.report = stop
     with pytest.raises(KeyboardInterrupt):
@@ -80,9 +82,13 @@ def test_resuming_takes_the_same_steps_as_not_stopping(base: Path, encoder: Enco
     second = trainer(base, encoder, tmp_path, 6)
     second.load(tmp_path / "checkpoint.pt")
     assert second.step == 4
+    for name, parameter in second.memory.named_parameters():
+        torch.testing.assert_close(parameter, saved[name], rtol=0, atol=0)
+    steps: list[object] = []
+    second.report = lambda event: steps.append(event["step"]) if event["event"] == "step" else None
     second.run()
-    for name, parameter in whole.memory.named_parameters():
-        torch.testing.assert_close(dict(second.memory.named_parameters())[name], parameter, rtol=0, atol=0)
+    assert steps == [5, 6]
+    assert len(second.pool.written) == 4  # filled anew
 
 
 def test_a_seed_repeats_a_run_and_another_does_not(base: Path, encoder: Encoder, tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_a_seed_repeats_a_run_and_another_does_not(base: Path, encoder: Encoder,
 def test_the_loss_falls_in_both_ways_of_training(base: Path, encoder: Encoder, tmp_path: Path) -> None:
     for finish in (0.0, 1.0):
         losses: list[float] = []
-        run = trainer(base, encoder, tmp_path, 12, finish=finish, lr=1e-2, warmup=1, reuse=3)
+        run = trainer(base, encoder, tmp_path, 12, finish=finish, lr=1e-2, warmup=1, round_steps=6)
         run.report = lambda event, losses=losses: losses.append(event["loss"]) if event["event"] == "step" else None
         run.start()
         run.run()
@@ -185,12 +191,12 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
         "questions": [{"content": "My boat?", "answer": "It is red.", "value": "red"}],
     }
     data.write_text("\n".join([json.dumps(line)] * 3 + [json.dumps({**line, "validation": True})]))
-    small = {"start_episodes": 3, "warm_up_steps": 2, "batch": 2}
+    small = {"start_episodes": 3, "batch": 2}
     options = RunOptions(base, tmp_path / "out.gguf", data=data, steps=2, rank=2, layers="1", finish=0.5, **small)  # type: ignore[arg-type]
     events: list[dict[str, object]] = []
     run_training(options, events.append)
     assert read_adapter(tmp_path / "out.gguf").config.layers == (1,)
-    assert {e["event"] for e in events} == {"start", "warm-up", "step", "validation", "saved"}
+    assert {e["event"] for e in events} == {"start", "step", "validation", "saved"}
     with pytest.raises(DeltamemError, match="--resume"):
         run_training(options, events.append)
     options.resume, options.steps = True, 3
@@ -208,15 +214,44 @@ def test_layers_are_read_as_ranges_and_refused_beyond_the_model() -> None:
             parse_layers(text, 6)
 
 
-def test_the_first_stage_learns_to_find_told_values_without_the_backbone(base: Path, encoder: Encoder) -> None:
+def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(base: Path, encoder: Encoder) -> None:
     backbone = Backbone(base)
     memory = memory_for(backbone)
-    with torch.no_grad():
-        memory.delta["q"].zero_()
-        memory.delta["o"].zero_()
-    bank = Bank(backbone, memory, encoder, 6, random.Random(0))
-    assert {t.kind for t in bank.turns} <= {k.name for k in KINDS}
-    start_from_data(memory, backbone, bank.written, 0, bank.pairs())
-    losses: list[float] = []
-    warm_up(memory, bank, 24, 4, 1e-2, 3.0, 0, lambda event: losses.append(float(event["loss"])))
-    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    rng = random.Random(0)
+    written = written_episodes(backbone, memory, dense_source(encoder)(rng, 3, 0.0))
+    ask(backbone, memory, written)
+    pool = Pool(2, mixed=True)
+    pool.add(written)
+    assert list(pool.written) == written[1:]  # the oldest left
+    assert {t.query.kind for t in pool.told if t.query} <= {k.name for k in KINDS}
+    for mixed in pool.draw(rng, 40, 6):
+        told = {}
+        for n in range(int(mixed.spans.max()) // 2 + 1):
+            turn = mixed.inputs[:, mixed.spans // 2 == n]
+            for known in pool.told:
+                if known.query is not None and torch.equal(known.inputs, turn):
+                    told[known.query.kind] = known.query.question
+        asked = [q for q in mixed.episode.questions if q.value_at]
+        assert {q.question.kind: q for q in asked} == told
+        assert all(q.plain or q.question.kind not in told for q in mixed.episode.questions if not q.value_at)
+        assert len(mixed.asked) == len(mixed.episode.questions)
+
+
+def test_the_system_prompt_is_seen_and_never_written(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    rng = random.Random(0)
+    told = generate_episode(rng, 1, system="")
+    states = []
+    for system in ("Be kind.", "You are a helpful assistant who likes long answers."):
+        session = encoder.session(system, told.sessions[0])
+        question = encoder.question(system, told.questions[0])
+        text = b"".join(encoder.tokenizer.piece(t) for t in session.tokens[: session.opening])
+        assert system.encode() in text and told.sessions[0][0].content.encode() not in text
+        assert 0 < question.opening < len(question.prompt)
+        alone = EncodedEpisode([session], [question])
+        (written,) = written_episodes(backbone, memory, [alone])
+        assert written.inputs.shape[1] == len(session.tokens) - session.opening
+        # what remains is the same text: the states differ only by what it saw of the system prompt
+        states.append(written.episode.written)
+    assert states[0] == states[1]

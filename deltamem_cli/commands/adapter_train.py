@@ -88,9 +88,6 @@ def _show(options: RunOptions, run_training: Any) -> None:
                     f"loss {event['loss']:.2f}  recall {event['exact']:.0%}  {event['tokens_per_second']:.0f} tokens/s"
                 )
                 progress.update(bar, completed=event["progress"], description=f"step {event['step']}", note=note)
-            elif event["event"] == "warm-up":
-                note = f"loss {event['loss']:.2f}  value tokens {event['exact']:.0%}"
-                progress.update(bar, completed=event["progress"], description=f"first stage {event['step']}", note=note)
             elif event["event"] == "validation":
                 recall = "  ".join(f"{k} {v:.0%}" for k, v in event.items() if k not in HIDDEN)
                 console.print(f"step {event['step']}: recall {recall}")

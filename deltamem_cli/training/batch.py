@@ -27,12 +27,18 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def written_mask(lengths: Tensor, size: int, openings: Sequence[int]) -> Tensor:
+    """[B, T], true for the tokens that write: all but the opening."""
+    begin = torch.tensor(openings, device=lengths.device)
+    return length_mask(lengths, size) & ~length_mask(begin, size)
+
+
 @dataclass
 class Asked:
     """One question after its prompt was run: what the answer needs of it.
 
-    inputs: [L, S, hidden] bfloat16, what the memory saw; keys, values: per layer [kv heads, S, head dim], from the
-    first adapted layer on; lower: [T, hidden] of head and answer before that layer
+    inputs: [L, S - opening, hidden] bfloat16, what the memory writes; keys, values: per layer [kv heads, S, head dim],
+    from the first adapted layer on; lower: [T, hidden] of head and answer before that layer
     """
 
     inputs: Tensor
@@ -43,9 +49,9 @@ class Asked:
 
 @dataclass
 class Written:
-    """One episode after its write pass: what the memory saw, to be replayed without the backbone.
+    """One episode after its write pass: what the memory wrote, to be replayed without the backbone.
 
-    inputs: [L, T, hidden] bfloat16 over all sessions; spans: [T]; content: [T]
+    inputs: [L, T, hidden] bfloat16 over all sessions, their openings left out; spans: [T]; content: [T]
     """
 
     inputs: Tensor
@@ -62,7 +68,8 @@ def write_sessions(
     """A batch of sessions, one per row, each in an empty context; corrections on, every token writes."""
     ids, lengths = pad([s.tokens for s in sessions], backbone.device)
     spans, _ = pad([s.spans for s in sessions], backbone.device, fill=-1)
-    session = Session(memory, states, length_mask(lengths, ids.shape[1]), spans, keep_inputs)
+    mask = written_mask(lengths, ids.shape[1], [s.opening for s in sessions])
+    session = Session(memory, states, mask, spans, keep_inputs)
     backbone.run(backbone.embed(ids), lengths, correct=session)
     return session.stacked, session
 
@@ -86,14 +93,14 @@ def written_episodes(
             states = states.index_copy(0, chosen, new)
             seen = torch.stack(session.inputs, 1)  # [B, L, T, hidden]
             for row, j in enumerate(has):
-                inputs[j].append(seen[row, :, : len(sessions[row].tokens)])
+                inputs[j].append(seen[row, :, sessions[row].opening : len(sessions[row].tokens)])
         for j, i in enumerate(part):
             e = episodes[i]
             spans, base = [], 0
             for s in e.sessions:
-                spans += [base + m for m in s.spans]
+                spans += [base + m for m in s.spans[s.opening :]]
                 base = spans[-1] + 1
-            content = [c for s in e.sessions for c in s.content]
+            content = [c for s in e.sessions for c in s.content[s.opening :]]
             found[i] = Written(
                 torch.cat(inputs[j], 1).clone(), torch.tensor(spans), torch.tensor(content), e, states[j], []
             )
@@ -151,7 +158,9 @@ def ask(backbone: Backbone, memory: Memory, written: Sequence[Written], rows: in
                 {n: t[row, :, :size].clone() for n, t in side.items() if n >= first}
                 for side in (past.keys, past.values)
             )
-            found[id(q)] = Asked(seen[row, :, :size].clone(), keys, values, lower[row, : lengths[row]].clone())
+            found[id(q)] = Asked(
+                seen[row, :, q.opening : size].clone(), keys, values, lower[row, : lengths[row]].clone()
+            )
     for w in written:
         w.asked = [found[id(q)] for q in w.episode.questions]
 
@@ -160,7 +169,8 @@ def run_prompts(
     backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion], keep_inputs: bool = False
 ) -> tuple[Tensor, Past, Session]:
     ids, lengths = pad([q.prompt for q in questions], backbone.device)
-    session = Session(memory, states, length_mask(lengths, ids.shape[1]), keep_inputs=keep_inputs)
+    mask = written_mask(lengths, ids.shape[1], [q.opening for q in questions])
+    session = Session(memory, states, mask, keep_inputs=keep_inputs)
     h, past = backbone.run(backbone.embed(ids), lengths, correct=session)
     return h, past, session
 
@@ -203,24 +213,28 @@ def replay_answers(
     backbone: Backbone, memory: Memory, states: Tensor, asked: Sequence[Asked], questions: Sequence[EncodedQuestion]
 ) -> Read:
     """The same with the prompts' inputs, keys and values as they were when ask() ran; gradients through the states."""
-    size = max(a.inputs.shape[1] for a in asked)
-    x = asked[0].inputs.new_zeros(len(asked), asked[0].inputs.shape[0], size, asked[0].inputs.shape[2])
-    n_kv, dim = next(iter(asked[0].keys.values())).shape[::2]
-    sides = [
-        {n: t.new_zeros(len(asked), n_kv, size, dim) for n, t in side.items()}
-        for side in (asked[0].keys, asked[0].values)
-    ]
+    wrote = [a.inputs.shape[1] for a in asked]
+    x = asked[0].inputs.new_zeros(len(asked), asked[0].inputs.shape[0], max(wrote), asked[0].inputs.shape[2])
     for i, a in enumerate(asked):
-        x[i, :, : a.inputs.shape[1]] = a.inputs
-        for padded, known in zip(sides, (a.keys, a.values), strict=True):
-            for n, t in known.items():
-                padded[n][i, :, : t.shape[1]] = t
-    sizes = torch.tensor([a.inputs.shape[1] for a in asked], device=states.device)
-    states, _ = memory.write(x, states, length_mask(sizes, size))
+        x[i, :, : wrote[i]] = a.inputs
+    states, _ = memory.write(x, states, length_mask(torch.tensor(wrote, device=states.device), max(wrote)))
     lengths = torch.tensor([len(a.lower) for a in asked], device=states.device)
     h = torch.nn.utils.rnn.pad_sequence([a.lower for a in asked], batch_first=True)
     session = Session(memory, states, length_mask(lengths, h.shape[1]))
-    return _answers(backbone, h, lengths, Past(sides[0], sides[1], sizes), session, questions, memory.config.layers[0])
+    return _answers(backbone, h, lengths, _joined(asked), session, questions, memory.config.layers[0])
+
+
+def _joined(asked: Sequence[Asked]) -> Past:
+    """The prompts' keys and values as one padded batch."""
+    sides = []
+    for side in ([a.keys for a in asked], [a.values for a in asked]):
+        # [S, kv heads, head dim] so that the padding is in front
+        sides.append({
+            n: torch.nn.utils.rnn.pad_sequence([row[n].transpose(0, 1) for row in side], batch_first=True).transpose(1, 2)
+            for n in side[0]
+        })  # fmt: skip
+    sizes = [next(iter(a.keys.values())).shape[1] for a in asked]
+    return Past(sides[0], sides[1], torch.tensor(sizes, device=asked[0].inputs.device))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from deltamem_cli.training.episodes import Episode, Message, Question
 from deltamem_cli.training.tokens import ChatTemplate, Tokenizer
@@ -11,24 +12,30 @@ from deltamem_cli.training.tokens import ChatTemplate, Tokenizer
 
 @dataclass
 class EncodedSession:
-    """spans: the message of each token, as SSW writes; content: whether a token is part of a told value."""
+    """spans: the message of each token, as SSW writes; content: whether a token is part of a told value.
+
+    opening: leading tokens, the system prompt's, which inference never writes
+    """
 
     tokens: list[int]
     spans: list[int]
     content: list[bool]
+    opening: int
 
 
 @dataclass
 class EncodedQuestion:
     """prompt ends with the user's turn, head opens the assistant's, answer ends with the end of the turn.
 
-    value_at: places of the value's tokens in answer; plain: ordinary talk that the memory must leave as it is
+    opening: leading tokens of prompt that are never written; value_at: places of the value's tokens in answer;
+    plain: ordinary talk that the memory must leave as it is
     """
 
     prompt: list[int]
     head: list[int]
     answer: list[int]
     question: Question
+    opening: int
     value_at: list[int] = field(default_factory=list)
     plain: bool = False
 
@@ -37,6 +44,11 @@ class EncodedQuestion:
 class EncodedEpisode:
     sessions: list[EncodedSession]
     questions: list[EncodedQuestion]
+
+    @property
+    def written(self) -> list[int]:
+        """The tokens of all sessions that the memory writes."""
+        return [t for s in self.sessions for t in s.tokens[s.opening :]]
 
 
 class Encoder:
@@ -72,7 +84,8 @@ class Encoder:
         # a token belongs to the last message that began at or before its end
         ends = [*starts[1:], len(text.encode())]
         spans = [sum(1 for s in ends[:-1] if s <= last - 1) for _, last in offsets]
-        return EncodedSession(tokens, spans, [any(b in content for b in range(a, z)) for a, z in offsets])
+        told = [any(b in content for b in range(a, z)) for a, z in offsets]
+        return EncodedSession(tokens, spans, told, self._opening(system))
 
     def question(self, system: str, question: Question, plain: bool = False) -> EncodedQuestion:
         asked = _with_system(system, [Message("user", question.content)])
@@ -87,7 +100,18 @@ class Encoder:
             begin = len(question.answer[: question.answer.rfind(question.value)].encode())
             span = range(begin, begin + len(question.value.encode()))
             value_at = [i for i, (a, z) in enumerate(self._offsets(answer)) if any(b in span for b in range(a, z))]
-        return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, value_at, plain)
+        return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, self._opening(system), value_at, plain)
+
+    @cache  # noqa: B019 (an encoder lives as long as its run, and there are few system prompts)
+    def _opening(self, system: str) -> int:
+        """How many tokens stand before the mark of the first user message, where that is marked as later ones are."""
+        user, reply = "\u2402u\u2403", "\u2402r\u2403"
+        messages = _with_system(system, [Message("user", user), Message("assistant", reply)])
+        closed = self.template.render(messages, reply=False).split(reply)[-1]
+        whole = self.template.render([*messages, {"role": "user", "content": user}], reply=False)
+        before, between = whole.split(user)[:2]
+        mark = between.split(reply)[-1].removeprefix(closed)
+        return len(self.tokenizer.encode(before.removesuffix(mark))) if mark and before.endswith(mark) else 0
 
     def _offsets(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
         at, found = 0, []

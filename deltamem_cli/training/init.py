@@ -27,20 +27,17 @@ class Pairs:
     wanted: Tensor
 
 
-def start_from_data(
-    memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int, pairs: Pairs | None = None
-) -> None:
+def start_from_data(memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int) -> None:
     """Sets the parameters of a fresh memory. written: episodes of the frozen model."""
     set_scales(memory, backbone, written[: len(written) // 4 + 1])
     generator = torch.Generator().manual_seed(seed)
     c = memory.config
-    tokens = [torch.tensor([t for s in w.episode.sessions for t in s.tokens]) for w in written]
+    tokens = [torch.tensor(w.episode.written) for w in written]
     # small linear algebra: on the CPU wherever the backbone runs
     x_all = torch.cat([w.inputs.cpu() for w in written], 1)
     content = torch.cat([w.content for w in written])
     ids = torch.cat(tokens)
-    if pairs is None:
-        pairs = find_pairs(backbone, memory, written, tokens)
+    pairs = find_pairs(backbone, memory, written, tokens)
     codes, basis = token_codes(backbone, ids[content] if content.any() else ids)
     # each layer carries other directions of the token's code, so that all layers together carry the whole of it
     order = torch.linalg.qr(torch.randn(codes.shape[1], codes.shape[1], generator=generator))[0]

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import (
     Read,
-    Written,
     ask,
     frozen_answers,
     read_answers,
@@ -33,8 +31,8 @@ from deltamem_cli.training.batch import (
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.memory import Memory
+from deltamem_cli.training.mixing import Pool
 from deltamem_cli.training.objective import answer_loss, exact, gate_loss, kl_loss
-from deltamem_cli.training.warmup import Bank, warm_up
 
 __all__ = ["Settings", "Trainer"]
 
@@ -50,12 +48,12 @@ class Settings:
     lr: float = 1.5e-3
     delta_lr: float = 3.0  # times lr, for the D matrices
     warmup: int = 20
-    round_episodes: int = 128  # written together with one version of the memory
-    reuse: int = 3  # times a written episode is used before the next round
+    start_episodes: int = 128  # conversations that the start from data is drawn from
+    round_episodes: int = 32  # written together with one version of the memory
+    round_steps: int = 64
+    pool: int = 224  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
-    start_episodes: int = 96  # conversations that the start from data and the first stage are drawn from
-    warm_up_steps: int = 300  # steps of the first stage, without the backbone
-    validate_every: int = 50
+    validate_every: int = 128
 
 
 Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
@@ -63,7 +61,9 @@ Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
 
 @dataclass
 class Trainer:
-    """source(rng, n, progress 0..1) draws training episodes; checks maps a name to held-out episodes."""
+    """Draws and trains. source(rng, n, progress 0..1) draws whole training episodes, dense those to take apart and mix (None: the
+    same, left whole); checks maps a name to held-out episodes.
+    """
 
     backbone: Backbone
     memory: Memory
@@ -72,7 +72,7 @@ class Trainer:
     settings: Settings
     folder: Path
     report: Callable[[dict[str, Any]], None] = lambda event: None
-    bank: Callable[[random.Random], Bank] | None = None
+    dense: Source | None = None
     accelerator: Any = None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -88,6 +88,8 @@ class Trainer:
             lr=s.lr, betas=(0.9, 0.98), weight_decay=0.0,
         )  # fmt: skip
         self.spent = self._last = 0.0
+        self.turns = self.dense or self.source
+        self.pool = Pool(s.pool, mixed=self.dense is not None)
 
     @property
     def _rank(self) -> int:
@@ -98,7 +100,7 @@ class Trainer:
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor, "mean")
 
     def start(self) -> None:
-        """Draws the first parameters from data, and trains them without the backbone where the memory's kind allows it."""
+        """Draws the first parameters from data."""
         self.report({"event": "start"})
         s = self.settings
         rng = random.Random(f"{s.seed} start")
@@ -107,21 +109,18 @@ class Trainer:
         with torch.no_grad():
             for delta in self.memory.delta.values():
                 delta.zero_()
-        simple = self.memory.config.write_granularity == "token" and "o" in self.memory.delta
-        bank = self.bank(rng) if self.bank is not None and simple else None
-        if bank is None:
-            written = written_episodes(self.backbone, self.memory, self.source(rng, s.start_episodes, 0.0))
-        else:
-            written = bank.written
-        with torch.no_grad():
+            self._write(rng, s.start_episodes)
             for head, delta in self.memory.delta.items():
                 delta.copy_(kept[head])
-        start_from_data(self.memory, self.backbone, written, s.seed, bank.pairs() if bank else None)
-        if bank is not None:
-            warm_up(self.memory, bank, s.warm_up_steps, s.batch, s.lr, s.delta_lr, s.seed, self.report)
-        with torch.no_grad():
+            start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed)
             for parameter in self.memory.parameters():
                 parameter.copy_(self._mean(parameter))
+
+    def _write(self, rng: random.Random, episodes: int) -> None:
+        """Fresh conversations for the pool, written and asked with the memory as it is."""
+        written = written_episodes(self.backbone, self.memory, self.turns(rng, episodes, self.progress()))
+        ask(self.backbone, self.memory, written)
+        self.pool.add(written)
 
     def progress(self) -> float:
         s = self.settings
@@ -186,29 +185,29 @@ class Trainer:
         return warm * (0.05 + 0.475 * (1 + math.cos(math.pi * self.progress())))
 
     def _round(self) -> Iterator[Callable[[], tuple[Tensor, dict[str, Any]]]]:
-        """The losses of one round: of episodes written once and used several times, or, at the end, of fresh ones."""
+        """The losses of one round: of turns written before, mixed anew in every step, or, at the end, of whole episodes."""
         s = self.settings
-        per_round = max(1, s.round_episodes // s.batch) * s.reuse
         if self.progress() >= 1.0 - s.finish:
-            for _ in range(per_round):
+            for _ in range(s.round_steps):
                 yield self._loss_end_to_end
             return
-        pool = written_episodes(self.backbone, self.memory, self.source(self.rng, s.round_episodes, self.progress()))
-        ask(self.backbone, self.memory, pool)
+        if self.step or not self.pool.written:
+            self._write(self.rng, s.round_episodes if self.pool.written else s.start_episodes)
         self._clock()
-        for _ in range(s.reuse):
-            self.rng.shuffle(pool)
-            for at in range(0, max(1, len(pool) - s.batch + 1), s.batch):
-                yield partial(self._loss_replayed, pool[at : at + s.batch])
+        for _ in range(s.round_steps):
+            yield self._loss_mixed
 
-    def _loss_replayed(self, batch: list[Written]) -> tuple[Tensor, dict[str, Any]]:
+    def _loss_mixed(self) -> tuple[Tensor, dict[str, Any]]:
+        most = 3 if self.progress() < 0.1 else 6
+        batch = self.pool.draw(self.rng, self.settings.batch, most)
         states, beta = replay_writes(self.memory, batch)
         asked = [a for w in batch for a in w.asked]
 
         def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
             return replay_answers(self.backbone, self.memory, states, [asked[i] for i in chosen], questions)
 
-        return self._loss(states, beta, [w.episode for w in batch], answer)
+        tokens = sum(len(w.spans) for w in batch)
+        return self._loss(states, beta, [w.episode for w in batch], tokens, answer)
 
     def _loss_end_to_end(self) -> tuple[Tensor, dict[str, Any]]:
         episodes = self.source(self.rng, self.settings.batch // 2, self.progress())
@@ -217,10 +216,11 @@ class Trainer:
         def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
             return read_answers(self.backbone, self.memory, states, questions)
 
-        return self._loss(states, beta, episodes, answer)
+        tokens = sum(len(e.written) for e in episodes)
+        return self._loss(states, beta, episodes, tokens, answer)
 
     def _loss(
-        self, states: Tensor, beta: Tensor, episodes: list[EncodedEpisode], answer: Callable[..., Read]
+        self, states: Tensor, beta: Tensor, episodes: list[EncodedEpisode], tokens: int, answer: Callable[..., Read]
     ) -> tuple[Tensor, dict[str, Any]]:
         own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
         questions = [q for e in episodes for q in e.questions]
@@ -232,7 +232,7 @@ class Trainer:
         parts = {
             "beta": round(float(beta.detach().mean()), 4),
             "exact": _share(exact(read, asked)),
-            "tokens": _tokens(episodes),
+            "tokens": tokens + sum(len(q.prompt) + len(q.head) + len(q.answer) for q in questions),
         }
         if plain:
             asked = [questions[i] for i in plain]
@@ -301,12 +301,6 @@ class Trainer:
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def _tokens(episodes: list[EncodedEpisode]) -> int:
-    """Conversation tokens that a batch stands for."""
-    told = sum(len(s.tokens) for e in episodes for s in e.sessions)
-    return told + sum(len(q.prompt) + len(q.head) + len(q.answer) for e in episodes for q in e.questions)
 
 
 def _share(hits: list[bool]) -> float:

@@ -5,11 +5,38 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from deltamem_cli.training.encode import EncodedEpisode, Encoder
+from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
 from deltamem_cli.training.episodes import HELD_OUT, TRAIN, Question, generate_episode
+from deltamem_cli.training.episodes.episode import question_about
+from deltamem_cli.training.episodes.kinds import BY_NAME
 from deltamem_cli.training.episodes.phrasings import talk
 
 PLAIN_SHARE = 0.15
+DENSE_PLAIN_SHARE = 0.5
+
+
+def dense_source(encoder: Encoder) -> Callable[[random.Random, int, float], list[EncodedEpisode]]:
+    """Episodes to take apart and mix: many facts, each asked about, one updated, one never told, some ordinary talk."""
+
+    def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
+        return [_dense(encoder, rng) for _ in range(n)]
+
+    return draw
+
+
+def _dense(encoder: Encoder, rng: random.Random) -> EncodedEpisode:
+    episode = generate_episode(rng, 7, talk_turns=1, updates=1, unknown=1, max_questions=0)
+    told = [m for s in episode.sessions for m in s if m.kind]
+    episode.questions += [question_about(rng, BY_NAME[m.kind], m.value) for m in told]
+    encoded = encoder.episode(episode)
+    if rng.random() < DENSE_PLAIN_SHARE:
+        encoded.questions.append(_plain(encoder, rng, episode.system))
+    return encoded
+
+
+def _plain(encoder: Encoder, rng: random.Random, system: str) -> EncodedQuestion:
+    asked, answer = rng.choice(talk(TRAIN))
+    return encoder.question(system, Question(asked, answer, "", "talk", "plain"), plain=True)
 
 
 def persona_source(encoder: Encoder) -> Callable[[random.Random, int, float], list[EncodedEpisode]]:
@@ -35,10 +62,7 @@ def encoder_episode(encoder: Encoder, rng: random.Random, progress: float) -> En
     )
     encoded = encoder.episode(episode)
     if rng.random() < PLAIN_SHARE:
-        asked, answer = rng.choice(talk(TRAIN))
-        encoded.questions.append(
-            encoder.question(episode.system, Question(asked, answer, "", "talk", "plain"), plain=True)
-        )
+        encoded.questions.append(_plain(encoder, rng, episode.system))
     return encoded
 
 

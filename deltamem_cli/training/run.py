@@ -18,9 +18,8 @@ from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Source, Trainer
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixture import persona_source, recall_checks
+from deltamem_cli.training.mixture import dense_source, persona_source, recall_checks
 from deltamem_cli.training.tokens import tokenizer_of
-from deltamem_cli.training.warmup import Bank
 
 
 @dataclass
@@ -44,8 +43,7 @@ class RunOptions:
     finish: float = 0.15
     resume: bool = False
     start_from: Path | None = None
-    start_episodes: int = 96
-    warm_up_steps: int = 300
+    start_episodes: int = 128
 
 
 def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) -> Path:
@@ -64,20 +62,16 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     accelerator = _accelerator()
     device = accelerator.device
     encoder = Encoder(tokenizer_of(options.base))
-    source, checks = _episodes(options, encoder)
+    source, dense, checks = _episodes(options, encoder)
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
     torch.manual_seed(options.seed)
     memory = _memory(options, backbone).to(device)
     settings = Settings(
         steps=options.steps, minutes=options.minutes, seed=options.seed, batch=options.batch, lr=options.lr,
-        finish=options.finish, start_episodes=options.start_episodes, warm_up_steps=options.warm_up_steps,
+        finish=options.finish, start_episodes=options.start_episodes,
     )  # fmt: skip
-
-    def bank(rng: random.Random) -> Bank:
-        return Bank(backbone, memory, encoder, settings.start_episodes, rng)
-
-    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, bank, accelerator)
+    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, dense, accelerator)
     best = -1.0
 
     def keep_best(event: dict[str, Any]) -> None:
@@ -134,16 +128,18 @@ def _cpu_has_bf16() -> bool:
     return "AVX512" in capability and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _episodes(options: RunOptions, encoder: Encoder) -> tuple[Source, dict[str, list[EncodedEpisode]]]:
+def _episodes(options: RunOptions, encoder: Encoder) -> tuple[Source, Source | None, dict[str, list[EncodedEpisode]]]:
+    """Whole episodes, those to be mixed, and held-out ones."""
     if options.data is None:
-        return persona_source(encoder), recall_checks(encoder)
+        return persona_source(encoder), dense_source(encoder), recall_checks(encoder)
     train, validation = read_episodes(options.data)
     known = [encoder.episode(e) for e in train]
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
         return [rng.choice(known) for _ in range(n)]
 
-    return draw, {"validation": [encoder.episode(e) for e in validation]} if validation else {"training": known[:32]}
+    held_out = {"validation": [encoder.episode(e) for e in validation]} if validation else {"training": known[:32]}
+    return draw, None, held_out
 
 
 def adapter_config(options: RunOptions, backbone: Backbone) -> AdapterConfig:
