@@ -9,7 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chat_support import PROMPT, Dmem, Terminal, environment, files, plain
+
+from deltamem_cli.store import states, turns
+from deltamem_cli.store.database import Store
 
 
 def test_with_the_starter_what_was_said_survives_a_kill(starter: Dmem) -> None:
@@ -69,6 +73,38 @@ def test_undo_forget_and_reset_do_what_they_say(tiny: Dmem) -> None:
         assert chat.wait() == 0
     assert tiny.json("memory", "inspect")["layers"] == []
     assert not any(b"xylophone" in data for data in files(tiny.home).values())
+
+
+@pytest.mark.parametrize("ending", ["/exit\r", "\x04", signal.SIGHUP, signal.SIGTERM])
+def test_no_byte_of_what_was_taken_back_in_a_chat_is_left_when_it_ends(
+    tiny: Dmem, ending: str | signal.Signals
+) -> None:
+    with tiny.terminal(tokens=20) as chat:
+        for text in ("This stays.", "The word is xylophone.", "This is asked twice."):
+            chat.line(text)
+        chat.expect(PROMPT)
+        talk = tiny.json("log", "list")[0]["conversation"]
+        with Store.open(tiny.home / "memory.db") as store:
+            undone, replaced = (states.after(store, talk, number) for number in (2, 3))
+            old_reply = turns.get(store, talk, 3).messages[1].text
+        assert undone and replaced
+        chat.send("/undo\r")
+        chat.line("/undo")
+        chat.line("This is asked twice.")
+        chat.line("/set seed 2")
+        chat.line("/regen")
+        chat.line("/context")
+        chat.expect("turn 2")
+        chat.expect(PROMPT)
+        if isinstance(ending, str):
+            chat.send(ending)
+        else:
+            chat.kill(ending)
+        assert chat.wait() == (0 if isinstance(ending, str) else 128 + ending)
+    kept = b"".join(files(tiny.home).values())
+    assert b"This stays." in kept and b"This is asked twice." in kept
+    for gone in (b"xylophone", undone.state.tobytes()[:64], replaced.state.tobytes()[:64], old_reply.encode()):
+        assert gone not in kept
 
 
 def test_ctrl_c_stops_the_reply_and_the_next_turn_works(starter: Dmem) -> None:

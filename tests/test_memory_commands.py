@@ -222,6 +222,29 @@ def test_reset_all_clears_every_conversation_of_one_profile_alone(home: Path, dm
     assert "one of the two" in refusal(dmem("memory", "reset", "--all", "--cid", other.id, "-y", code=2))
 
 
+@pytest.mark.parametrize("command", [("memory", "undo", "3"), ("memory", "reset", "--transcript"),
+                                     ("memory", "reset", "--all", "--transcript"), ("profile", "delete")])  # fmt: skip
+def test_what_is_deleted_from_the_transcript_goes_from_the_typed_lines_too(
+    talk: Conversation, home: Path, dmem: Dmem, command: tuple[str, ...]
+) -> None:
+    from prompt_toolkit.history import FileHistory
+
+    with Store.open(home / "memory.db") as store:
+        turns.commit(store, talk, stored.exchange(5, user="Ana", kind="remember"))
+        turns.commit(store, talk, stored.exchange(6, user="two\nlines"))
+    history = FileHistory(str(home / "history"))
+    typed = ["elsewhere", "walrus 4", "/remember Ana", "Ana is not said by this alone", "two\nlines", "über\n+x"]
+    for line in typed:
+        history.store_string(line)
+    before = (home / "history").read_bytes()
+    profile = ["work"] if command[0] == "profile" else ["-p", "work"]
+    dmem(*command, *profile, "--dry-run")
+    assert (home / "history").read_bytes() == before
+    dmem(*command, *profile, "-y")
+    assert list(history.load_history_strings())[::-1] == ["elsewhere", "Ana is not said by this alone", "über\n+x"]
+    assert b"walrus" not in (home / "history").read_bytes()
+
+
 def test_command_on_a_conversation_in_use_names_the_holder(talk: Conversation, home: Path, dmem: Dmem) -> None:
     with Store.open(home / "memory.db") as store:
         locks.hold(store, talk.id)

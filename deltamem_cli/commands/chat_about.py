@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deltamem_cli import paths
-from deltamem_cli.commands.shared import count, moment, note, printable, size
+from deltamem_cli.commands.shared import count, moment, note, opening_words, printable, size
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -142,8 +142,7 @@ def _history(talk: Talk) -> None:
     for turn in every:
         step = steps.get(turn.number)
         numbers = f"norm {step.norm:<8.4g} changed {step.change:<8.4g}" if step else f"{'memory as before':<29}"
-        first = turn.messages[0].text if turn.messages else f"({turn.kind})"
-        note(f"{turn.number:>5}  {moment(turn.created)}  {numbers}  {printable(first)[:40]}")
+        note(f"{turn.number:>5}  {moment(turn.created)}  {numbers}  {printable(opening_words(turn))[:40]}")
 
 
 def _reset(talk: Talk) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from deltamem_cli.commands import chat_turn
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.interrupts import lines_gathered, stopping
-from deltamem_cli.commands.shared import confirm, count, note, printable
+from deltamem_cli.commands.shared import confirm, count, name_turns, note, printable
+from deltamem_cli.commands.typed_lines import erase_turns
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -47,13 +48,20 @@ def after_turn(talk: Talk) -> None:
 
 
 def regenerate(talk: Talk, _argument: str) -> None:
+    talk.taken_back = True
     chat_turn.show_reply(talk.session, lambda progress: talk.session.regenerate(progress=progress), stream=talk.stream)
     after_turn(talk)
 
 
 def undo(talk: Talk, argument: str) -> None:
+    from deltamem_cli.store import turns
+
     number = _number(argument) if argument else 1
+    stored = turns.all_of(talk.store, talk.session.conversation.id)[-number:]
     gone = talk.session.undo(number)
+    talk.taken_back = True
+    if not talk.request.temporary:
+        erase_turns(turn for turn in stored if turn.number in gone)
     back = "; the memory is what it was before" if talk.session.engine.has_memory else ""
     note(f"Took back {count(len(gone), 'turn')}{back}.")
 
@@ -145,16 +153,13 @@ def forget(talk: Talk, argument: str) -> None:
         raise DeltamemError("This chat is read-only, so nothing can be forgotten in it: open it without --read-only.")
     numbers = parse_turns(argument.split())
     planned = plan(talk.store, talk.session.conversation.id, numbers)
-    for turn in planned.turns:
-        first = turn.messages[0].text if turn.messages else f"({turn.kind})"
-        note(f"turn {turn.number}: {printable(first[:70])}")
+    name_turns(planned.turns)
     confirm(f"Forget {count(len(planned.turns), 'turn')} for good?", False)
-    texts = [message.text for turn in planned.turns for message in turn.messages]
     with stopping(talk.session.stop), progress_bar("replaying") as progress:
         result = talk.session.forget(numbers, progress=progress)
     forget_report(result)
     if not talk.request.temporary:
-        chat_turn.erase_typed(texts)
+        erase_turns(planned.turns)
 
 
 def read(talk: Talk, argument: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from deltamem_cli import config
-from deltamem_cli.paths import data_dir
+from deltamem_cli.commands.typed_lines import history_path
 
 
 def open_history(*, keep: bool) -> History:
@@ -18,10 +18,6 @@ def open_history(*, keep: bool) -> History:
     if not keep or not config.value("history"):
         return InMemoryHistory()
     return PrivateHistory(history_path())
-
-
-def history_path() -> Path:
-    return data_dir() / "history"
 
 
 class PrivateHistory(FileHistory):
@@ -43,28 +39,3 @@ class PrivateHistory(FileHistory):
     def store_string(self, string: str) -> None:
         with suppress(OSError):
             super().store_string(string)
-
-
-def erase(texts: Collection[str]) -> None:
-    """Takes entries that hold one of `texts` out of the history file, for turns that are to be forgotten.
-
-    The file is written over, not only replaced. Raises OSError.
-    """
-    path = history_path()
-    wanted = [text.strip() for text in texts if text.strip()]
-    if not wanted or not path.exists():
-        return
-    kept = [entry for entry in FileHistory(str(path)).load_history_strings() if not _holds(entry, wanted)]
-    lines = "".join("\n# kept\n" + "".join(f"+{line}\n" for line in entry.split("\n")) for entry in reversed(kept))
-    data = lines.encode("utf-8", "surrogateescape")
-    with path.open("r+b") as file:
-        old = os.fstat(file.fileno()).st_size
-        file.write(data + b"\0" * max(0, old - len(data)))
-        file.flush()
-        os.fsync(file.fileno())
-        file.truncate(len(data))
-
-
-def _holds(entry: str, texts: Collection[str]) -> bool:
-    # short texts ("yes") are a part of too much
-    return any(text == entry.strip() or (len(text) > 8 and text in entry) for text in texts)

@@ -28,6 +28,7 @@ class Talk:
         self.request = request
         self.stream = stream  # replies are shown as they grow
         self.warned = False  # that turns leave the context
+        self.taken_back = False  # turns, whose bytes are still in the database's files
         self._model = ExitStack()
         self._start: Future[None] | None = None
         self._started = (0, 0)  # tokens fed and to feed
@@ -62,6 +63,12 @@ class Talk:
             progress(*self._started)
         if self._start:
             self._start.result()
+
+    def wipe(self) -> None:
+        """At the end: no byte is left of turns that were taken back. Raises StoreError."""
+        if self.taken_back:
+            self.store.scrub()
+            self.taken_back = False
 
     def begin_new(self) -> None:
         """A fresh conversation of the same profile and model; the old one stays as it is."""

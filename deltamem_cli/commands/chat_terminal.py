@@ -26,7 +26,18 @@ QUOTES = '"""'
 
 
 def hold(talk: Talk) -> None:
-    """Asks and answers until the user leaves."""
+    """Asks and answers until the user leaves, or the terminal goes."""
+    try:
+        _ask_and_answer(talk)
+    finally:
+        try:
+            talk.wipe()
+        except DeltamemError as error:
+            tell(str(error))
+    _farewell(talk)
+
+
+def _ask_and_answer(talk: Talk) -> None:
     from deltamem_cli.engine import Cancelled
 
     prompt = _prompt(talk)
@@ -48,7 +59,6 @@ def hold(talk: Talk) -> None:
             note("Nothing was changed.")
         except DeltamemError as error:
             tell(str(error))
-    _farewell(talk)
 
 
 def _take(talk: Talk, text: str) -> None:

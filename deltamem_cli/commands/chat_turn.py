@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from deltamem_cli.commands.chat_render import progress_bar, reply_view
@@ -70,11 +70,3 @@ def warn_of_dropped(session: ChatSession) -> str | None:
         f"The context of {session.context_filled[1]:,} tokens is full: from now on the oldest turns leave it{kept}. "
         "A larger one: --ctx-size"
     )
-
-
-def erase_typed(texts: Collection[str]) -> None:
-    """What is forgotten goes from the history of typed lines too."""
-    from deltamem_cli.commands.chat_history import erase
-
-    with suppress(OSError):  # a history that can't be written is not kept either
-        erase(texts)

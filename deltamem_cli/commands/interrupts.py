@@ -14,6 +14,21 @@ _LEAVE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 
 
 @contextmanager
+def ending_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit inside, so that what is open is closed and the terminal is as it was."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in _LEAVE}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
     """Inside, Ctrl-C calls `stop`, each time it is pressed, and raises nothing.
 

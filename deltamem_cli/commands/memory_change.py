@@ -17,11 +17,11 @@ from deltamem_cli.commands.shared import (
     YesOption,
     confirm,
     count,
+    name_turns,
     note,
     open_store,
     pick_conversation,
     print_json,
-    printable,
     profile_name,
     size,
 )
@@ -47,6 +47,7 @@ def undo(
       dmem memory undo
       dmem memory undo 2 --dry-run
     """
+    from deltamem_cli.commands.typed_lines import erase_turns
     from deltamem_cli.store import locks, turns
 
     with open_store(database) as store:
@@ -58,12 +59,12 @@ def undo(
             raise DeltamemError(f"Cannot undo {count(turns_, 'turn')}: conversation {conversation.id} has {len(every)}; "
                                 "see: dmem memory history")  # fmt: skip
         gone = every[-turns_:]
-        for turn in gone if not as_json else ():
-            first = turn.messages[0].text if turn.messages else f"({turn.kind})"
-            note(f"turn {turn.number}: {printable(first[:70])}")
+        if not as_json:
+            name_turns(gone)
         if not dry_run:
             confirm(f"Undo {count(turns_, 'turn')} of conversation {conversation.id}?", yes)
             turns.undo(store, conversation.id, turns_)
+            erase_turns(gone)
             store.scrub()
     numbers = [turn.number for turn in gone]
     if as_json:
@@ -88,7 +89,8 @@ def reset(
     Examples:
       dmem memory reset --profile work --transcript
     """
-    from deltamem_cli.store import conversations, locks, profiles
+    from deltamem_cli.commands.typed_lines import erase_turns
+    from deltamem_cli.store import conversations, locks, profiles, turns
     from deltamem_cli.store.reset import extent
     from deltamem_cli.store.reset import reset as reset_store
 
@@ -109,6 +111,8 @@ def reset(
             _say_extent(what, gone, transcript)
         if not dry_run:
             confirm("Clear it? This cannot be undone.", yes)
+            if transcript:
+                erase_turns(turn for one in chosen for turn in turns.all_of(store, one.id))
             gone = reset_store(store, chosen, transcript=transcript)
     if as_json:
         ids = [conversation.id for conversation in chosen]

@@ -32,11 +32,11 @@ from deltamem_cli.commands.shared import (
     YesOption,
     confirm,
     count,
+    name_turns,
     note,
     open_store,
     pick_conversation,
     print_json,
-    printable,
     profile_name,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -206,8 +206,8 @@ def forget(
       dmem memory forget 3 5-7 --profile work
     """
     from deltamem_cli.commands.chat_render import progress_bar
-    from deltamem_cli.commands.chat_turn import erase_typed
     from deltamem_cli.commands.interrupts import stopping
+    from deltamem_cli.commands.typed_lines import erase_turns
     from deltamem_cli.engine import Cancelled
     from deltamem_cli.session import forgetting
     from deltamem_cli.session.opening import Request
@@ -222,9 +222,7 @@ def forget(
             locks.hold(store, conversation.id)  # what is shown below is what goes
         planned = forgetting.plan(store, conversation.id, numbers)
         if not as_json:
-            for turn in planned.turns:
-                first = turn.messages[0].text if turn.messages else f"({turn.kind})"
-                note(f"turn {turn.number}: {printable(first[:70])}")
+            name_turns(planned.turns)
             if planned.later:
                 note(f"{count(len(planned.later), 'later turn')} will be replayed without: {ranges(planned.later)}")
         if not dry_run:
@@ -240,7 +238,6 @@ def forget(
             if engine["engine"]:
                 engine["engine"].cancel()
 
-        texts = [message.text for turn in planned.turns for message in turn.messages]
         try:
             with stopping(stop), progress_bar("replaying") as progress:
                 result = forgetting.forget(
@@ -256,7 +253,7 @@ def forget(
             note("Stopped; nothing was forgotten.")
             raise typer.Exit(130) from None
         if not dry_run:
-            erase_typed(texts)
+            erase_turns(planned.turns)
     if as_json:
         print_json(
             {

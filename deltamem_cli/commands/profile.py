@@ -211,7 +211,8 @@ def delete(
       dmem profile delete work --dry-run
       dmem profile delete work
     """
-    from deltamem_cli.store import conversations, profiles
+    from deltamem_cli.commands.typed_lines import erase_turns
+    from deltamem_cli.store import conversations, profiles, turns
 
     with open_store(database) as store:
         talks = conversations.all_of(store, profiles.get(store, name))
@@ -220,7 +221,9 @@ def delete(
             note(f"would delete {what}")
             return
         confirm(f"Delete {what}? This cannot be undone.", yes)
+        said = [turn for talk in talks for turn in turns.all_of(store, talk.id)]
         profiles.delete(store, name)
+        erase_turns(said)
         store.scrub()
     note(f"deleted {what}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from deltamem_cli.store.database import Store
-    from deltamem_cli.store.records import Conversation
+    from deltamem_cli.store.records import Conversation, Turn
 
 ProfileOption = Annotated[
     str | None,
@@ -135,6 +136,16 @@ def print_json(document: Any) -> None:
 def note(text: str) -> None:
     """A line for the person, not for the pipe."""
     typer.echo(text, err=True)
+
+
+def name_turns(turns: Sequence[Turn]) -> None:
+    """What turns that are to be deleted say, a line each."""
+    for turn in turns:
+        note(f"turn {turn.number}: {printable(opening_words(turn)[:70])}")
+
+
+def opening_words(turn: Turn) -> str:
+    return turn.messages[0].text if turn.messages else f"({turn.kind})"
 
 
 def count(number: int, noun: str) -> str:
