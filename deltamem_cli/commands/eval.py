@@ -1,0 +1,124 @@
+"""`dmem eval`: measures what a memory is worth. Shows and draws; the measuring is evaluation/."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_cli.commands.model_options import DEFAULT_HARDWARE, AdapterOption, Hardware, ModelOption, grouped
+from deltamem_cli.commands.shared import JsonOption, print_json
+from deltamem_cli.errors import DeltamemError, UsageError
+
+if TYPE_CHECKING:
+    from deltamem_cli.evaluation.runner import Step
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Measure what the memory recalls."
+)
+
+
+@app.callback()
+def eval_() -> None:
+    """Measure what the memory recalls."""
+
+
+@app.command()
+@grouped
+def recall(
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="Questions per mode, over all numbers of facts together.")
+    ] = 150,
+    facts: Annotated[
+        str, typer.Option("--facts", metavar="N,…", help="Numbers of facts that conversations tell.")
+    ] = "1,3,6",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws other cases.")] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Your own cases (.jsonl), as `adapter train --data` takes them."),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="Draw recall as curves (.svg or .png).")
+    ] = None,
+    ctx_size: Annotated[
+        int, typer.Option("--ctx-size", metavar="N", min=512, help="Tokens that the model sees at once.")
+    ] = 2048,
+    hardware: Hardware = DEFAULT_HARDWARE,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell facts in one session, ask for them in another, and count the values that come back.
+
+    Ctrl-C shows what was measured so far.
+
+    \b
+    Examples:
+      dmem eval recall
+      dmem eval recall --limit 20 --json
+      dmem eval recall -m MODEL.gguf --adapter ADAPTER.gguf --image recall.svg
+    """
+    from deltamem_cli.engine import Engine
+    from deltamem_cli.evaluation import cases as case_files
+    from deltamem_cli.evaluation import runner as running
+    from deltamem_cli.evaluation.report import Report, document
+    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.session.opening import Request, load
+
+    if data is None:
+        cases = running.invented(limit, seed, _numbers(facts))
+    else:
+        cases = running.by_number_of_facts(case_files.read_cases(data), limit)
+    report = Report()
+    with ExitStack() as stack:
+        request = Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
+        loaded = load(stack, request)
+        if loaded.adapter is None:
+            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
+        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runner = running.Runner(Subject(loaded, plain, folder / "memory.db"), report, seed)
+        complete = _run(runner.steps(cases))
+    who = {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter), "seed": seed, "complete": complete}
+    if as_json:
+        print_json({**who, **document(report)})
+    else:
+        from deltamem_cli.commands.eval_render import show
+
+        show(report, f"{loaded.model.name} with {loaded.adapter.name}")
+    if not complete:
+        raise typer.Exit(130)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and 1 <= int(part) <= _MOST_FACTS for part in parts):
+        raise UsageError(f"--facts is {text}: write numbers from 1 to {_MOST_FACTS}, for example 1,3,6")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+_MOST_FACTS = 20
+
+
+def _run(steps: Iterable[tuple[str, Step]]) -> bool:
+    """Takes the steps, with a bar on stderr. False when Ctrl-C ended that."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    planned = list(steps)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=len(planned))
+        for name, step in planned:
+            progress.update(bar, description=name)
+            try:
+                step()
+            except KeyboardInterrupt:
+                return False
+            progress.advance(bar)
+    return True
