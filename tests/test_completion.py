@@ -67,7 +67,13 @@ def test_commands_subcommands_and_options_are_offered(complete: Complete) -> Non
 
 
 def test_profiles_are_offered_wherever_one_is_named(complete: Complete, talks: list[str]) -> None:
-    for line in ("dmem chat -p ", "dmem memory inspect --profile ", "dmem profile delete ", "dmem config set profile "):
+    for line in (
+        "dmem chat -p ",
+        "dmem memory inspect --profile ",
+        "dmem profile delete ",
+        "dmem ask -p ",
+        "dmem config set profile ",
+    ):
         assert complete(line) == ["default", "work"], line
     assert complete("dmem chat -p w") == ["work"]
     assert complete("dmem memory copy --to ") == ["NEW", "default", "work"]

@@ -65,7 +65,8 @@ def test_examples_are_accepted_by_the_parser_of_the_command_that_they_name(
     line: str, command: Any, context: Any
 ) -> None:
     for example in examples(context.get_help()):
-        found = re.findall(r"(?:^|\| |\$\()(dmem [^|)]*)", example)
+        inner = re.search(r"sh -c '(.*)'", example)
+        found = re.findall(r"(?:^|\| |\$\()(dmem [^|)<>]*)", inner[1] if inner else example)
         assert found, f"{example} runs no dmem"
         for one in found:
             parse(one)
@@ -73,7 +74,7 @@ def test_examples_are_accepted_by_the_parser_of_the_command_that_they_name(
 
 def parse(line: str) -> None:
     """Raises what the command line's parser raises at `line`; runs nothing."""
-    _, *words = shlex.split(line.partition(" > ")[0])
+    _, *words = shlex.split(line)
     root = get_command(cli.app)
     context = root.make_context("dmem", words)
     while hasattr(context.command, "resolve_command"):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deltamem_cli.commands import once
+from deltamem_cli.commands import completing, once
 from deltamem_cli.commands.model_options import (
     DEFAULT_HARDWARE,
     DEFAULT_THINKING,
@@ -44,7 +44,14 @@ _EXAMPLE = 'dmem ask "What is a monad?"'
 def ask(
     question: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="What to ask.")] = None,
     profile: Annotated[
-        str | None, typer.Option("-p", "--profile", metavar="NAME", help="With the memory of this profile.")
+        str | None,
+        typer.Option(
+            "-p",
+            "--profile",
+            metavar="NAME",
+            help="With the memory of this profile.",
+            autocompletion=completing.profiles,
+        ),
     ] = None,
     continue_: Annotated[
         bool, typer.Option("-c", "--continue", help="With the memory of the last conversation.  [config: profile]")
