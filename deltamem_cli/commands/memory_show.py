@@ -19,6 +19,7 @@ from deltamem_cli.commands.shared import (
     pick_conversation,
     print_json,
     printable,
+    write_picture,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -190,23 +191,7 @@ def write_image(
     """Draw all layers, and the norms over the turns, into an .svg or .png file."""
     from deltamem_cli.memory_view.picture import draw
 
-    kind = file.suffix.lower()
-    if kind not in (".svg", ".png"):
-        raise UsageError(f"{file} is neither .svg nor .png; give --image a name that ends in one of them")
-    picture = draw(title, state, layers, steps)
-    if kind == ".svg":
-        from deltamem_cli.memory_view.svg import svg
-
-        data = svg(picture)
-    else:
-        from deltamem_cli.memory_view.png import png
-
-        data = png(picture)
-    from deltamem_cli.store.errors import as_sentences
-
-    with as_sentences(file):
-        file.write_bytes(data)
-    note(f"wrote {file}")
+    write_picture(file, draw(title, state, layers, steps))
 
 
 def _only_layer(layers: Sequence[LayerMetrics], layer: int | None) -> list[int]:

@@ -18,6 +18,7 @@ from deltamem_cli.commands import completing
 from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from deltamem_cli.memory_view.picture import Picture
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.records import Conversation, Turn
 
@@ -127,6 +128,30 @@ def refuse_existing(file: Path, force: bool) -> None:
         raise UsageError(f"{file} is a folder; give the name of a file in it")
     if file.exists() and not force:
         raise UsageError(f"{file} exists already; replace it with --force or give another name")
+
+
+def check_picture(file: Path) -> None:
+    """Raises UsageError for a name that says neither SVG nor PNG."""
+    if file.suffix.lower() not in (".svg", ".png"):
+        raise UsageError(f"{file} is neither .svg nor .png; give --image a name that ends in one of them")
+
+
+def write_picture(file: Path, picture: Picture) -> None:
+    """Write an .svg or .png file, and say so."""
+    check_picture(file)
+    if file.suffix.lower() == ".svg":
+        from deltamem_cli.memory_view.svg import svg
+
+        data = svg(picture)
+    else:
+        from deltamem_cli.memory_view.png import png
+
+        data = png(picture)
+    from deltamem_cli.store.errors import as_sentences
+
+    with as_sentences(file):
+        file.write_bytes(data)
+    note(f"wrote {file}")
 
 
 def print_json(document: Any) -> None:
