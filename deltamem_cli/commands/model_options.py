@@ -129,8 +129,9 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a command take dataclasses like those above: each of their fields is an option of its own to Typer."""
-    signature = inspect.signature(command)
-    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command, eval_str=True)
+    # not get_type_hints: Python 3.10 wraps what has the default None in another Optional, where Typer finds no option
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     groups = {name: hints[name] for name in signature.parameters if is_dataclass(hints[name])}
     fields = {name: get_type_hints(group, include_extras=True) for name, group in groups.items()}
 
