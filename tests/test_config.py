@@ -204,6 +204,31 @@ def test_a_failed_write_leaves_the_old_file(written: Path, monkeypatch: pytest.M
     assert [path.name for path in written.parent.iterdir()] == ["config.toml"]
 
 
+def test_many_who_write_at_once_lose_nothing(home: Path) -> None:
+    names = ["system", "threads", "replay", "options.top_k"]
+    code = (
+        "import sys; from deltamem_cli import config\n"
+        "for n in range(1, 7):\n"
+        "    config.set_value(sys.argv[1], str(n)); config.set_entry('models', f'{sys.argv[1]} {n}', {'path': 'x'})\n"
+    )
+    env = {**os.environ, "DMEM_HOME": str(home)}
+    children = [subprocess.Popen([sys.executable, "-c", code, name], env=env) for name in names]
+    assert [child.wait(60) for child in children] == [0] * len(names)
+    assert {name: str(value) for name, value in config.checked().items()} == dict.fromkeys(names, "6")
+    assert len(config.table("models")) == 6 * len(names)
+    assert [path.name for path in home.iterdir()] == ["config.toml"]
+
+
+def test_what_a_writer_that_died_left_behind_holds_nobody_up_for_long(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = written.with_name("config.toml.new")
+    left.write_text("half a fi")
+    monkeypatch.setattr(file, "_LEFT_OVER", 0.1)
+    config.set_value("threads", "2")
+    assert config.value("threads") == 2 and not left.exists()
+
+
 def test_a_broken_file_is_not_built_upon(written: Path) -> None:
     written.write_text("a =\n")
     with pytest.raises(ConfigError):

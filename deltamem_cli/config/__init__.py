@@ -6,7 +6,7 @@ Reading costs a look at the file system while there is no file.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,8 @@ def set_value(name: str, text: str) -> None:
         new = str(new)
     elif key.name in ("model", "adapter") and new.endswith(".gguf") and Path(new).expanduser().is_file():
         new = str(Path(new).expanduser().absolute())  # seen from another folder it would be another file
-    document = _document()
     part, _, last = key.name.rpartition(".")
-    _put(document, part, last, new)
-    _save(document)
+    _change(lambda document: _put(document, part, last, new))
 
 
 def unset(name: str) -> bool:
@@ -88,10 +86,8 @@ def unset(name: str) -> bool:
     key = find(name)
     if key.name not in checked():
         return False
-    document = _document()
     part, _, last = key.name.rpartition(".")
-    del (document[part] if part else document)[last]
-    _save(document)
+    _change(lambda document: _take(document, part, last))
     return True
 
 
@@ -103,12 +99,10 @@ def table(name: str) -> dict[str, dict[str, Any]]:
 
 def set_entry(name: str, entry: str, values: Mapping[str, Any] | None) -> None:
     """Writes one entry of a table into the file; None takes it out."""
-    document = _document()
-    if values is not None:
-        _put(document, name, entry, dict(values))
-    elif entry in document.get(name, {}):
-        del document[name][entry]
-    _save(document)
+    if values is None:
+        _change(lambda document: _take(document, name, entry))
+    else:
+        _change(lambda document: _put(document, name, entry, dict(values)))
 
 
 def _from_environment(key: Key, given: str) -> Any:
@@ -148,13 +142,26 @@ def _hint(name: str) -> str:
     return f"did you mean {near[0]}? See: dmem config list" if near else "see: dmem config list"
 
 
-def _document() -> Any:
-    """The file as tomlkit has it, checked first: what is broken is not built upon."""
-    import tomlkit
+def _change(edit: Callable[[Any], None]) -> None:
+    """Lets `edit` change the file as tomlkit has it. What is broken is not built upon, and is not made. Raises ConfigError."""
 
-    checked()
-    path = file.location()
-    return tomlkit.parse(file.read_text(path)) if path.exists() else tomlkit.document()
+    def changed() -> str:
+        import tomlkit
+
+        checked()
+        path = file.location()
+        document = tomlkit.parse(file.read_text(path)) if path.exists() else tomlkit.document()
+        edit(document)
+        text = tomlkit.dumps(document)
+        check(file.parse(text, path), path)
+        return text
+
+    file.write(changed)
+
+
+def _take(document: Any, part: str, name: str) -> None:
+    if name in (document.get(part, {}) if part else document):
+        del (document[part] if part else document)[name]
 
 
 def _put(document: Any, part: str, name: str, new: Any) -> None:
@@ -164,11 +171,3 @@ def _put(document: Any, part: str, name: str, new: Any) -> None:
     if part and part not in document:
         document[part] = tomlkit.table(is_super_table=part in TABLES)
     (document[part] if part else document)[name] = new
-
-
-def _save(document: Any) -> None:
-    import tomlkit
-
-    text = tomlkit.dumps(document)
-    check(file.parse(text, file.location()), file.location())  # never a file that the next command refuses
-    file.write(text)

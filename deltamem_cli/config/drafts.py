@@ -47,9 +47,13 @@ def finish(before: str) -> bool:
         config.check(file.parse(text, file.location()), file.location())
         return False
     config.check(file.parse(text, draft), draft)
-    if current() != before:
-        raise ConfigError(f"{file.location()} was changed by someone else meanwhile.")
-    file.write(text)
+
+    def unless_changed() -> str:
+        if current() != before:
+            raise ConfigError(f"{file.location()} was changed by someone else meanwhile.")
+        return text
+
+    file.write(unless_changed)
     discard()
     return True
 

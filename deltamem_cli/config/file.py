@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from deltamem_cli import paths
 from deltamem_cli.config.errors import ConfigError
 
 FILE_NAME = "config.toml"
+_LEFT_OVER = 10.0  # seconds after which nobody is writing any more; it takes milliseconds
 
 # (identity of the file as it was read, what it said): one command asks for many settings
 _last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -58,14 +61,21 @@ def parse(text: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct it with: dmem config edit") from error
 
 
-def write(text: str) -> None:
-    """Puts `text` in the file's place at once and private: whoever reads sees the old text or the new one."""
+def write(make: Callable[[], str]) -> None:
+    """Puts what `make` returns in the file's place, at once and private. Raises ConfigError.
+
+    Whoever reads sees the old text or the new one; whoever else writes waits, so `make` may start from what is there.
+    """
     path = location().resolve()  # what a link points to is replaced, not the link
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    draft = path.with_name(f"{path.name}.new")  # who has made it may write; taking the file's place ends that
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = _make_alone(draft)
         try:
-            write_private(draft, text)
+            with os.fdopen(file, "w", encoding="utf-8") as new:
+                new.write(make())
+                new.flush()
+                os.fsync(file)
             os.replace(draft, path)
         except BaseException:
             with suppress(OSError):
@@ -75,6 +85,17 @@ def write(text: str) -> None:
         raise ConfigError(
             f"{path} could not be written ({error.strerror}): make its folder writable, or set DMEM_HOME to another one."
         ) from error
+
+
+def _make_alone(draft: Path) -> int:
+    """The open draft, made by nobody else. One that is left over from a process that died is taken away."""
+    while True:
+        with suppress(FileExistsError):
+            return os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > _LEFT_OVER:
+                draft.unlink()
+        time.sleep(0.01)
 
 
 def write_private(path: Path, text: str) -> None:
