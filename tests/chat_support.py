@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from deltamem_cli.session import opening
+from deltamem_cli.session import opening, recent
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.opening import Loaded, Request
 from deltamem_cli.store import states, turns
@@ -64,7 +64,7 @@ def assert_agree(session: ChatSession) -> None:
     seen = session.window.turns
     assert seen == [turn.number for turn in stored if turn.number in seen]
     for turn in stored:
-        tokens = [token for message in turn.messages for token in message.tokens]
+        tokens = recent.tokens(turn)
         if turn.number in seen:
             visible = session.window.tokens(turn.number)
             assert visible == tokens[-len(visible) :]

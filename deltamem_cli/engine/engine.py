@@ -59,6 +59,7 @@ class Engine:
         self.n_ctx = int(self.native.llama.llama_n_ctx(self._context))
         self.n_ctx_seq = int(self.native.llama.llama_n_ctx_seq(self._context))
         self._memory = self.native.llama.llama_get_memory(self._context)
+        self._n_swa = int(self.native.llama.llama_model_n_swa(model.handle))
         self._fed = [0] * options.sequences  # positions used, per sequence
         self._in_pass = False
         self._has_logits = False  # of the last token fed
@@ -184,6 +185,21 @@ class Engine:
     def can_shift(self) -> bool:
         """Whether drop() can take tokens out before the end."""
         return bool(self.native.llama.llama_memory_can_shift(self._memory))
+
+    def keeps_without(self, start: int, end: int, sequence: int = 0) -> bool:
+        """Whether drop() of these tokens leaves all of the others that the model looks at.
+
+        A layer with a sliding window looks at the last `n_swa` tokens, and llama.cpp keeps no others for it.
+        """
+        behind = self._fed[sequence] - end
+        return behind == 0 or start == end or (self.can_shift and (not self._n_swa or behind >= self._n_swa))
+
+    def is_torn(self, sequence: int = 0) -> bool:
+        """Whether a sliding window misses tokens, since drop() took away those for which they had made room."""
+        if not self._n_swa or not self._fed[sequence]:
+            return False
+        first = int(self.native.llama.llama_memory_seq_pos_min(self._memory, sequence))
+        return first > max(0, self._fed[sequence] + 1 - self._n_swa)
 
     def drop(self, start: int, end: int, sequence: int = 0) -> None:
         """Takes tokens [start, end) out of the visible context and moves the later ones up; the memory stays.

@@ -126,6 +126,8 @@ class Window:
         while self.stretches and self.stretches[-1].turn >= turn:
             gone = self.stretches.pop()
             self.engine.drop(self.n_past - len(gone.tokens), self.n_past)
+        if self.engine.is_torn():
+            self._feed_again()
 
     def take_out(self, turn: int, count: int, *, behind: int) -> None:
         """Lets `count` tokens of the last turn go, those before its last `behind`, as far as they are visible."""
@@ -165,10 +167,13 @@ class Window:
 
     def _drop(self, start: int, end: int) -> None:
         """Takes the tokens [start, end) out of the cache; from the stretches they are gone already."""
-        if self.engine.can_shift or end == self.n_past:
+        if self.engine.keeps_without(start, end):
             self.engine.drop(start, end)
-            return
-        # This model's cache can't be moved up, so what stays is computed again; it was written when it was new.
+        else:
+            self._feed_again()
+
+    def _feed_again(self) -> None:
+        """Computes what stays anew, where the cache can't be moved up; it was written when it was new."""
         kept = [token for stretch in self.stretches for token in stretch.tokens]
         self.engine.clear_context()
         if self.head or kept:
