@@ -94,6 +94,8 @@ def test_pull_brings_a_file_into_the_hub_s_cache_under_a_name(dmem: Program) -> 
     assert "license: apache-2.0" in result.stderr
     assert dmem.models()["tiny-Q8_0"]["path"] == str(file)
     assert not dmem.parts()
+    ours = ("/api/models/org/tiny-GGUF", "/org/tiny-GGUF/resolve/", "/storage/org/tiny-GGUF/")
+    assert all(path.startswith(ours) for _, path, _ in dmem.hub.asked), "nothing is told of this machine"
     asked = len(dmem.hub.ranges())
     assert dmem("model", "pull", "org/tiny-GGUF").returncode == 0
     assert len(dmem.hub.ranges()) == asked, "what is here is not downloaded again"

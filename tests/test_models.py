@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import MakeAdapter, MakeModel
 
 from deltamem_cli import config, models, paths
-from deltamem_cli.models import ModelError, choosing, hub, memory
+from deltamem_cli.models import ModelError, choosing, hub, memory, records
 from deltamem_cli.models.facts import Facts, chat_template, parts, read_facts
 from deltamem_cli.models.pulling import register
 
@@ -132,6 +133,22 @@ def test_an_entry_of_the_configuration_is_a_model(tiny_model: MakeModel, home: P
     )  # fmt: skip
 
 
+def test_a_pulled_model_whose_adapter_was_removed_talks_without(tiny_model: MakeModel, tmp_path: Path) -> None:
+    record = replace(register(tiny_model("qwen3"), "mine"), repo="o/r", adapter=tmp_path / "gone.gguf")
+    records.write(record)
+    assert models.resolve("mine").adapter is None
+    assert models.resolve("o/r").name == models.resolve("o/r:n_layer=2").name == "mine"
+
+
+def test_what_was_pulled_is_not_the_model_once_the_configuration_names_another_repository(
+    tiny_model: MakeModel,
+) -> None:
+    records.write(replace(register(tiny_model("qwen3"), "mine"), repo="o/r"))
+    config.set_entry("models", "mine", {"repo": "o/other"})
+    with pytest.raises(ModelError, match="dmem model pull mine"):
+        models.resolve("mine")
+
+
 def test_a_wrong_key_in_the_configuration_is_named(home: Path) -> None:
     config.set_entry("models", "own", {"url": "x"})
     with pytest.raises(ModelError, match=r"models\.own\.url; known are repo, file, adapter, path"):
@@ -178,7 +195,7 @@ def test_facts_are_those_of_the_starter() -> None:
 def test_memory_is_weights_and_the_context_that_is_configured() -> None:
     facts = Facts(context_length=8192, cache_bytes=1000)
     small = memory.needed(10**9, facts)
-    config.set_value("ctx_size", "8192")
+    config.set_value("ctx_size", "9000")
     assert memory.needed(10**9, facts) - small == 4096 * 1000
     config.set_value("ctx_size", "0")
     assert memory.needed(10**9, facts) - small == 4096 * 1000
