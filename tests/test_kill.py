@@ -1,120 +1,151 @@
-"""kill -9 at random moments of a chat: no committed turn is lost, and the stored state is that of the transcript.
+"""kill -9 at 50 random moments of a chat: no committed turn is lost, and the stored state is that of the transcript.
 
-DMEM_TEST_KILLS says how often (default 10); the moments are drawn from a fixed seed.
+DMEM_TEST_KILLS asks for another number; the moments are drawn from a fixed seed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from chat_support import Chats, environment
+from chat_support import Chats, environment, relative
 
+from deltamem_cli.session.chat import ChatSession
+from deltamem_cli.session.opening import Loaded
 from deltamem_cli.session.replay import replay
-from deltamem_cli.store import conversations, states, turns
-from deltamem_cli.store.database import Store
+from deltamem_cli.store import states, turns
+from deltamem_cli.store.records import Turn
 
-KILLS = int(os.environ.get("DMEM_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("DMEM_TEST_KILLS", "50"))
 
-# Chats until it is killed; says the number of a turn when it is committed.
+# Reads lines "PROFILE SECONDS FILE". For each a child, forked so that nothing has to be imported again, chats until it
+# is killed that many seconds after it was ready. What it did goes to FILE: one line per step, written when it is over.
 SCRIPT = """
-import sys
+import json, os, signal, sys, time
 from contextlib import ExitStack
-from pathlib import Path
 from deltamem_cli.session import opening
 from deltamem_cli.store.database import Store
-database, model, adapter, profile = sys.argv[1:]
-request = opening.Request(profile=profile, model=Path(model), adapter=Path(adapter), threads=1, ctx_size=512,
-                          options={"max_tokens": "6"})
-with ExitStack() as stack:
-    session, _ = opening.open_chat(stack, stack.enter_context(Store.open(database)), request)
-    print("ready", flush=True)
-    number = session.n_turns
-    while True:
-        number += 1
-        kind = number % 5
-        if kind == 1:
-            session.remember(f"Fact {number}: the walrus lives at sea.")
-        elif kind == 2:
-            "".join(session.regenerate()) if session.n_turns and session._asked else "".join(session.ask("Again?"))
-        elif kind == 3:
-            session.ask("Stopped?").close()
-            reply = session.ask("Stopped after a piece?")
-            next(reply, None)
-            reply.close()
-        else:
-            "".join(session.ask(f"Message {number}, what is the walrus?"))
-        print(session.n_turns, flush=True)
+
+def chat(profile, done, ready):
+    request = opening.Request(profile=profile, model=sys.argv[2], adapter=sys.argv[3], threads=1, ctx_size=512,
+                              options={"max_tokens": "6"})
+    with ExitStack() as stack:
+        session, _ = opening.open_chat(stack, stack.enter_context(Store.open(sys.argv[1])), request)
+        os.write(ready, b"!")
+        step = 0
+        while True:
+            step += 1
+            said = [f"Message {step}, what is the walrus?", None]
+            if step % 6 == 1:
+                session.remember(said[0])
+            elif step % 6 == 3:
+                reply = session.ask(said[0])
+                said[1] = next(reply, None) or ""
+                reply.close()
+            elif step % 6 == 4:
+                said = [f"Message {step - 1}, what is the walrus?", "".join(session.regenerate())]
+            elif step % 6 == 5:
+                said = session.undo()
+            else:
+                said[1] = "".join(session.ask(said[0]))
+            os.write(done, json.dumps(said).encode() + b"\\n")
+
+for line in sys.stdin:
+    profile, seconds, file = line.split()
+    done = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    ended, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            chat(profile, done, ready)
+        except BaseException as error:
+            sys.stderr.write(repr(error))
+        os._exit(1)
+    os.close(ready)
+    os.read(ended, 1)
+    time.sleep(float(seconds))
+    os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os.close(ended)
+    os.close(done)
 """
+
+
+Transcript = list[list[str | None]]  # question and reply of every turn
 
 
 @pytest.mark.parametrize("granularity", ["token", "sentence_mean"])
 def test_killed_at_any_moment_no_turn_is_lost_and_state_and_transcript_agree(
-    tmp_path: Path, tiny_model: Any, tiny_adapter: Any, monkeypatch: pytest.MonkeyPatch, granularity: str
+    tmp_path: Path, tiny_model: Any, tiny_adapter: Any, granularity: str
 ) -> None:
-    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
     model = tiny_model("qwen3")
     adapter = tiny_adapter(model, write_granularity=granularity)
-    database = tmp_path / "memory.db"
-    moments = random.Random(20)
+    chats = Chats(tmp_path / "memory.db", {"model": model, "adapter": adapter, "replay_tokens": 0})
+    moments = random.Random(granularity)
     kills = KILLS // 2 if granularity == "token" else KILLS - KILLS // 2
-    profiles: dict[str, int] = {}
-    for kill in range(kills):
-        # some begin in what the last one left, some anew
-        profile = f"p{kill // 3}"
-        said = _chat_and_kill(database, model, adapter, profile, moments.uniform(0, 0.4), tmp_path / "home")
-        profiles[profile] = said
-        with Store.open(database) as store:
-            assert store.check() == []
-            mine = [talk for talk in conversations.all_of(store) if talk.profile == profile]
-            # after the last turn that it told of, one more may have been committed
-            assert said <= (mine[0].n_turns if mine else 0) <= said + 2
-    chats = Chats(database, {"model": model, "adapter": adapter})
-    checked = 0
-    for profile in profiles:
-        with chats.open(profile=profile) as (session, loaded):
-            every = turns.all_of(session.store, session.conversation.id)
-            assert [turn.number for turn in every] == list(range(1, len(every) + 1))
-            if not every:
-                continue
-            again = replay(
-                session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter
-            )
-            for turn in every:
-                stored = states.after(session.store, session.conversation.id, turn.number)
-                assert stored is not None and stored.turn == turn.number
-                difference = np.linalg.norm(again[turn.number].snapshot.state - stored.state)
-                assert difference <= 0.01 * np.linalg.norm(stored.state)
-                checked += 1
-    assert checked > kills / 2
-
-
-def _chat_and_kill(database: Path, model: Path, adapter: Path, profile: str, after: float, home: Path) -> int:
-    """Number of the last turn that the chat told of before it was killed, `after` seconds after it was ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(database), str(model), str(adapter), profile],
+    seen: Counter[str] = Counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, chats.database, model, adapter],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        env=environment(home),
-    )
-    assert process.stdout is not None and process.stderr is not None
-    first = process.stdout.readline()
-    assert first == "ready\n", process.stderr.read()
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate(timeout=60)
-    told = [line for line in rest.splitlines(keepends=True) if line.endswith("\n")]
-    if told:
-        return int(told[-1])
-    with Store.open(database) as store:
-        mine = [talk for talk in conversations.all_of(store) if talk.profile == profile]
-        return max(0, (mine[0].n_turns if mine else 0) - 2)
+        env=environment(tmp_path / "home"),
+    ) as server:
+        assert server.stdin and server.stdout
+        transcript: Transcript = []
+        for kill in range(kills):
+            if kill % 3 == 0:  # some begin anew, some in what the last one left
+                transcript = []
+            server.stdin.write(f"p{kill // 3} {moments.uniform(0, 0.4)} {tmp_path / 'done'}\n")
+            server.stdin.flush()
+            assert server.stdout.readline() == "-9\n"
+            told = (tmp_path / "done").read_text().splitlines(keepends=True)
+            done = [json.loads(line) for line in told if line.endswith("\n")]
+            with chats.open(profile=f"p{kill // 3}") as (session, loaded):
+                assert session.store.check() == []
+                found = _transcript(turns.all_of(session.store, session.conversation.id))
+                seen["committed and not told"] += not _is_what_was_done(found, transcript, done)
+                seen["turns"] += _assert_states_are_those_of_the_transcript(session, loaded)
+            seen["without a turn"] += not found
+            transcript = found
+        server.stdin.close()
+    assert seen["turns"] > kills and seen["without a turn"] < kills / 5
+
+
+def _transcript(every: Sequence[Turn]) -> Transcript:
+    assert [turn.number for turn in every] == list(range(1, len(every) + 1))
+    return [[message.text for message in turn.messages] + [None] * (2 - len(turn.messages)) for turn in every]
+
+
+def _is_what_was_done(found: Transcript, before: Transcript, done: list[list[str | None]]) -> bool:
+    """Fails when something of it is missing. False: one step more was committed, which the kill kept from being told."""
+    expected = before
+    for step, said in enumerate(done, 1):
+        expected = expected[: len(expected) - (step % 6 in (4, 5))] + ([said] if step % 6 != 5 else [])
+    if found == expected:
+        return True
+    step = len(done) + 1
+    kept = expected[: len(expected) - (step % 6 in (4, 5))]
+    assert found[: len(kept)] == kept
+    question = f"Message {step - (step % 6 == 4)}, what is the walrus?"
+    assert [said[0] for said in found[len(kept) :]] == ([] if step % 6 == 5 else [question])
+    return False
+
+
+def _assert_states_are_those_of_the_transcript(session: ChatSession, loaded: Loaded) -> int:
+    """Number of turns that were fed again. The states agree to rounding."""
+    assert loaded.adapter
+    again = replay(session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter)
+    for number, result in again.items():
+        stored = states.after(session.store, session.conversation.id, number)
+        assert stored is not None and stored.turn == number and result.snapshot
+        assert relative(result.snapshot.state, stored.state) <= 1e-3
+    return len(again)
