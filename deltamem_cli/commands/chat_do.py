@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_cli.commands import chat_turn
+from deltamem_cli.commands import chat_turn, transcript
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.interrupts import lines_gathered, stopping
 from deltamem_cli.commands.shared import confirm, count, name_turns, note, printable
@@ -193,7 +193,6 @@ def file_text(file: Path) -> str:
 
 
 def save(talk: Talk, argument: str) -> None:
-    from deltamem_cli.commands import log
     from deltamem_cli.store import conversations, turns
 
     name, rest = _word(argument)
@@ -207,7 +206,7 @@ def save(talk: Talk, argument: str) -> None:
     conversation = conversations.get(talk.store, talk.session.conversation.id)
     every = turns.all_of(talk.store, conversation.id)
     try:
-        file.write_text(log._markdown(conversation, every), encoding="utf-8")
+        file.write_text(transcript.markdown(conversation, every), encoding="utf-8")
     except OSError as error:
         raise DeltamemError(f"{file} can't be written ({error.strerror or error}): choose another name.") from None
     note(f"Wrote {file}: {count(len(every), 'turn')}.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deltamem_cli.commands import transcript
 from deltamem_cli.commands.shared import (
     CidOption,
     DatabaseOption,
@@ -21,7 +22,6 @@ from deltamem_cli.commands.shared import (
     pick_conversation,
     print_json,
     printable,
-    printable_lines,
     profile_name,
     refuse_existing,
 )
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deltamem_cli.store.database import Store
-    from deltamem_cli.store.records import Conversation, Profile, Turn
+    from deltamem_cli.store.records import Profile, Turn
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -71,7 +71,7 @@ def list_(
     with open_store(database) as store:
         found = conversations.all_of(store, _scope(store, profile, all_))
     if as_json:
-        print_json([_facts(one) for one in found[:limit]])
+        print_json([transcript.facts(one) for one in found[:limit]])
         return
     if not found:
         note("No conversations yet; begin one with: dmem chat")
@@ -106,9 +106,9 @@ def show(
         else:
             every = [turns.get(store, conversation.id, turn)]
     if as_json:
-        print_json(_document(conversation, every))
+        print_json(transcript.document(conversation, every))
     else:
-        typer.echo(_readable(conversation, every), nl=False)
+        typer.echo(transcript.readable(conversation, every), nl=False)
 
 
 @app.command()
@@ -179,9 +179,9 @@ def export(
             chosen = [pick_conversation(store, profile, cid)]
         talks = [(one, turns.all_of(store, one.id)) for one in chosen]
     if format_ == "json":
-        text = json.dumps([_document(*talk) for talk in talks], ensure_ascii=False, indent=2) + "\n"
+        text = json.dumps([transcript.document(*talk) for talk in talks], ensure_ascii=False, indent=2) + "\n"
     else:
-        text = "\n".join(_markdown(*talk) for talk in talks)
+        text = "\n".join(transcript.markdown(*talk) for talk in talks)
     if file is None:
         typer.echo(text, nl=False)
         return
@@ -217,55 +217,3 @@ def _scope(store: Store, profile: str | None, all_: bool) -> Profile | None:
     if name == profiles.DEFAULT:
         return profiles.find(store, name) or Profile(id=0, name=name)
     return profiles.get(store, name)
-
-
-def _facts(one: Conversation) -> dict[str, Any]:
-    return {
-        "conversation": one.id,
-        "profile": one.profile,
-        "title": one.heading,
-        "created": one.created,
-        "updated": one.updated,
-        "turns": one.n_turns,
-    }
-
-
-def _document(one: Conversation, every: Sequence[Turn]) -> dict[str, Any]:
-    return {
-        **_facts(one),
-        "turns": [
-            {
-                "turn": turn.number,
-                "kind": turn.kind,
-                "created": turn.created,
-                "model": turn.model.name,
-                "adapter": turn.adapter.name if turn.adapter else None,
-                "interrupted": turn.interrupted,
-                "messages": [{"role": message.role, "text": message.text} for message in turn.messages],
-            }
-            for turn in every
-        ],
-    }
-
-
-def _readable(one: Conversation, every: Sequence[Turn]) -> str:
-    lines = [f"{one.id}  {one.profile}  {count(one.n_turns, 'turn')}  {printable(one.heading)}", ""]
-    for turn in every:
-        kind = "" if turn.kind == "chat" else f"  {printable(turn.kind)}"
-        lines.append(f"── turn {turn.number}  {moment(turn.created)}  {printable(turn.model.name)}{kind}")
-        for message in turn.messages:
-            lines += [f"{printable(message.role)}:", printable_lines(message.text), ""]
-        if turn.interrupted:
-            lines += ["(interrupted)", ""]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown(one: Conversation, every: Sequence[Turn]) -> str:
-    lines = [f"# {printable(one.heading) or one.id}", "", f"Profile {one.profile}, conversation {one.id}.", ""]
-    for turn in every:
-        lines += [f"## Turn {turn.number}, {moment(turn.created)}, {printable(turn.model.name)}", ""]
-        for message in turn.messages:
-            lines += [f"**{printable(message.role)}**", "", printable_lines(message.text), ""]
-        if turn.interrupted:
-            lines += ["*(interrupted)*", ""]
-    return "\n".join(lines)
