@@ -53,6 +53,7 @@ def test_a_repository_is_told_from_other_words(spec: str, found: tuple[str, str 
         (QUANTS, "UD-Q4_K_M", ["m-UD-Q4_K_M.gguf"]),
         (["BF16/m-00002-of-00002.gguf", "BF16/m-00001-of-00002.gguf", "m-Q8_0.gguf"], "BF16/m",
          ["BF16/m-00001-of-00002.gguf", "BF16/m-00002-of-00002.gguf"]),
+        (["Q8_0/m.gguf", "Q4_K_M/m-00001-of-00001.gguf"], None, ["Q4_K_M/m-00001-of-00001.gguf"]),
         (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "m-00002-of-00002.gguf",
          ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]),
     ],

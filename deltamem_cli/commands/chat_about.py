@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from deltamem_cli import paths
+from deltamem_cli.commands import chat_set
 from deltamem_cli.commands.shared import count, moment, note, opening_words, printable, size
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -21,7 +23,7 @@ def greeting(talk: Talk) -> list[str]:
     if starter:
         lines.append(
             "This starter is a tiny model: it talks, but knows little and is often wrong. "
-            "A bigger one: dmem chat -m MODEL.gguf --adapter ADAPTER.gguf"
+            "A bigger one: dmem model pull qwen3-4b"
         )
     if loaded.why_no_memory:
         lines.append(loaded.why_no_memory if not request.memory else f"Memory is off: {loaded.why_no_memory}")
@@ -61,10 +63,24 @@ def show(talk: Talk, _argument: str) -> None:
         "conversation": f"{session.conversation.id}, {count(session.n_turns, 'turn')}",
         "database": str(talk.store.path) if talk.store.path else "none, this chat is temporary",
         "system": printable(session.prompt.system) if session.prompt.system else "none",
-        "threads": str(session.engine.n_threads),
+        "template": str(session.prompt.used.name),
+        "thinking": ", ".join(f"{name} {value}" for name, value in chat_set.thinking(talk).items()),
+        "hardware": hardware(session.engine.chosen()),
     }
     for label, text in facts.items():
         note(f"{label:<14}{text}")
+
+
+def hardware(chosen: Mapping[str, int | str]) -> str:
+    """How an engine runs, on one line."""
+    keys, values = chosen["cache_type_k"], chosen["cache_type_v"]
+    gpu = {0: "CPU only", -1: "all layers on the GPU"}.get(
+        int(chosen["gpu_layers"]), f"{chosen['gpu_layers']} GPU layers"
+    )
+    return (
+        f"{count(int(chosen['threads']), 'thread')}, {gpu}, KV cache {keys if keys == values else f'{keys}/{values}'}, "
+        f"flash attention {chosen['flash_attention']}"
+    )
 
 
 def context(talk: Talk, _argument: str) -> None:
@@ -90,7 +106,9 @@ def stats(talk: Talk, _argument: str) -> None:
     if last.prompt_tokens:
         note(f"prompt   {_speed(last.prompt_tokens, last.prompt_seconds)}")
     if last.reply_tokens:
-        note(f"reply    {_speed(last.reply_tokens, last.reply_seconds)}{', stopped' if last.interrupted else ''}")
+        thought = f", {count(last.thinking_tokens, 'token')} of it thinking" if last.thinking_tokens else ""
+        stopped = ", stopped" if last.interrupted else ""
+        note(f"reply    {_speed(last.reply_tokens, last.reply_seconds)}{thought}{stopped}")
     note(f"context  {filled:,} of {room:,} tokens ({100 * filled / room:.0f} %)")
     if not session.engine.has_memory:
         note(f"memory   off: {talk.loaded.why_no_memory}")
@@ -102,7 +120,7 @@ def stats(talk: Talk, _argument: str) -> None:
             f"memory   {count(last.written_tokens, 'token')} written in the last turn, "
             f"norm {norm:.4g}, changed by {last.changed:.4g}"
         )
-    note(f"threads  {session.engine.n_threads}")
+    note(f"runs on  {hardware(session.engine.chosen())}")
 
 
 def memory(talk: Talk, argument: str) -> None:

@@ -39,6 +39,9 @@ NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="
 def model() -> None:
     """Download, register and look at models.
 
+    Models of your own can be named in the configuration too, as [models.NAME] with repo and file (on the hub) or path,
+    and with adapter: a file, a name of dmem adapter list, or the repository of a published one.
+
     \b
     Examples:
       dmem model list

@@ -38,8 +38,8 @@ def matches(name: str, wanted: str) -> bool:
     asked, given = wanted.lower(), name.lower()
     if asked in (given, given.rpartition("/")[2]):
         return True
-    tail = stem(given)
-    return stem(asked) == tail or re.search(rf"(?:^|[-._]){re.escape(asked)}$", tail) is not None
+    pattern = re.compile(rf"(?:^|[-._]){re.escape(asked)}$")
+    return stem(asked) == stem(given) or any(pattern.search(stem(part)) for part in given.split("/"))
 
 
 def choose(repo: str, names: Iterable[str], wanted: str | None) -> tuple[list[str], str | None]:
