@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from deltamem_cli.commands import chat_slash
+from deltamem_cli.commands import chat_set, chat_slash
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat_talk import Talk
@@ -47,11 +47,7 @@ class ChatCompleter(Completer):
         if command == "/memory":
             return ["history", "reset"]
         if command == "/set":
-            from dataclasses import fields
-
-            from deltamem_cli.engine import Sampling
-
-            return [*(field.name for field in fields(Sampling)), "max_tokens"]
+            return chat_set.names()
         if command == "/forget":
             from deltamem_cli.store import turns
 

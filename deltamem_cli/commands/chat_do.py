@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,11 @@ def new(talk: Talk, _argument: str) -> None:
 
 def ask(talk: Talk, text: str) -> None:
     """A message that is no command."""
-    chat_turn.show_reply(talk.session, lambda progress: talk.session.ask(text, progress=progress), stream=talk.stream)
-    after_turn(talk)
+    _show(talk, lambda progress: talk.session.ask(text, progress=progress))
 
 
-def after_turn(talk: Talk) -> None:
+def _show(talk: Talk, reply: Callable[[chat_turn.Progress], Generator[str, None, None]]) -> None:
+    chat_turn.show_reply(talk.session, reply, stream=talk.stream, show_thinking=talk.request.show_thinking)
     if talk.session.stats.interrupted:
         note("(stopped)")
     _warn_once(talk)
@@ -49,8 +50,7 @@ def after_turn(talk: Talk) -> None:
 
 def regenerate(talk: Talk, _argument: str) -> None:
     talk.taken_back = True
-    chat_turn.show_reply(talk.session, lambda progress: talk.session.regenerate(progress=progress), stream=talk.stream)
-    after_turn(talk)
+    _show(talk, lambda progress: talk.session.regenerate(progress=progress))
 
 
 def undo(talk: Talk, argument: str) -> None:
@@ -113,24 +113,6 @@ def system(talk: Talk, argument: str) -> None:
         return
     talk.set_system("" if argument in ('""', "''") else argument)
     note("From the next turn on." if talk.session.prompt.system else "There is no system prompt any more.")
-
-
-def set_option(talk: Talk, argument: str) -> None:
-    from dataclasses import asdict
-
-    from deltamem_cli.engine.sampling import RANDOM_SEED
-
-    if argument:
-        name, _, value = argument.replace("=", " ", 1).partition(" ")
-        if not value.strip():
-            raise UsageError("/set takes an option and its value, such as: /set temperature 0.7")
-        talk.set_option(name, value.strip())
-    settings = talk.session.settings
-    values = {**asdict(settings.sampling), "max_tokens": settings.max_tokens or "as many as fit the context"}
-    if values["seed"] == RANDOM_SEED:
-        values["seed"] = "random"
-    for name, value in values.items():
-        note(f"{name:<15}{value}")
 
 
 def remember(talk: Talk, argument: str) -> None:

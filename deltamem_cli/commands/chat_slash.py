@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from deltamem_cli.commands import chat_about, chat_do
+from deltamem_cli.commands import chat_about, chat_do, chat_set
 from deltamem_cli.commands.shared import note
 from deltamem_cli.errors import UsageError
 
@@ -73,9 +73,11 @@ COMMANDS: dict[str, Command] = {
         chat_do.system, '[TEXT|""]', 'Show the system prompt, or change it from the next turn on.\n"" takes it away.'
     ),
     "/set": Command(
-        chat_do.set_option,
+        chat_set.set_option,
         "[KEY VALUE]",
-        "Show the sampling options, or change one.\nFor this chat; for always: dmem profile set NAME -o KEY VALUE",
+        "Show the sampling options and those of thinking, or change one.\nFor this chat; for always: dmem profile set "
+        "NAME -o KEY VALUE, dmem config set KEY VALUE. think on, off or auto: for models that can do both. "
+        "show_thinking, remember_thinking: on or off.",
     ),
     "/show": Command(chat_about.show, "", "Show model, adapter, profile and conversation."),
     "/context": Command(chat_about.context, "", "Show what the model sees and how full its context is."),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.errors import DeltamemError
 
@@ -82,7 +82,8 @@ class Talk:
         from deltamem_cli.session import opening
         from deltamem_cli.store.errors import FingerprintMismatch
 
-        request = replace(self.request, model=name, adapter=adapter)
+        # what was said of the old model's template is not meant for the new one's
+        request = replace(self.request, model=name, adapter=adapter, template=None, think=None)
         model = ExitStack()
         same = True
         try:
@@ -106,6 +107,15 @@ class Talk:
         drawn, max_tokens = sampling(settle(request, self.session.profile).options)
         self.request = request
         self.session.settings = replace(self.session.settings, sampling=drawn, max_tokens=max_tokens)
+
+    def set_thinking(self, name: str, value: bool | None) -> None:
+        """name: think, show_thinking or remember_thinking. Raises DeltamemError for a model that has no such switch."""
+        if name == "think":
+            self.session.set_think(value)
+        elif name == "remember_thinking":
+            self.session.settings = replace(self.session.settings, remember_thinking=bool(value))
+        changes: dict[str, Any] = {name: value}
+        self.request = replace(self.request, **changes)
 
     def set_system(self, text: str) -> None:
         """Another system prompt, from the next turn on; empty: none."""

@@ -69,11 +69,12 @@ def settle(request: Request, profile: Profile | None) -> Request:
     Settling twice changes nothing.
     """
     own = profile or Profile(id=0, name=request.profile)
-    model, adapter = request.model, request.adapter
-    if model is None:  # an adapter belongs to the model beside which it is set
-        model, adapter = own.model or None, adapter or own.adapter
+    model, adapter, template = request.model, request.adapter, request.template
+    if model is None:  # adapter and template belong to the model beside which they are set
+        model, adapter, template = own.model or None, adapter or own.adapter, template or _path(own.template)
     if model is None:
         model, adapter = config.value("model"), adapter or _configured_adapter()
+        template = template or config.value("template")
     system = own.system if request.system is None else request.system
     return replace(
         request,
@@ -88,7 +89,7 @@ def settle(request: Request, profile: Profile | None) -> Request:
         cache_type_k=_first(request.cache_type_k, "cache_type_k"),
         cache_type_v=_first(request.cache_type_v, "cache_type_v"),
         flash_attention=_first(request.flash_attention, "flash_attention"),
-        template=_first(request.template or (Path(own.template) if own.template else None), "template"),
+        template=template,
         remember_thinking=_first(request.remember_thinking, "remember_thinking"),
     )
 
@@ -261,6 +262,10 @@ def find_profile(store: Store, request: Request) -> Profile:
 def _template(request: Request) -> ChatTemplate | None:
     """The one that is used in place of the model's own. Raises EngineError."""
     return ChatTemplate.from_file(request.template) if request.template else None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def _first(asked: Any, setting: str) -> Any:

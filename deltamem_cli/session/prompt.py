@@ -54,11 +54,12 @@ class Prompt:
         self.system = system
         self.template = template
         self.think = think
-        if think is not None and not self._used.can_switch_thinking:
-            raise EngineError(f"{self._used.title} can't switch thinking on or off: leave it as it is.")
+        if think is not None and not self.used.can_switch_thinking:
+            raise EngineError(f"{self.used.title} can't switch thinking on or off: leave it as it is.")
 
     @property
-    def _used(self) -> ChatTemplate:
+    def used(self) -> ChatTemplate:
+        """The template that is in use. Raises EngineError when the model has none and none is given."""
         return self.template or self.model.template
 
     def _render(self, *contents: tuple[str, str], reply: bool) -> str:
@@ -82,7 +83,7 @@ class Prompt:
             _, user_close = alone.split(_USER_1)
         except ValueError:
             raise EngineError(
-                f"{self._used.title} does not show every message once: use another template with --template."
+                f"{self.used.title} does not show every message once: use another template with --template."
             ) from None
         if not between.startswith(reply_close):  # it closes the last reply in another way than the others
             reply_close = between
