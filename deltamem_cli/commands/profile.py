@@ -55,12 +55,16 @@ AdapterOption = Annotated[
         autocompletion=completing.adapters,
     ),
 ]
+TemplateOption = Annotated[
+    Path | None,
+    typer.Option("--template", metavar="FILE", help="Chat template (jinja) that it uses in place of its model's own."),
+]
 SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
 
 
 @app.callback()
 def profile() -> None:
-    """Manage profiles: a name with its own memory, model, adapter, system prompt and sampling options.
+    """Manage profiles: a name with its own memory, model, adapter, template, system prompt and sampling options.
 
     \b
     Examples:
@@ -120,6 +124,7 @@ def create(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     system: SystemOption = None,
+    template: TemplateOption = None,
     option: OptionOption = None,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
@@ -132,11 +137,9 @@ def create(
     """
     from deltamem_cli.store import profiles
 
-    options = parse_options(option or [])
+    options, given = parse_options(option or []), _texts(model, adapter, system, template)
     with open_store(database, create=True) as store:
-        made = profiles.create(
-            store, name, model=_from_anywhere(model), adapter=_from_anywhere(adapter), system=system, options=options
-        )
+        made = profiles.create(store, name, **given, options=options)
     _report(made, as_json)
 
 
@@ -146,9 +149,11 @@ def set_(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     system: SystemOption = None,
+    template: TemplateOption = None,
     option: OptionOption = None,
     unset: Annotated[
-        list[str] | None, typer.Option("--unset", metavar="KEY", help="model, adapter, system or a sampling option.")
+        list[str] | None,
+        typer.Option("--unset", metavar="KEY", help="model, adapter, system, template or a sampling option."),
     ] = None,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
@@ -161,7 +166,7 @@ def set_(
     """
     from deltamem_cli.store import profiles
 
-    given = {"model": _from_anywhere(model), "adapter": _from_anywhere(adapter), "system": system}
+    given = _texts(model, adapter, system, template)
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changes and not option and not unset:
         raise UsageError(f"Nothing to set for profile {name}; say what, see: dmem profile set --help")
@@ -255,6 +260,21 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def _texts(model: str | None, adapter: str | None, system: str | None, template: Path | None) -> dict[str, str | None]:
+    """The settings as a profile keeps them, see store.profiles.SETTINGS. Raises EngineError for what is no template."""
+    if template is not None:
+        from deltamem_cli.engine import ChatTemplate
+
+        template = template.expanduser().absolute()
+        ChatTemplate.from_file(template)
+    return {
+        "model": _from_anywhere(model),
+        "adapter": _from_anywhere(adapter),
+        "system": system,
+        "template": str(template) if template else None,
+    }
+
+
 def _from_anywhere(said: str | None) -> str | None:
     """A name as it is; a file by its whole path, as it would be another one seen from another folder."""
     path = Path(said).expanduser() if said else None
@@ -271,6 +291,7 @@ def _facts(one: Profile) -> dict[str, Any]:
         "model": one.model,
         "adapter": one.adapter,
         "system": one.system,
+        "template": one.template,
         "options": dict(one.options),
         "created": one.created,
     }
@@ -289,6 +310,7 @@ def _print(one: Profile) -> None:
         "model": one.model,
         "adapter": one.adapter,
         "system": one.system,
+        "template": one.template,
         **{f"-o {key}": json.dumps(value) for key, value in one.options.items()},
         "created": moment(one.created),
     }
