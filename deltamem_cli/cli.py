@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import cleandoc
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -135,6 +137,14 @@ def dmem(
         ctx.ensure_object(Session).debug = True
 
 
+def _complete_at_the_first_tab() -> None:
+    """zsh loads an installed script at the first Tab; Typer's only defines its function then. As Click's, call it too."""
+    with suppress(ImportError, AttributeError, KeyError):  # a Typer that keeps its scripts elsewhere
+        from typer._completion_shared import _completion_scripts as scripts
+
+        scripts["zsh"] += 'if [[ $zsh_eval_context[-1] == loadautofunc ]]; then %(complete_func)s "$@"; fi\n'
+
+
 def _take_debug(args: list[str]) -> tuple[list[str], bool]:
     """Takes `--debug` out from wherever it stands before `--`, so that it may follow the command's name."""
     end = args.index("--") if "--" in args else len(args)
@@ -146,9 +156,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0, 1 (failure), 2 (usage), 130 (Ctrl-C)."""
     args, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     session = Session(debug=debug)
+    for stream in (sys.stdout, sys.stderr):  # a pipe of Windows has no δ, and output must not fail for that
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         command = get_command(app)
         examples_last(command)
+        if {"--install-completion", "--show-completion"} & set(args):
+            _complete_at_the_first_tab()
         command.main(args, prog_name="dmem", obj=session)
     except SystemExit as stop:  # typer's end of every command; it has made 130 of Ctrl-C and 2 of wrong usage
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
@@ -164,8 +179,10 @@ def main(argv: list[str] | None = None) -> int:
 def _report(sentence: str, session: Session) -> None:
     if "_DMEM_COMPLETE" in os.environ:
         return  # a shell that completes would print it into the line that is typed
+    from deltamem_cli.commands.shared import printable, printable_lines
+
     if session.debug:
         import traceback
 
-        traceback.print_exc()
-    print(sentence, file=sys.stderr)
+        print(printable_lines(traceback.format_exc()), file=sys.stderr)
+    print(printable(sentence), file=sys.stderr)

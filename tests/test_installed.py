@@ -63,6 +63,10 @@ def test_command_knows_its_version() -> None:
     assert dmem("--version").startswith("dmem ")
 
 
+def test_output_shows_what_its_encoding_has() -> None:
+    assert "keeps a ?-mem memory" in dmem("--help", env={"PYTHONIOENCODING": "cp1252"})
+
+
 def test_memory_persists_between_two_runs_in_an_empty_folder(tmp_path: Path) -> None:
     env = {"DMEM_HOME": str(tmp_path / "home")}
     assert dmem("chat", *SHORT, stdin="My name is Ana.\n", env=env, cwd=tmp_path).strip()
