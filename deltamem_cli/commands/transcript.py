@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.commands.shared import count, moment, printable, printable_lines
+from deltamem_cli.store.records import THINKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deltamem_cli.store.records import Conversation, Turn
+    from deltamem_cli.store.records import Conversation, Message, Turn
 
 
 def facts(one: Conversation) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def document(one: Conversation, every: Sequence[Turn]) -> dict[str, Any]:
                 "model": turn.model.name,
                 "adapter": turn.adapter.name if turn.adapter else None,
                 "interrupted": turn.interrupted,
-                "messages": [{"role": message.role, "text": message.text} for message in turn.messages],
+                "messages": [{"role": message.role, "text": message.text} for message in _told(turn)],
             }
             for turn in every
         ],
@@ -46,7 +47,7 @@ def readable(one: Conversation, every: Sequence[Turn]) -> str:
     for turn in every:
         kind = "" if turn.kind == "chat" else f"  {printable(turn.kind)}"
         lines.append(f"── turn {turn.number}  {moment(turn.created)}  {printable(turn.model.name)}{kind}")
-        for message in turn.messages:
+        for message in _told(turn):
             lines += [f"{printable(message.role)}:", printable_lines(message.text), ""]
         if turn.interrupted:
             lines += ["(interrupted)", ""]
@@ -57,8 +58,13 @@ def markdown(one: Conversation, every: Sequence[Turn]) -> str:
     lines = [f"# {printable(one.heading) or one.id}", "", f"Profile {one.profile}, conversation {one.id}.", ""]
     for turn in every:
         lines += [f"## Turn {turn.number}, {moment(turn.created)}, {printable(turn.model.name)}", ""]
-        for message in turn.messages:
+        for message in _told(turn):
             lines += [f"**{printable(message.role)}**", "", printable_lines(message.text), ""]
         if turn.interrupted:
             lines += ["*(interrupted)*", ""]
     return "\n".join(lines)
+
+
+def _told(turn: Turn) -> list[Message]:
+    """Its messages, without a thinking part that a template left empty."""
+    return [message for message in turn.messages if message.text or message.role != THINKING]

@@ -261,7 +261,7 @@ def find_profile(store: Store, request: Request) -> Profile:
 
 def _template(request: Request) -> ChatTemplate | None:
     """The one that is used in place of the model's own. Raises EngineError."""
-    return ChatTemplate.from_file(request.template) if request.template else None
+    return ChatTemplate.from_file(request.template.expanduser()) if request.template else None
 
 
 def _path(text: str | None) -> Path | None:
