@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltamem_cli.commands.model_options import DEFAULT_HARDWARE, AdapterOption, Hardware, ModelOption, grouped
-from deltamem_cli.commands.shared import JsonOption, print_json
+from deltamem_cli.commands.shared import JsonOption, check_picture, print_json, write_picture
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ app = typer.Typer(
 
 @app.callback()
 def eval_() -> None:
-    """Measure what the memory recalls."""
+    """Measure what the memory recalls.
+
+    \b
+    Examples:
+      dmem eval recall --limit 20
+    """
 
 
 @app.command()
@@ -55,7 +60,11 @@ def recall(
 ) -> None:
     """Tell facts in one session, ask for them in another, and count the values that come back.
 
-    Ctrl-C shows what was measured so far.
+    An answer counts when its first sentence holds the value, word for word and in the same case. Facts are told and
+    asked for in words that training never saw, and so are the values, but for one row. The memory answers alone, its
+    session sees no earlier turn; beside it stand no memory, an empty one, another conversation's, and the whole
+    conversation in the context. Then the same after unrelated talk, after updates, and plain text is read with filled
+    memories. Nothing of it touches your own memories. Ctrl-C shows what was measured so far.
 
     \b
     Examples:
@@ -70,6 +79,8 @@ def recall(
     from deltamem_cli.evaluation.subject import Subject
     from deltamem_cli.session.opening import Request, load
 
+    if image:
+        check_picture(image)
     if data is None:
         cases = running.invented(limit, seed, _numbers(facts))
     else:
@@ -85,14 +96,22 @@ def recall(
         runner = running.Runner(Subject(loaded, plain, folder / "memory.db"), report, seed)
         complete = _run(runner.steps(cases))
     who = {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter), "seed": seed, "complete": complete}
+    title = f"{loaded.model.name} with {loaded.adapter.name}"
     if as_json:
         print_json({**who, **document(report)})
     else:
         from deltamem_cli.commands.eval_render import show
 
-        show(report, f"{loaded.model.name} with {loaded.adapter.name}")
+        show(report, title)
+    if image:
+        from deltamem_cli.evaluation.picture import draw
+
+        write_picture(image, draw(report, title))
     if not complete:
         raise typer.Exit(130)
+
+
+_MOST_FACTS = 20
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -100,9 +119,6 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(part.isdigit() and 1 <= int(part) <= _MOST_FACTS for part in parts):
         raise UsageError(f"--facts is {text}: write numbers from 1 to {_MOST_FACTS}, for example 1,3,6")
     return tuple(sorted({int(part) for part in parts}))
-
-
-_MOST_FACTS = 20
 
 
 def _run(steps: Iterable[tuple[str, Step]]) -> bool:

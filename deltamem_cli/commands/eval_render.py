@@ -1,50 +1,79 @@
-"""Shows what `dmem eval recall` measured, as tables for people."""
+"""Shows what `dmem eval recall` measured, as tables for people; measures nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.evaluation import report as r
-from deltamem_cli.evaluation.statistics import Share
 
 if TYPE_CHECKING:
-    from deltamem_cli.evaluation.report import Record, Report
-
-NAMES = {
-    r.NONE: "no memory",
-    r.ZERO: "empty memory (zero state)",
-    r.DONOR: "another conversation's memory (donor)",
-    r.MEMORY: "memory",
-    r.REPLAY: "memory + last turns again",
-    r.CONTEXT: "all of it in the context, no memory",
-    r.SEEN: "memory, values of the training",
-}
+    from deltamem_cli.evaluation.report import Record, Report, Table
+    from deltamem_cli.evaluation.statistics import Share
 
 
 def show(report: Report, title: str) -> None:
-    from rich.console import Console
+    from deltamem_cli.commands.memory_render import console
 
-    console = Console()
-    console.print(_table(f"{title}: recall by number of facts", report.facts, "{} facts"))
-    console.print(_table("Recall over unrelated talk", report.distances, "{} tokens"))
+    out = console()
+    out.print(title)
+    if report.facts:
+        out.print(_table("Recall by facts told", report.facts))
+    if len(report.distances) > 1:
+        out.print(_table("Recall after tokens of unrelated talk", report.distances))
+        for distance in report.distances:
+            if distance and (relative := report.relative(distance)) is not None:
+                out.print(f"After {distance} tokens: {relative:.0%} of the memory's recall without them.")
+    before, after = report.update
+    if before.n:
+        out.print(f"Update: before it the old value in {_of(before)}; then, of those, the new one in {_of(after)}.")
+    if report.perplexity_ratio is not None:
+        out.print(
+            f"Plain text: perplexity {report.perplexity_ratio:.3f} × {report.stock_perplexity:.2f} (no memory), "
+            f"mean of {len(report.perplexities)} filled memories."
+        )
+    if report.kinds:
+        out.print("By kind of fact (memory, values never seen in training): " + _kinds(report.kinds))
 
 
-def _table(title: str, rows: dict[int, dict[str, list[Record]]], column: str) -> Any:
-    from rich.table import Table
+def _table(title: str, table: Table) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
 
-    table = Table(title=title)
-    table.add_column("95 % interval, cases; tokens per answer")
-    for key in rows:
-        table.add_column(column.format(key), justify="right")
+    shown = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    shown.add_column("95% intervals")
+    for key in table:
+        shown.add_column(str(key), justify="right")
+    shown.add_column("tokens per answer", justify="right")
     for mode in r.MODES:
-        cells = [row.get(mode, []) for row in rows.values()]
+        cells = [row.get(mode, []) for row in table.values()]
         if any(cells):
-            table.add_row(
-                NAMES[mode], *(f"{_percent(r.share(c))}\n{r.mean_tokens(c):.0f} tokens" if c else "" for c in cells)
-            )
-    return table
+            tokens = [f"{r.mean_tokens(records):.0f}" if records else "-" for records in cells]
+            shown.add_row(r.NAMES[mode], *map(_cell, cells), " / ".join(tokens))
+    shown.add_row("cases", *(_range([len(records) for records in row.values()]) for row in table.values()), "")
+    return shown
 
 
-def _percent(share: Share) -> str:
+def _cell(records: list[Record]) -> str:
+    """The share and its 95 % interval."""
+    if not records:
+        return ""
+    found = r.share(records)
+    low, high = found.interval
+    return f"{found.value:.0%} ({100 * low:.0f}-{high:.0%})"
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _of(share: Share) -> str:
+    if not share.n:
+        return "0 of 0"
     low, high = share.interval
-    return f"{share.value:.0%} ({low:.0%}–{high:.0%}), {share.n}"
+    return f"{share.hits} of {share.n} ({share.value:.0%}, {100 * low:.0f}-{high:.0%})"
+
+
+def _kinds(table: Table) -> str:
+    shares = {kind: r.share(row[r.MEMORY]) for kind, row in table.items() if r.MEMORY in row}
+    return ", ".join(f"{kind} {share.hits}/{share.n}" for kind, share in shares.items())

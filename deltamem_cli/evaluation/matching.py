@@ -17,12 +17,14 @@ def recalls(answer: str, value: str) -> bool:
     """Whether `value` begins in the first sentence of `answer`."""
     text, wanted = _normal(answer), _normal(value)
     found = re.search(rf"(?<!\w)(?<!\w-)(?<!\d[:.,/]){re.escape(wanted)}(?!\w)(?!-\w)(?![:.,/]\d)", text)
-    return found is not None and not sentence_is_over(text[: found.start()])
+    return found is not None and not sentence_is_over(text[: found.start()], wanted)
 
 
-def sentence_is_over(answer: str) -> bool:
-    """Whether the first sentence of what was answered so far is complete."""
-    return _SENTENCE_END.search(answer.lstrip()) is not None
+def sentence_is_over(answer: str, value: str) -> bool:
+    """Whether the first sentence of what was answered so far is complete; marks inside of `value` end none ("St. Ives")."""
+    text = answer.lstrip()
+    inside = [value[: mark.end()] for mark in _SENTENCE_END.finditer(value)]
+    return any(not text[: end.end()].endswith(tuple(inside)) for end in _SENTENCE_END.finditer(text))
 
 
 def _normal(text: str) -> str:

@@ -10,6 +10,15 @@ from deltamem_cli.evaluation.statistics import Share
 
 NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT, SEEN = "none", "zero", "donor", "memory", "replay", "context", "seen"
 MODES = (NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT, SEEN)
+NAMES = {
+    NONE: "no memory",
+    ZERO: "empty memory (zero)",
+    DONOR: "foreign memory (donor)",
+    MEMORY: "memory",
+    REPLAY: "memory + last turns",
+    CONTEXT: "all turns, no memory",
+    SEEN: "memory, trained values",
+}
 OWN = (MEMORY, REPLAY, CONTEXT)  # asked in the conversation's own sessions
 
 FACTS, DISTANCE, BEFORE, AFTER = "facts", "distance", "before update", "after update"

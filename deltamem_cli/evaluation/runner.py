@@ -120,7 +120,7 @@ class Runner:
             session = self.subject.session(cid, system=case.system, **self._own.get(mode, {}))
         with session as opened:
             for question in case.questions:
-                self._record(test, mode, case, question, answer(opened, question.content), distance)
+                self._record(test, mode, case, question, answer(opened, question), distance)
 
     def _update(self, case: Case) -> None:
         self._tell(case)
@@ -128,11 +128,11 @@ class Runner:
         question = case.questions[0]
         with self.subject.session(cid) as opened:
             old = replace(question, value=question.old)
-            recalled = self._record(r.BEFORE, r.MEMORY, case, old, answer(opened, question.content))
+            recalled = self._record(r.BEFORE, r.MEMORY, case, old, answer(opened, old))
         if recalled:
             self.subject.tell(case.update, cid=cid)
             with self.subject.session(cid) as opened:
-                self._record(r.AFTER, r.MEMORY, case, question, answer(opened, question.content))
+                self._record(r.AFTER, r.MEMORY, case, question, answer(opened, question))
 
     def _record(self, test: str, mode: str, case: Case, asked: Asked, said: Answer, distance: int = 0) -> bool:
         found = recalls(said.text, asked.value)

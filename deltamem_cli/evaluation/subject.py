@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltamem_cli.engine import Engine
-from deltamem_cli.evaluation.cases import Exchange
+from deltamem_cli.evaluation.cases import Asked, Exchange
 from deltamem_cli.evaluation.matching import sentence_is_over
 from deltamem_cli.evaluation.perplexity import perplexity
 from deltamem_cli.session import opening
@@ -84,21 +84,22 @@ class Subject:
 
     def perplexity(self, text: str, cid: str | None = None) -> float:
         """Of plain text, with the memory of conversation `cid`; None: of the model without memory."""
-        tokens = self.with_memory.engine.model.tokenize(text)
+        engine = self.with_memory.engine
+        tokens = engine.model.tokenize(text)[: engine.n_ctx_seq]
         if cid is None:
             return perplexity(self.without_memory.engine, tokens)
         with Store.open(self.database) as store:
             opening.restore(store, conversations.get(store, cid), self.with_memory)
-        return perplexity(self.with_memory.engine, tokens)
+        return perplexity(engine, tokens)
 
 
-def answer(session: ChatSession, question: str) -> Answer:
+def answer(session: ChatSession, question: Asked) -> Answer:
     """The first sentence of the answer to `question`; afterwards the session is as if it had not been asked."""
     text = ""
-    for piece in session.ask(question):
+    for piece in session.ask(question.content):
         if not isinstance(piece, Thought):
             text += piece
-        if sentence_is_over(text):
+        if sentence_is_over(text, question.value):
             session.stop()
     tokens, _ = session.context_filled
     session.undo()
