@@ -172,24 +172,35 @@ def test_the_script_for_each_shell_is_printed(home: Path, shell: str, said: str)
     assert said in result.stdout and "_DMEM_COMPLETE" in result.stdout and result.stderr == ""
 
 
-bash = pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="bash is not here")
+def test_zsh_is_told_to_complete_at_the_tab_that_loads_the_script(home: Path) -> None:
+    env = environment(home, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    script = subprocess.run(
+        dmem("--show-completion", "zsh"), env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert script.rstrip().endswith('== loadautofunc ]]; then _dmem_completion "$@"; fi')
 
 
-@bash
-def test_installed_for_a_bash_it_completes_at_the_tab_key(home: Path, talks: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_installed_for_a_shell_it_completes_at_the_tab_key(
+    home: Path, talks: list[str], tmp_path: Path, shell: str
+) -> None:
+    if os.name != "posix" or not shutil.which(shell):
+        pytest.skip(f"{shell} is not here")
     user = tmp_path / "user"
     user.mkdir()
     scripts = str(Path(dmem()[0]).parent)
     env = environment(home, HOME=str(user), PATH=f"{scripts}{os.pathsep}{os.environ['PATH']}", PS1="$ ")
     installed = subprocess.run(
-        ["bash", "-c", "dmem --install-completion; true"], env=env, capture_output=True, text=True, check=False
+        [shell, "-c", "dmem --install-completion; true"], env=env, capture_output=True, text=True, check=False
     )
     assert "completion installed" in installed.stdout, installed.stderr
-    with Terminal(["bash", "--rcfile", str(user / ".bashrc"), "-i"], env) as shell:
-        shell.send("dmem prof\t")
-        shell.expect("dmem profile ")
-        shell.send("delete wo\t")
-        shell.expect("delete work ")
-        shell.send("--dry-run\r")
-        shell.expect("would delete profile work with 2 conversations")
-        shell.send("exit\r")
+    started = ["bash", "--rcfile", str(user / ".bashrc"), "-i"] if shell == "bash" else [shell, "-i"]
+    with Terminal(started, env) as terminal:
+        terminal.expect(r"[$>#]\s*$")
+        terminal.send("dmem prof\t")
+        terminal.expect("ile ")
+        terminal.send("delete wo\t")
+        terminal.expect("rk ")
+        terminal.send("--dry-run\r")
+        terminal.expect("would delete profile work with 2 conversations")
+        terminal.send("exit\r")
