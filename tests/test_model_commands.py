@@ -192,3 +192,7 @@ def test_a_default_adapter_must_fit_and_can_be_taken_back(dmem: Run, pair: tuple
     assert dmem("adapter", "default", "mine", "--unset")[1] == "none\n"
     assert dmem("adapter", "default", "starter")[1] == f"{paths.starter_adapter()}\n"
     assert dmem("adapter", "default", "nonsense", adapter)[0] == 1
+    published = "declare-lab/delta-mem_qwen3_4b-instruct"
+    assert dmem("adapter", "default", "qwen3-4b") == (0, f"{published}\n", ""), "what a pull would bring"
+    assert dmem("adapter", "default", "qwen3-4b", adapter)[1] == f"{adapter}\n"
+    assert dmem("adapter", "default", "qwen3-4b", "--unset")[1] == f"{published}\n"

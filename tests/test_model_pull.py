@@ -260,7 +260,9 @@ def test_the_adapter_of_an_imported_model_can_be_pulled(dmem: Program, tmp_path:
     assert "license: CC-BY-4.0" in result.stderr, "what the catalogue knows when the repository does not say"
     adapter = Path(dmem.models()["own"]["adapter"])
     assert read_adapter(adapter).provenance.license == "CC-BY-4.0"
-    assert "no adapter that could be pulled" in dmem.refused("model", "pull", "starter")
+    assert "comes with the package" in dmem.refused("model", "pull", "starter")
+    dmem("model", "import", str(CASE / "model.gguf"), "--name", "other")
+    assert "no adapter that could be pulled" in dmem.refused("model", "pull", "other")
 
 
 def _text(value: bytes) -> bytes:

@@ -116,8 +116,12 @@ def default(
         raise UsageError("ADAPTER and --unset are two answers; give one of the two")
     if adapter is not None or unset:
         set_default(model, adapter)
-    found = models.resolve(model)
-    typer.echo(printable(found.adapter or "none"))
+    entry = models.catalogue().get(model)
+    if entry is not None and entry.model is None:
+        found: object = entry.adapter  # what comes with it when it is pulled
+    else:
+        found = models.resolve(model).adapter
+    typer.echo(printable(found or "none"))
 
 
 def _written_with(known: KnownAdapter, database: Path | None) -> int:

@@ -94,6 +94,8 @@ def _with_adapter(record: Record, entry: Entry, tell: Tell) -> Record:
 
 
 def _only_its_adapter(entry: Entry, tell: Tell) -> Record:
+    if entry.origin == "packaged":
+        raise ModelError(f"{entry.name} comes with the package, so there is nothing to pull.")
     record = _with_adapter(entry.record, entry, tell) if entry.record and entry.model else None
     if record is None or record.adapter is None:
         raise ModelError(
