@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,16 +35,14 @@ def written_mask(lengths: Tensor, size: int, openings: Sequence[int]) -> Tensor:
 
 @dataclass
 class Asked:
-    """One question after its prompt was run: what the answer needs of it.
+    """A question's prompt after it was run: what any answer to it needs.
 
-    inputs: [L, S - opening, hidden] bfloat16, what the memory writes; keys, values: per layer [kv heads, S, head dim],
-    from the first adapted layer on; lower: [T, hidden] of head and answer before that layer
+    inputs: [L, S - opening, hidden] bfloat16, what the memory writes; keys, values: per layer [kv heads, S, head dim]
     """
 
     inputs: Tensor
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
-    lower: Tensor
 
 
 @dataclass
@@ -59,7 +57,7 @@ class Written:
     content: Tensor
     episode: EncodedEpisode
     state: Tensor
-    asked: list[Asked]
+    asked: list[Asked | None]
 
 
 def write_sessions(
@@ -138,31 +136,28 @@ def run_writes(backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpi
 
 
 @torch.no_grad()
-def ask(backbone: Backbone, memory: Memory, written: Sequence[Written], rows: int = 48) -> None:
-    """Runs the prompts of all questions with today's memory and keeps in each episode what the answers need."""
-    first = memory.config.layers[0]
-    todo = sorted(((w, q) for w in written for q in w.episode.questions), key=lambda wq: len(wq[1].prompt))
+def ask(
+    backbone: Backbone,
+    memory: Memory,
+    written: Sequence[Written],
+    wanted: Callable[[EncodedQuestion], bool] = lambda question: True,
+    rows: int = 48,
+) -> None:
+    """Runs the prompts of the wanted questions with today's memory and keeps in each episode what answers need."""
+    todo = [(w, q) for w in written for q in w.episode.questions if wanted(q)]
+    todo.sort(key=lambda wq: len(wq[1].prompt))
     found: dict[int, Asked] = {}
     for at in range(0, len(todo), rows):
         part = todo[at : at + rows]
         states = torch.stack([w.state for w, _ in part]).to(backbone.device)
         _, past, session = run_prompts(backbone, memory, states, [q for _, q in part], keep_inputs=True)
-        ids, lengths = pad([q.head + q.answer[:-1] for _, q in part], backbone.device)
-        lower = backbone.embed(ids)
-        if first:
-            lower, _ = backbone.run(lower, lengths, past, layers=range(first))
         seen = torch.stack(session.inputs, 1)
         for row, (_, q) in enumerate(part):
             size = len(q.prompt)
-            keys, values = (
-                {n: t[row, :, :size].clone() for n, t in side.items() if n >= first}
-                for side in (past.keys, past.values)
-            )
-            found[id(q)] = Asked(
-                seen[row, :, q.opening : size].clone(), keys, values, lower[row, : lengths[row]].clone()
-            )
+            keys, values = ({n: t[row, :, :size].clone() for n, t in side.items()} for side in (past.keys, past.values))
+            found[id(q)] = Asked(seen[row, :, q.opening : size].clone(), keys, values)
     for w in written:
-        w.asked = [found[id(q)] for q in w.episode.questions]
+        w.asked = [found.get(id(q)) for q in w.episode.questions]
 
 
 def run_prompts(
@@ -218,10 +213,14 @@ def replay_answers(
     for i, a in enumerate(asked):
         x[i, :, : wrote[i]] = a.inputs
     states, _ = memory.write(x, states, length_mask(torch.tensor(wrote, device=states.device), max(wrote)))
-    lengths = torch.tensor([len(a.lower) for a in asked], device=states.device)
-    h = torch.nn.utils.rnn.pad_sequence([a.lower for a in asked], batch_first=True)
+    ids, lengths = pad([q.head + q.answer[:-1] for q in questions], backbone.device)
+    past, first = _joined(asked), memory.config.layers[0]
+    h = backbone.embed(ids)
+    if first:
+        with torch.no_grad():
+            h, _ = backbone.run(h, lengths, past, layers=range(first))
     session = Session(memory, states, length_mask(lengths, h.shape[1]))
-    return _answers(backbone, h, lengths, _joined(asked), session, questions, memory.config.layers[0])
+    return _answers(backbone, h, lengths, past, session, questions, first)
 
 
 def _joined(asked: Sequence[Asked]) -> Past:

@@ -31,7 +31,7 @@ from deltamem_cli.training.batch import (
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixing import Pool
+from deltamem_cli.training.mixing import Pool, wanted_prompts
 from deltamem_cli.training.objective import answer_loss, exact, gate_loss, kl_loss
 
 __all__ = ["Settings", "Trainer"]
@@ -49,9 +49,9 @@ class Settings:
     delta_lr: float = 3.0  # times lr, for the D matrices
     warmup: int = 20
     start_episodes: int = 128  # conversations that the start from data is drawn from
-    round_episodes: int = 32  # written together with one version of the memory
-    round_steps: int = 64
-    pool: int = 224  # conversations that steps draw turns from: those of the last rounds
+    round_episodes: int = 128  # written together with one version of the memory
+    round_steps: int = 128
+    pool: int = 256  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
     validate_every: int = 128
 
@@ -119,7 +119,7 @@ class Trainer:
     def _write(self, rng: random.Random, episodes: int) -> None:
         """Fresh conversations for the pool, written and asked with the memory as it is."""
         written = written_episodes(self.backbone, self.memory, self.turns(rng, episodes, self.progress()))
-        ask(self.backbone, self.memory, written)
+        ask(self.backbone, self.memory, written, wanted_prompts(rng) if self.dense else lambda question: True)
         self.pool.add(written)
 
     def progress(self) -> float:
@@ -201,7 +201,7 @@ class Trainer:
         most = 3 if self.progress() < 0.1 else 6
         batch = self.pool.draw(self.rng, self.settings.batch, most)
         states, beta = replay_writes(self.memory, batch)
-        asked = [a for w in batch for a in w.asked]
+        asked = [a for w in batch for a in w.asked if a is not None]
 
         def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
             return replay_answers(self.backbone, self.memory, states, [asked[i] for i in chosen], questions)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,63 +17,71 @@ from torch import Tensor
 from deltamem_cli.training.batch import Asked, Written
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 
-UPDATED_SHARE, UNKNOWN_SHARE, PLAIN_SHARE = 0.2, 0.12, 0.25
+UPDATED_SHARE, UNKNOWN_SHARE, PLAIN_SHARE, PROMPT_SHARE = 0.2, 0.12, 0.25, 0.3
 
 
 @dataclass
 class Query:
+    """A question whose prompt was run."""
+
     question: EncodedQuestion
     asked: Asked
 
-    @property
-    def kind(self) -> str:
-        return self.question.question.kind
+    def answered_as(self, other: EncodedQuestion) -> Query:
+        """The same words asked, with the answer of another question of this kind."""
+        q = self.question
+        return Query(replace(other, prompt=q.prompt, head=q.head, opening=q.opening), self.asked)
 
 
 @dataclass
 class Turn:
-    """A user's message and the reply. inputs: [L, T, hidden]; spans: [T], 0 or 1; query: None for small talk"""
+    """A user's message and the reply. inputs: [L, T, hidden]; spans: [T], 0 or 1; about: what it tells, if it does"""
 
     inputs: Tensor
     spans: Tensor
-    query: Query | None
+    about: EncodedQuestion | None
 
 
 class Pool:
-    """The turns of the last `size` written conversations. mixed: False leaves conversations whole."""
+    """The turns of the last `size` written conversations. mixed: False leaves conversations whole.
+
+    Any prompt about a kind of fact may ask for any turn that tells one, so that no pair of the two is learned by heart.
+    """
 
     def __init__(self, size: int, mixed: bool) -> None:
         self.written: deque[Written] = deque(maxlen=size)
         self.mixed = mixed
-        self.told: list[Turn] = []
-        self.talk: list[Turn] = []
-        self.plain: list[Query] = []
-        self.unknown: list[Query] = []
 
     def add(self, written: Sequence[Written]) -> None:
-        """Takes conversations in; the oldest leave. Their questions must have been asked (batch.ask)."""
+        """Takes conversations in; the oldest leave. Their prompts must have been run (batch.ask)."""
         self.written.extend(written)
-        self.told, self.talk, self.plain, self.unknown = [], [], [], []
+        self.talk: list[Turn] = []
+        self.plain: list[Query] = []
+        self.unknown: dict[str, EncodedQuestion] = {}
+        self.prompts: dict[str, list[Query]] = defaultdict(list)
+        told: dict[str, list[Turn]] = defaultdict(list)
         for w in self.written if self.mixed else ():
-            self._take(w)
-        self.by_kind: dict[str, list[Turn]] = defaultdict(list)
-        for t in self.told:
-            if t.query is not None:
-                self.by_kind[t.query.kind].append(t)
+            self._take(w, told)
+        self.by_kind = {kind: turns for kind, turns in told.items() if kind in self.prompts}
+        self.told = [t for turns in self.by_kind.values() for t in turns]
 
-    def _take(self, w: Written) -> None:
-        queries = [Query(q, a) for q, a in zip(w.episode.questions, w.asked, strict=True)]
-        self.plain += [q for q in queries if q.question.plain]
-        self.unknown += [q for q in queries if not q.question.plain and not q.question.value_at]
+    def _take(self, w: Written, told: dict[str, list[Turn]]) -> None:
+        values: dict[tuple[int, ...], EncodedQuestion] = {}
+        for q, asked in zip(w.episode.questions, w.asked, strict=True):
+            if q.value_at:
+                values[tuple(q.answer[i] for i in q.value_at)] = q
+            elif not q.plain:
+                self.unknown[q.question.kind] = q
+            if asked is not None:
+                (self.plain if q.plain else self.prompts[q.question.kind]).append(Query(q, asked))
         tokens = torch.tensor(w.episode.written)
-        about = {tuple(_value(q.question)): q for q in queries if q.question.value_at}
         for n in range(int(w.spans.max()) // 2 + 1):
             inside = w.spans // 2 == n
-            told = tuple(tokens[inside & w.content].tolist())
-            turn = Turn(w.inputs[:, inside], w.spans[inside] % 2, about.get(told))
-            if turn.query is not None:
-                self.told.append(turn)
-            elif not told:
+            value = tuple(tokens[inside & w.content].tolist())
+            turn = Turn(w.inputs[:, inside], w.spans[inside] % 2, values.get(value))
+            if turn.about is not None:
+                told[turn.about.question.kind].append(turn)
+            elif not value:
                 self.talk.append(turn)
 
     def draw(self, rng: random.Random, n: int, most_facts: int) -> list[Written]:
@@ -84,18 +92,19 @@ class Pool:
     def _mix(self, rng: random.Random, facts: int) -> Written:
         turns = rng.sample(self.told, facts)
         for t in list(turns):
-            if t.query is not None and rng.random() < UPDATED_SHARE:
-                turns.append(rng.choice(self.by_kind[t.query.kind]))
+            if t.about is not None and rng.random() < UPDATED_SHARE:
+                turns.append(rng.choice(self.by_kind[t.about.question.kind]))
         if self.talk:
             turns += rng.choices(self.talk, k=rng.choice((0, 0, 1, 2)))
         rng.shuffle(turns)
         # of two turns of one kind the later counts
-        queries = list({t.query.kind: t.query for t in turns if t.query is not None}.values())
-        known = {q.kind for q in queries}
-        for share, others in ((UNKNOWN_SHARE, self.unknown), (PLAIN_SHARE, self.plain)):
-            if others and rng.random() < share:
-                other = rng.choice(others)
-                queries += [other] if other.kind not in known else []
+        known = {t.about.question.kind: t.about for t in turns if t.about is not None}
+        queries = [rng.choice(self.prompts[kind]).answered_as(about) for kind, about in known.items()]
+        if rng.random() < UNKNOWN_SHARE:
+            kind = rng.choice([k for k in self.unknown if k not in known and k in self.prompts] or [""])
+            queries += [rng.choice(self.prompts[kind]).answered_as(self.unknown[kind])] if kind else []
+        if self.plain and rng.random() < PLAIN_SHARE:
+            queries.append(rng.choice(self.plain))
         spans = torch.cat([t.spans + 2 * i for i, t in enumerate(turns)])
         return Written(
             torch.cat([t.inputs for t in turns], 1),
@@ -107,5 +116,6 @@ class Pool:
         )
 
 
-def _value(question: EncodedQuestion) -> list[int]:
-    return [question.answer[i] for i in question.value_at]
+def wanted_prompts(rng: random.Random) -> Callable[[EncodedQuestion], bool]:
+    """Which prompts of a mixed pool are run: those of plain talk and a share of the others, since any fits any turn."""
+    return lambda question: question.plain or rng.random() < PROMPT_SHARE
