@@ -75,7 +75,10 @@ def test_a_sound_installation_is_found_sound_and_left_as_it_was(home: Path, doct
     assert list(found) == CHECKS
     assert {name: check["verdict"] for name, check in found.items()} == dict.fromkeys(CHECKS, "ok")
     assert everything() == before
-    assert "1 turns" in found["database"]["found"] and "context 256" in found["hardware"]["found"]
+    assert (
+        "1 profile, 1 conversation, 1 turn" in found["database"]["found"]
+        and "context 256" in found["hardware"]["found"]
+    )
 
 
 def test_on_a_new_machine_it_makes_nothing(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 _COLORS = {"ok": "green", "warning": "yellow", "broken": "red"}
+_INDENT = 24  # columns of verdict and name
 
 
 @app.command()
@@ -55,9 +58,19 @@ def doctor(
 
 def _print(check: Check) -> None:
     color = _COLORS[check.verdict] if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else None
-    typer.echo(f"{typer.style(f'{check.verdict:<8}', fg=color)}{check.name:<16}{printable(check.found)}")
+    head = f"{typer.style(f'{check.verdict:<8}', fg=color)}{check.name:<16}"
+    typer.echo(head + _column(printable(check.found)))
     if check.advice:
-        typer.echo(f"{'':<24}→ {printable(check.advice)}")
+        typer.echo(" " * _INDENT + _column(f"→ {printable(check.advice)}"))
+
+
+def _column(text: str) -> str:
+    """The text behind the names, wrapped between words where stdout is a terminal."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns - _INDENT, 20)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return f"\n{' ' * _INDENT}".join(lines)
 
 
 def _summary(checks: list[Check]) -> str:

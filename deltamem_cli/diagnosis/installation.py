@@ -30,7 +30,11 @@ def package() -> Check:
                 missing.append(name)
     if missing:
         return Check("install", "broken", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
-    return Check("install", "ok", f"dmem {here.version}, Python {platform.python_version()}, {platform.platform()}")
+    return Check(
+        "install",
+        "ok",
+        f"dmem {here.version}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+    )
 
 
 def native_library() -> Check:

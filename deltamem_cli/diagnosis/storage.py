@@ -77,7 +77,10 @@ def database(path: Path) -> Check:
             if store.layout < migrations.LATEST:
                 found = f"{path} has layout {store.layout}; the next command brings it to {migrations.LATEST}"
                 return Check("database", "ok", found)
-            counts = ", ".join(f"{number} {what}" for what, number in store.counts().items())
+            counts = ", ".join(
+                f"{number:,} {what.removesuffix('s') if number == 1 else what}"
+                for what, number in store.counts().items()
+            )
     except DeltamemError as error:
         return Check("database", "broken", str(error), f"see which file is meant: dmem log path; {away}")
     if not os.access(path, os.W_OK):
