@@ -180,6 +180,11 @@ def test_a_template_comes_from_flag_profile_and_configuration(
     assert "none.jinja can't be read" in capfd.readouterr().err
 
 
+def test_a_gpu_that_is_not_there_is_told_of(ask: Ask) -> None:
+    said = ask("-ngl", "99", "Hello.")
+    assert said.code == 0 and said.out == ask("Hello.").out and "--gpu-layers has no effect" in said.err
+
+
 def test_thoughts_stay_out_of_the_result(ask: Ask, tmp_path: Path) -> None:
     file = tmp_path / "template.jinja"
     file.write_text(OPENS)

@@ -29,6 +29,8 @@ def greeting(talk: Talk) -> list[str]:
         lines.append(loaded.why_no_memory if not request.memory else f"Memory is off: {loaded.why_no_memory}")
     elif request.read_only:
         lines.append("Read-only: the memory is read and stays as it is; nothing is saved.")
+    if loaded.why_no_gpu:
+        lines.append(loaded.why_no_gpu)
     if request.temporary:
         lines.append("Temporary: nothing is written to disk, and what is said here ends with this chat.")
     elif not request.log and not request.read_only:

@@ -56,6 +56,8 @@ def answer(
     seconds = time.perf_counter() - start
     if loaded.why_no_memory and request.memory:
         note(f"Memory is off: {loaded.why_no_memory}")
+    if loaded.why_no_gpu:
+        note(loaded.why_no_gpu)
     try:
         if as_json:
             print_json(_document(session, loaded, request, text, seconds))

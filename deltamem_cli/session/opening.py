@@ -61,6 +61,7 @@ class Loaded:
     model: Identity
     adapter: Identity | None
     why_no_memory: str | None  # a sentence, when there is no adapter
+    why_no_gpu: str | None = None  # a sentence, when one was asked for and there is none
 
 
 def settle(request: Request, profile: Profile | None) -> Request:
@@ -134,13 +135,16 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
         if adapter is None:
             why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
     model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
+    why_no_gpu = None
+    if request.gpu_layers and not model.gpu_layers:
+        why_no_gpu = "There is no GPU that this build can use, so --gpu-layers has no effect."
     options = engine_options(request)
     if request.ctx_size is None:
         options = replace(options, ctx_size=min(options.ctx_size, model.n_ctx_train))
     engine = stack.enter_context(Engine(model, adapter, options))
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
-    return Loaded(engine, Identity(path.stem, fingerprint(path, remember=keep)), identity, why)
+    return Loaded(engine, Identity(path.stem, fingerprint(path, remember=keep)), identity, why, why_no_gpu)
 
 
 def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
