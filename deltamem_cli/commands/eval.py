@@ -18,9 +18,7 @@ from deltamem_cli.errors import DeltamemError, UsageError
 if TYPE_CHECKING:
     from deltamem_cli.evaluation.runner import Step
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Measure what the memory recalls."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
@@ -39,7 +37,7 @@ def recall(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, help="Questions per mode, over all numbers of facts together.")
+        int, typer.Option("--limit", metavar="N", min=1, help="Questions in each mode, all numbers of facts together.")
     ] = 150,
     facts: Annotated[
         str, typer.Option("--facts", metavar="N,…", help="Numbers of facts that conversations tell.")

@@ -17,10 +17,6 @@ the channel, and on the first weekend of spring they let the water in again. Vis
 the floor trembles, the belts hiss, and a fine white dust hangs in the light of the windows. A mill is a machine, and \
 like every machine it wants to be watched. If the stones run dry they strike sparks, and in a room full of flour a spark \
 is a danger. That is why the miller never left the house while the wheel was turning.
-
-What can be learned from such a place? First, that useful things are simple at heart: water falls, a wheel turns, a \
-stone grinds. Second, that it takes many years to do a simple thing well. The group keeps a notebook in which everybody \
-writes what they tried, what went wrong and what they would do next time. It is the most valuable thing in the house.
 """
 
 
