@@ -229,6 +229,17 @@ def test_what_a_writer_that_died_left_behind_holds_nobody_up_for_long(
     assert config.value("threads") == 2 and not left.exists()
 
 
+def test_text_that_the_next_command_would_refuse_is_not_written(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tomlkit
+
+    written.write_text("threads = 1\n")
+    monkeypatch.setattr(tomlkit, "dumps", lambda document: "threads =")
+    with pytest.raises(ConfigError):
+        config.set_value("threads", "2")
+    assert written.read_text() == "threads = 1\n"
+    assert [path.name for path in written.parent.iterdir()] == ["config.toml"]
+
+
 def test_a_broken_file_is_not_built_upon(written: Path) -> None:
     written.write_text("a =\n")
     with pytest.raises(ConfigError):
