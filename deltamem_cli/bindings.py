@@ -24,9 +24,7 @@ STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")  # enum llama_deltam
 COMPUTE = ("auto", "fused", "ops")  # enum llama_deltamem_compute
 
 _CPU = 0  # enum ggml_backend_dev_type
-_LOG_CONTINUED = 5
-_LOG_WARNING = 2
-_LOG_ERROR = 3
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
 class NativeError(DeltamemError):
@@ -100,11 +98,12 @@ class Native:
     Not thread-safe beyond what llama.cpp is: one thread per context at a time.
     """
 
+    log_to_stderr = False  # all that llama.cpp tells
+
     def __init__(self, directory: Path, llama: Any) -> None:
         self.directory = directory
         self.llama = llama
         self.lib = llama._lib
-        self.log_to_stderr = False
         self._recent: deque[str] = deque(maxlen=20)
         for name, (result, arguments) in _FUNCTIONS.items():
             try:
@@ -155,8 +154,7 @@ class Native:
     def last_error(self) -> str:
         """What the calling thread's last call into δ-mem failed of, as a sentence; empty if δ-mem did not fail."""
         text = (self.lib.llama_deltamem_last_error() or b"").decode("utf-8", "replace")
-        # names in it come from files, which must not write on the terminal what they like
-        text = "".join(letter if letter.isprintable() else "?" for letter in text)
+        text = _harmless(text)
         if text.partition(" ")[0].isalpha():  # not a file's name
             text = text[:1].upper() + text[1:]
         return text + ("." if text and not text.endswith(".") else "")
@@ -170,9 +168,14 @@ class Native:
     def _on_log(self, level: int, text: bytes, _user_data: Any) -> None:
         line = text.decode("utf-8", "replace")
         if self.log_to_stderr:
-            sys.stderr.write(line)
-        elif level in (_LOG_WARNING, _LOG_ERROR) and line.strip():
+            sys.stderr.write("\n".join(_harmless(part) for part in line.split("\n")))
+        elif level == _LOG_ERROR and line.strip():
             self._recent.append(line.strip())
+
+
+def _harmless(text: str) -> str:
+    """Names in it come from files, which must not write on the terminal what they like."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @cache

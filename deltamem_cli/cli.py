@@ -159,6 +159,10 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a pipe of Windows has no δ, and output must not fail for that
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if debug:
+        from deltamem_cli.bindings import Native
+
+        Native.log_to_stderr = True
     try:
         command = get_command(app)
         examples_last(command)

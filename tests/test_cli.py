@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from deltamem_cli import cli
+from deltamem_cli.bindings import Native
 from deltamem_cli.errors import DeltamemError, UsageError
 
 HEAVY = {
@@ -128,6 +129,8 @@ def test_unexpected_errors_are_one_sentence_that_names_debug(
 def test_debug_shows_the_traceback_wherever_it_stands(
     register: Register, capsys: pytest.CaptureFixture[str], line: list[str]
 ) -> None:
+    monkeypatch.setattr(Native, "log_to_stderr", False)  # --debug sets it for the process
+
     def fail(ctx: typer.Context) -> None:
         assert ctx.obj.debug
         raise DeltamemError("x.gguf is not there: name another file.")

@@ -159,8 +159,8 @@ def print_json(document: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person, not for the pipe."""
-    typer.echo(text, err=True)
+    """A line for the person, not for the pipe. What a file or a model put into it can't steer the terminal."""
+    typer.echo(printable_lines(text), err=True)
 
 
 def name_turns(turns: Sequence[Turn]) -> None:
