@@ -53,6 +53,13 @@ def test_a_changed_file_is_read_again(written: Path) -> None:
     assert config.value("system") == "bb"
 
 
+def test_an_unchanged_file_is_read_once(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written.write_text("threads = 1\n")
+    assert config.value("threads") == 1
+    monkeypatch.setattr(file, "parse", None)
+    assert config.value("threads") == 1 and config.value("model") is None
+
+
 def test_any_text_in_DMEM_NOHISTORY_turns_the_history_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.value("history") is True
     monkeypatch.setenv("DMEM_NOHISTORY", "1")
