@@ -127,7 +127,7 @@ def test_unexpected_errors_are_one_sentence_that_names_debug(
 
 @pytest.mark.parametrize("line", [["--debug", "probe"], ["probe", "--debug"]])
 def test_debug_shows_the_traceback_wherever_it_stands(
-    register: Register, capsys: pytest.CaptureFixture[str], line: list[str]
+    register: Register, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: list[str]
 ) -> None:
     monkeypatch.setattr(Native, "log_to_stderr", False)  # --debug sets it for the process
 
