@@ -85,7 +85,7 @@ def _hardware(loaded: Loaded, settled: Request) -> Check:
         f"{chosen['cache_type_k']} and {chosen['cache_type_v']}, flash attention {chosen['flash_attention']}, "
         f"{chosen['gpu_layers']} layers on a GPU" + ("" if offload else " (this build computes on CPUs alone)")
     )
-    if settled.gpu_layers and not offload:
+    if loaded.why_no_gpu:
         advice = "build with a GPU's backend (README, Building), or: dmem config unset gpu_layers"
         return Check("hardware", "warning", found, advice)
     if settled.threads and settled.threads > cores:
