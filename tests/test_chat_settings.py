@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from chat_support import Dmem, Terminal, dmem
+from chat_support import Chats, Dmem, Terminal, dmem
 
 from deltamem_cli.commands import chat_set
 from deltamem_cli.commands.chat_talk import Talk
+from deltamem_cli.commands.memory_model import _as_written
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.opening import Request
-from deltamem_cli.store import turns
+from deltamem_cli.store import conversations, turns
 from deltamem_cli.store.database import Store
 
 SWITCHES = (
@@ -72,3 +73,18 @@ def test_set_changes_what_the_next_turn_does(tiny: Dmem, tmp_path: Path, monkeyp
         talk.switch_model(model, adapter)
         assert talk.session.prompt.template is None and talk.session.prompt.think is None
         assert talk.session.settings.remember_thinking
+
+
+def test_turns_are_replayed_as_they_were_run(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = {"ctx_size": 256, "cache_type_k": "f32", "cache_type_v": "bf16", "flash_attention": "off"}
+    with chats.open(**written) as (session, _):
+        list(session.ask("One."))
+        cid = session.conversation.id
+    with Store.open(chats.database) as store:
+        talk = conversations.get(store, cid)
+        found = _as_written(store, talk, Request(cid=cid))
+        assert {name: getattr(found, name) for name in written} == written
+        assert _as_written(store, talk, Request(cid=cid, cache_type_k="f16")).cache_type_k == "f16"
+        # what a foreign file says is checked when it is used, but must be of the right kind
+        store.execute("UPDATE turns SET settings = ?", ['{"ctx_size": "x", "cache_type_k": [1]}'])
+        assert _as_written(store, talk, Request(cid=cid)) == Request(cid=cid)
