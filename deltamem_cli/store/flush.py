@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-DELAY = 0.5  # seconds: one pass for turns that follow each other closely, and none beside the commit that asked
+QUIET = 0.5  # seconds without a commit before a pass: one that is beside a commit holds it up
+LONGEST = 3.0  # seconds that commits in close sequence are kept waiting for their pass
 WAL_BYTES = 8 << 20  # beyond this the WAL is moved into the database, which the commit after it pays with an fsync
 
 
@@ -25,13 +27,16 @@ class Flusher:
         self._wal = Path(f"{path}-wal")
         self._guard = threading.Lock()
         self._wanted = False
+        self._first = self._latest = 0.0  # of the commits that want a pass
         self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
 
     def soon(self) -> None:
         """A pass in a moment; returns at once."""
         with self._guard:
-            self._wanted = True
+            self._latest = time.monotonic()
+            if not self._wanted:
+                self._wanted, self._first = True, self._latest
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="dmem-flush", daemon=True)
                 self._thread.start()
@@ -46,7 +51,10 @@ class Flusher:
 
     def _run(self) -> None:
         while True:
-            self._hurry.wait(DELAY)
+            while not self._hurry.wait(QUIET):
+                now = time.monotonic()
+                if now - self._latest >= QUIET or now - self._first >= LONGEST:
+                    break
             with self._guard:
                 if not self._wanted:
                     self._thread = None
