@@ -53,6 +53,12 @@ def test_a_changed_file_is_read_again(written: Path) -> None:
     assert config.value("system") == "bb"
 
 
+def test_a_whole_number_in_the_file_will_do_for_a_number(written: Path) -> None:
+    written.write_text("options.temperature = 1\n")
+    value = config.value("options.temperature")
+    assert value == 1.0 and isinstance(value, float)
+
+
 def test_an_unchanged_file_is_read_once(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written.write_text("threads = 1\n")
     assert config.value("threads") == 1
