@@ -137,3 +137,13 @@ def test_the_memory_is_the_same_whatever_the_cache_is_like(
     assert np.linalg.norm(state - exact) <= tolerance * np.linalg.norm(exact)
     # what the memory adds to the answer, beside what the cache takes from it
     assert np.corrcoef(with_memory - without, expected - plain)[0, 1] >= likeness
+
+
+def test_a_sliding_window_keeps_what_its_layers_look_at(tiny_model: MakeModel, loaded: LoadModel) -> None:
+    """Tokens that are taken out of the middle may leave less than the window behind them; then all is fed again."""
+    for arch, window in (("qwen3", 0), ("gemma3", 8)):
+        with Engine(loaded(tiny_model(arch)), None, EngineOptions(ctx_size=256, threads=1)) as engine:
+            engine.feed(list(range(60, 100)))
+            assert engine.keeps_without(10, 40 - window) and engine.keeps_without(10, 40)
+            assert engine.keeps_without(10, 41 - window) == (window == 0) or window == 1
+            assert not engine.is_torn()

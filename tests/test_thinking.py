@@ -97,6 +97,24 @@ def test_a_thought_is_kept_apart_and_leaves_the_window(make_chats: MakeChats, gr
         assert_agree(session)
 
 
+def test_what_looks_like_a_tag_and_is_none_belongs_to_the_answer(chats: Chats) -> None:
+    with chats.open() as (session, _):
+        for number, reply in enumerate(["<thin> ice.", " <th"], 1):
+            assert answer(session, "What?", reply) == ("", reply)
+            messages = turns.get(session.store, session.conversation.id, number).messages
+            assert [message.role for message in messages] == ["user", "assistant"] and messages[1].text == reply
+            assert session.stats.thinking_tokens == 0
+            assert_agree(session)
+
+
+def test_a_thought_that_is_written_shares_no_sentence_with_the_answer(make_chats: MakeChats) -> None:
+    with make_chats("sentence_mean").open(remember_thinking=True) as (session, _):
+        answer(session, "What?", "<think>One. Two</think>Three. Four.")
+        _, thought, said = turns.get(session.store, session.conversation.id, 1).messages
+        assert len(set(thought.spans)) == 2 and set(thought.spans).isdisjoint(said.spans)
+        assert sorted(set(said.spans)) == [max(thought.spans) + 1, max(thought.spans) + 2]
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_thoughts_are_fed_with_writing_off(
     make_chats: MakeChats, granularity: str, monkeypatch: pytest.MonkeyPatch

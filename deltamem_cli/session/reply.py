@@ -51,8 +51,9 @@ class Reply:
         """Span id of what is written next."""
         if not self._by_sentence:
             return self._first_span
-        written = self.thought + self.text if self._write_thinking else self.text
-        return self._first_span + span_ids.sentences(written)
+        # the answer begins a sentence of its own, however the thought before it ended
+        between = "\n\n" if self.thought and self._splitter.is_over else ""
+        return self._first_span + span_ids.sentences(self.thought + between + self.text)
 
     def news(self) -> list[str]:
         """What can be shown since the last call: Thoughts and plain text."""
@@ -61,5 +62,7 @@ class Reply:
 
     def finish(self) -> list[str]:
         """The rest, when no token follows."""
-        pieces = self._splitter.add(self._decoder.decode(b"", final=True))
-        return [*pieces, *self._splitter.finish()]
+        pieces = self._splitter.add(self._decoder.decode(b"", final=True)) + self._splitter.finish()
+        if not self._splitter.began:
+            self.n_thinking = 0
+        return pieces

@@ -32,6 +32,11 @@ class Splitter:
         """Whether all that was added so far belongs to the thinking part."""
         return self._where in ("inside", "between") or (self._where == "maybe" and bool(self._held.strip()))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether what comes next is answered."""
+        return self._where in ("between", "answer")
+
     def add(self, text: str) -> list[str]:
         """What can be shown now: Thoughts and plain text."""
         self._held += text
