@@ -130,7 +130,7 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
     from deltamem_cli.commands.chat_talk import Talk
     from deltamem_cli.commands.interrupts import ending_in_order, keys_wait
 
-    # What the prompt needs is imported while the model loads, and what a reply needs while the user types.
+    # What the prompt needs is imported while the model loads.
     imports = Thread(target=_import_prompt, daemon=True)
     imports.start()
     with ending_in_order(), keys_wait(), Talk(store, request, stream=stream) as talk:
@@ -139,8 +139,6 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
 
         for line in chat_about.greeting(talk):
             tell(line)
-        talk.start()
-        Thread(target=chat_terminal.preload, daemon=True).start()
         chat_terminal.hold(talk)
 
 

@@ -47,7 +47,7 @@ class Talk:
             self.session.engine.cancel()
         self._model.close()
 
-    def start(self) -> None:
+    def start(self) -> Future[None]:
         """Feeds what the model sees at the start, in the background while the user types; ready() waits for it."""
 
         def report(done: int, total: int) -> None:
@@ -56,13 +56,14 @@ class Talk:
         executor = ThreadPoolExecutor(1)
         self._start = executor.submit(self.session.start, report)
         executor.shutdown(wait=False)
+        return self._start
 
     def ready(self, progress: Callable[[int, int], None]) -> None:
-        """Before anything is asked of the session. Raises DeltamemError when it can't start."""
-        while self._start and not wait([self._start], 0.05).done:
+        """Before anything is asked of the session: waits for start(). Raises DeltamemError when that can't."""
+        start = self._start or self.start()
+        while not wait([start], 0.05).done:
             progress(*self._started)
-        if self._start:
-            self._start.result()
+        start.result()
 
     def wipe(self) -> None:
         """At the end: no byte is left of turns that were taken back. Raises StoreError."""

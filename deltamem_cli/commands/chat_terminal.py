@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import typer
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import Application, get_app
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -41,6 +44,7 @@ def _ask_and_answer(talk: Talk) -> None:
     from deltamem_cli.engine import Cancelled
 
     prompt = _prompt(talk)
+    _when_first_shown(prompt, partial(_prepare, talk))
     while True:
         try:
             text = prompt.prompt(">>> ")
@@ -177,7 +181,20 @@ def _enter(event: KeyPressEvent) -> None:
         buffer.validate_and_handle()
 
 
-def preload() -> None:
-    """Imports what the first reply needs."""
+def _when_first_shown(prompt: PromptSession[str], do: Callable[[], object]) -> None:
+    def shown(_app: Application[str]) -> None:
+        prompt.app.after_render -= shown
+        do()
+
+    prompt.app.after_render += shown
+
+
+def _prepare(talk: Talk) -> None:
+    """Does while the user types what the first reply needs."""
+    talk.start()
+    Thread(target=_import_rendering, daemon=True).start()
+
+
+def _import_rendering() -> None:
     import rich.live
     import rich.markdown  # noqa: F401
