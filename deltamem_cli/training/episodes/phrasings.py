@@ -13,20 +13,38 @@ SAID = (
     "About my {n}, it is {v}.", "As for my {n}, that would be {v}.", "If anyone asks about my {n}, say {v}.", "For the record, {v} is my {n}.",
     "You can note {v} as my {n}.", "Please remember that my {n} is {v}.", "Remember my {n}: {v}.", "I'd say my {n} is {v}.",
     "You should know that my {n} is {v}.", "Write down that my {n} is {v}.", "One more thing, my {n} is {v}.",
+    "My {n} happens to be {v}.", "I have {v} as my {n}.", "When it comes to my {n}, it is {v}.", "Let me tell you my {n}: {v}.",
+    "Here is my {n}: {v}.", "I want you to know my {n}. It is {v}.", "My {n}? It is {v}.", "My {n} would be {v}.",
+    "You may want to note my {n}, which is {v}.", "For your notes, my {n} is {v}.", "Keep in mind that my {n} is {v}.",
+    "Did I mention my {n}? It is {v}.", "I never told you my {n}, it is {v}.", "I should tell you that my {n} is {v}.",
+    "In case it matters, my {n} is {v}.", "A fact about me: my {n} is {v}.", "Note: my {n} = {v}.", "{v} - that is my {n}.",
+    "It may help to know that my {n} is {v}.", "Regarding my {n}: {v}.", "So you know, {v} is my {n}.", "Save this: my {n} is {v}.",
 )  # fmt: skip
 WRAPPED = (
     "{s}", "{s}", "{s}", "By the way, {s}", "Just so you know, {s}", "Hello! {s}", "{s} Nice, isn't it?", "{s} I thought you should know.",
     "Hi! {s}", "{s} That is a bit about me.", "Let me tell you something. {s}", "Oh, and {s}", "Well, {s}", "{s} Please keep that in mind.",
     "Something about me: {s}", "{s} Don't forget it.", "Before I forget: {s}", "So, {s}", "{s} Okay?", "I want to share something. {s}",
+    "Good to see you. {s}", "{s} Just saying.", "You know what? {s}", "Here is something new: {s}", "{s} That matters to me.",
+    "I forgot to say: {s}", "Okay, {s}", "{s} Can you remember that?", "Listen, {s}", "{s} Isn't that something?", "To be clear, {s}",
+    "{s} Now you know.", "Guess what, {s}", "A small thing: {s}",
 )  # fmt: skip
 ASKED = (
     "What is my {n}?", "What's my {n}?", "Do you know my {n}?", "Can you tell me my {n}?", "Remind me of my {n}.", "Please tell me my {n}.",
     "I forgot my {n}. What is it?", "Could you remind me what my {n} is?", "Tell me my {n}.", "Do you remember my {n}?", "What was my {n} again?",
     "Can you recall my {n}?", "What did I say my {n} was?", "Which {n} did I mention?", "My {n}, what is it?", "I told you my {n}. What is it?",
+    "Would you tell me my {n}?", "I can't remember my {n}. Can you?", "What did I tell you about my {n}?", "Say my {n}.",
+    "Give me my {n}, please.", "Please recall my {n}.", "So what is my {n}?", "And my {n} is?", "What have I told you my {n} is?",
+    "I need my {n}. What is it?", "Which {n} do I have?", "Could you say what my {n} is?", "Any idea what my {n} is?",
+    "What would you say my {n} is?", "Look up my {n}, please.", "Try to remember my {n}.", "My {n} again, please?",
+    "You know my {n}, right? What is it?", "Have I told you my {n}? What is it?", "Do you still know my {n}?", "Name my {n}.",
+    "Remind me, what is my {n}?", "What was the {n} that I mentioned?", "I wonder whether you remember my {n}.",
 )  # fmt: skip
 ASKED_WRAPPED = (
     "{q}", "{q}", "{q}", "Hi! {q}", "Quick question: {q}", "Hello again. {q}", "Hey, {q}", "{q} I hope you remember.", "Now, {q}",
     "Let me test you. {q}", "{q} Answer briefly.", "Good morning! {q}", "One question. {q}", "{q} Thanks!",
+    "Hi there. {q}", "{q} Please be short.", "Tell me something. {q}", "I have a question. {q}", "Okay, {q}", "So, {q}",
+    "{q} I can't think of it.", "Can you help me? {q}", "Just checking: {q}", "{q} You should know.", "By the way, {q}",
+    "Good evening. {q}", "Before we go on: {q}", "{q} I really need to know.",
 )  # fmt: skip
 CORRECTED = (
     "Correction: {s}", "Actually, that changed. {s}", "Things are different now: {s}", "I have to correct myself. {s}", "Update: {s}",
@@ -96,6 +114,22 @@ How long does a marathon last? | Most runners need between three and five hours 
 Could you help me plan my day? | Of course. Start with the most important task and leave time for breaks.
 The traffic was terrible this morning. | That must have been annoying. I hope the rest of your day goes better.
 What is the difference between weather and climate? | Weather is what happens today, climate is the average over many years.
+Write a short poem about the sea. | The sea is wide, the sea is deep, it sings the sailors into sleep.
+How do I write a letter of thanks? | Say what you are thankful for, why it mattered to you, and end with warm regards.
+Which books should I read? | It depends on what you like. A classic such as Pride and Prejudice is a good start.
+What is machine learning? | Machine learning is a way for computers to find patterns in data instead of following fixed rules.
+How do I start a garden? | Choose a sunny place, loosen the soil, and begin with easy plants like radishes or lettuce.
+Explain gravity to a child. | Gravity is like an invisible hand that pulls everything towards the ground.
+I had a long day at work. | That sounds exhausting. I hope you can relax this evening.
+What is the largest ocean? | The Pacific Ocean is the largest ocean on Earth.
+How can I sleep better? | Go to bed at the same time every day and keep screens out of the bedroom.
+What does a computer processor do? | It carries out the instructions of programs, billions of them every second.
+Give me an idea for the weekend. | You could take a walk in the forest or visit a museum that you don't know yet.
+How do bees make honey? | Bees collect nectar, carry it to the hive and dry it until it becomes honey.
+What is democracy? | Democracy is a form of government in which the people decide by voting.
+Can you recommend a film? | If you like adventures, a film like The Princess Bride is fun for everyone.
+How do I stay fit? | Move a little every day, eat well, and rest enough.
+That is a good answer. | Thank you! I am glad that it was helpful.
 """.strip().splitlines()
 )
 SYSTEMS = (
