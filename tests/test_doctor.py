@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,26 +199,28 @@ def test_a_folder_that_others_may_list_is_a_warning(home: Path, doctor: Doctor) 
 
 
 @posix
-def test_a_read_only_folder_is_broken(home: Path) -> None:
-    home.chmod(0o555)
+def test_a_read_only_folder_and_a_read_only_database_are_broken() -> None:
     code = (
         "import os, sys\n"
+        "from pathlib import Path\n"
         "from deltamem_cli.diagnosis import storage\n"
+        "storage.database(Path(sys.argv[1]))\n"  # imports everything while it may still read the interpreter's files
         "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "check = storage.folder()\n"
-        "print(check.verdict, check.found, check.advice, sep='|')\n"
+        "for check in (storage.folder(), storage.database(Path(sys.argv[1]))):\n"
+        "    print(check.verdict, check.found, check.advice, sep='|')\n"
     )
-    try:
-        for parent in (home.parent, *home.parent.parents):  # root's own folders let nobody else through
-            if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
-                parent.chmod(parent.stat().st_mode | 0o055)
-        child = subprocess.run(
-            [sys.executable, "-c", code], env=environment(home), capture_output=True, text=True, check=False
-        )
-    finally:
-        home.chmod(0o700)
-    verdict, found, advice = child.stdout.strip().split("|")
-    assert verdict == "broken" and f"{home} can't be written to" in found and "DMEM_HOME" in advice
+    with tempfile.TemporaryDirectory() as folder:  # not in pytest's, which lets nobody through
+        path = Path(folder) / "memory.db"
+        Store.open(path).close()
+        path.chmod(0o444)
+        os.chmod(folder, 0o555)
+        command = [sys.executable, "-c", code, str(path)]
+        env = environment(Path(folder))
+        child = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        os.chmod(folder, 0o755)
+    place, database = (line.split("|") for line in child.stdout.splitlines())
+    assert place[0] == "broken" and f"{folder} can't be written to" in place[1] and "DMEM_HOME" in place[2]
+    assert database[0] == "broken" and "can't be written to" in database[1] and "chown" in database[2]
 
 
 def test_a_file_in_place_of_the_folder_is_broken(
@@ -315,7 +318,10 @@ def test_an_adapter_of_another_model_is_broken(
     assert broken(found) == ["adapter"] and "llama" in found["adapter"]["found"]
 
 
-def test_an_adapter_of_numbers_that_are_none_is_broken(home: Path, doctor: Doctor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("byte, said", [(0xFF, "finite"), (0, "writes nothing")], ids=["no numbers", "zeros"])
+def test_an_adapter_that_cannot_work_is_broken(
+    home: Path, doctor: Doctor, tmp_path: Path, byte: int, said: str
+) -> None:
     from gguf import GGUFReader
 
     sick = tmp_path / "sick.gguf"
@@ -323,10 +329,10 @@ def test_an_adapter_of_numbers_that_are_none_is_broken(home: Path, doctor: Docto
     reader = GGUFReader(sick, "r+")
     for tensor in reader.tensors:
         if tensor.name.endswith("deltamem_v.weight"):
-            tensor.data.view("uint8")[...] = 0xFF  # a NaN in every float format
+            tensor.data.view("uint8")[...] = byte  # 0xFF: a NaN in every float format
     reader.data.flush()
     found = doctor("--adapter", str(sick), code=1)
-    assert broken(found) == ["adapter"] and "finite" in found["adapter"]["found"]
+    assert broken(found) == ["adapter"] and said in found["adapter"]["found"]
 
 
 def test_a_model_without_an_adapter_is_a_warning(home: Path, doctor: Doctor, tiny_model: MakeModel) -> None:
