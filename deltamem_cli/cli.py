@@ -129,9 +129,10 @@ def dmem(
     \b
     Examples:
       dmem chat                        talk; the memory is kept for the next time
-      git diff | dmem chat "Explain this change"
+      git diff | dmem ask "Explain this change"
       dmem memory inspect              what the memory looks like
-      dmem config set ctx_size 8192
+      dmem model pull qwen3-4b         a bigger model, with its memory
+      dmem doctor                      when something does not work
     """
     if debug:
         ctx.ensure_object(Session).debug = True

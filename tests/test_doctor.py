@@ -318,7 +318,11 @@ def test_an_adapter_of_another_model_is_broken(
     assert broken(found) == ["adapter"] and "llama" in found["adapter"]["found"]
 
 
-@pytest.mark.parametrize("byte, said", [(0xFF, "finite"), (0, "writes nothing")], ids=["no numbers", "zeros"])
+@pytest.mark.parametrize(
+    "byte, said",
+    [(0xFF, "finite"), (0x7F, "what it computes is not finite"), (0, "writes nothing")],
+    ids=["no numbers", "too large", "zeros"],
+)
 def test_an_adapter_that_cannot_work_is_broken(
     home: Path, doctor: Doctor, tmp_path: Path, byte: int, said: str
 ) -> None:
@@ -345,6 +349,14 @@ def test_a_memory_of_another_adapter_is_a_warning(home: Path, doctor: Doctor, ti
     found = doctor("--adapter", str(other))
     assert found["remembered"]["verdict"] == "warning"
     assert "This memory was written by" in found["remembered"]["found"]
+
+
+def test_a_memory_of_numbers_that_are_none_is_broken(home: Path, doctor: Doctor) -> None:
+    with sqlite3.connect(home / "memory.db") as connection:
+        connection.execute("UPDATE states SET state = CAST(? || substr(state, 5) AS BLOB)", [b"\0\0\xc0\x7f"])
+    connection.close()
+    found = doctor(code=1)
+    assert broken(found) == ["remembered"] and "not finite" in found["remembered"]["found"]
 
 
 # the machine
