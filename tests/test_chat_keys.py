@@ -98,7 +98,7 @@ def test_what_is_typed_during_a_reply_is_not_shown_in_it_and_is_the_next_message
         chat.expect(r"\w+ \w+ \w+")  # the reply has begun
         chat.send("/stats\r")
         chat.expect(r"tokens/s")
-        assert plain(chat.shown).count("/stats") == 1
+        assert "/stats" not in plain(chat.shown).rpartition("sea.")[2].partition(">>>")[0]
         chat.line("/exit")
         assert chat.wait() == 0
 
@@ -107,11 +107,11 @@ def test_nothing_is_lost_of_what_is_typed_while_it_loads_and_replies(tiny: Dmem)
     long = "word " * 1200 + "end"  # a terminal that gathers lines keeps 4095 letters
     with tiny.terminal(tokens=1500) as chat:
         chat.send("Too early.\r")
-        chat.expect(r"early\.(?s:.*)>>> Too early\.\s+\S+")  # once as typed, once as taken; then the reply
+        chat.expect(r">>> Too early\.\s+(?!>>>)\S+")  # the reply
         chat.send("\r")
         chat.expect(r">>>\s+>>>\s*$")  # Enter, and not a line feed that makes a message of two lines
         chat.send("In between.\r")
-        chat.expect(r"between\.(?s:.*)between\.\s+\S+")
+        chat.expect(r"between\.\s+(?!>>>)\S+")
         for keys in ("/set max_tokens 1\r", long, "\r", "/exit\r"):
             chat.send(keys)
         assert chat.wait() == 0
