@@ -56,7 +56,7 @@ def test_json_is_one_document_with_all_that_was_asked_for(run: Run) -> None:
     found = json.loads(out)
     assert found["seed"] == 5 and found["complete"] and found["model"]["name"] and found["adapter"]["fingerprint"]
     assert set(found["facts"]) == {"3"} and set(found["facts"]["3"]) == set(r.MODES)
-    assert set(found["cases"]["facts"]["3"].values()) == {3}
+    assert found["cases"]["facts"]["3"][r.MEMORY] == found["cases"]["facts"]["3"][r.SEEN] == 3
     assert set(found["distance"]) == {"0", "20", "40"}
     assert found["perplexity"]["ratio"] > 0 and found["update"].keys() == {"before", "after"}
     again = json.loads(run("--limit", "3", "--facts", "3", "--seed", "5", "--json")[1])

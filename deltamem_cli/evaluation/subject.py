@@ -18,7 +18,7 @@ from deltamem_cli.session.thinking import Thought
 from deltamem_cli.store import conversations
 from deltamem_cli.store.database import Store
 
-ANSWER_TOKENS = 24  # only the first sentence counts
+ANSWER_TOKENS = 20  # only the first sentence counts
 
 
 @dataclass(frozen=True)
