@@ -216,18 +216,30 @@ def test_at_a_terminal_thoughts_are_dimmed_or_hidden(tiny: Dmem, tmp_path: Path)
 
 
 def test_questions_to_one_memory_wait_for_each_other(tiny: Dmem) -> None:
+    """Also the first ones, which find no conversation yet: it is this process's turn to begin one."""
     command = dmem("ask", *arguments(tiny, *tiny.adapter, "-p", "work", "--json", "Hello.", tokens=4))
-    running = [
-        subprocess.Popen(
-            command, env=tiny.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for _ in range(4)
-    ]
+    with Store.open(tiny.home / "memory.db") as store:
+        locks.hold(store, "profile-work", brief=True)
+        running = [
+            subprocess.Popen(
+                command,
+                env=tiny.env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(3)
+        ]
+        for one in running:
+            assert one.stderr is not None
+            assert f"Waiting for another question to the same memory (process {os.getpid()}" in one.stderr.readline()
+        assert conversations.all_of(store) == []
     ended = [(*one.communicate(timeout=120), one.returncode) for one in running]
-    assert [code for _, _, code in ended] == [0] * 4, ended
-    assert not any(b"locked" in err for _, err, _ in ended)
+    assert [code for _, _, code in ended] == [0] * 3, ended
+    assert not any("locked" in err for _, err, _ in ended)
     documents = [json.loads(out) for out, _, _ in ended]
-    assert sorted(one["turn"] for one in documents) == [1, 2, 3, 4]
+    assert sorted(one["turn"] for one in documents) == [1, 2, 3]
     assert len({one["conversation"] for one in documents}) == 1
     assert not list((tiny.home / "memory.db.locks").iterdir())
 
