@@ -160,9 +160,10 @@ def test_a_broken_database_is_named_and_the_rest_still_looked_at(
 
 def test_an_older_layout_is_left_to_the_next_command(home: Path, doctor: Doctor, tmp_path: Path) -> None:
     old = tmp_path / "old.db"
-    Store.open(old, migrate_to=1).close()
+    with Store.open(old, migrate_to=1) as store, store.transaction():
+        store.insert("profiles", name="default", created="2026-01-01T00:00:00.000Z")
     found = doctor("--database", str(old))
-    assert "has layout 1" in found["database"]["found"]
+    assert "has layout 1" in found["database"]["found"] and found["adapter"]["verdict"] == "ok"
     with Store.look(old) as store:
         assert store.layout == 1
 
@@ -268,6 +269,15 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, home: Path,
     monkeypatch.setattr(metadata, "version", version)
     found = doctor(code=1)
     assert broken(found) == ["install"] and found["install"]["advice"] == "pip install gguf"
+
+
+def test_a_build_that_does_not_say_what_it_is_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, home: Path, doctor: Doctor
+) -> None:
+    from deltamem_cli import build
+
+    monkeypatch.setattr(build, "info", dict)
+    assert doctor()["native library"]["verdict"] == "warning"
 
 
 def test_a_native_library_that_is_none_is_broken_and_nothing_is_loaded(home: Path, tmp_path: Path) -> None:
