@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltamem_cli.commands.chat import key_values
 from deltamem_cli.commands.model_options import (
     DEFAULT_HARDWARE,
     AdapterOption,
@@ -21,6 +20,7 @@ from deltamem_cli.commands.model_options import (
     ModelOption,
     TemplateOption,
     grouped,
+    key_values,
 )
 from deltamem_cli.commands.shared import (
     CidOption,
