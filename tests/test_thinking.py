@@ -14,7 +14,7 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import recent
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.replay import replay
-from deltamem_cli.session.thinking import Splitter, Thought
+from deltamem_cli.session.thinking import Splitter, Thought, parted
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.records import THINKING
 
@@ -33,9 +33,7 @@ SWITCHES = (
 
 def answer(session: ChatSession, text: str, reply: str = REPLY) -> tuple[str, str]:
     """Gives the model its reply. Returns what was thought and what was answered, as it came."""
-    pieces = list(session.ask(text, reply=session.engine.model.tokenize(reply)))
-    thought = "".join(piece for piece in pieces if isinstance(piece, Thought))
-    return thought, "".join(piece for piece in pieces if not isinstance(piece, Thought))
+    return parted(session.ask(text, reply=session.engine.model.tokenize(reply)))
 
 
 def assert_replays(session: ChatSession, model: Any, adapter: Any) -> None:
@@ -70,8 +68,7 @@ def test_tags_are_found_however_the_reply_is_cut(
     splitter = Splitter(begun)
     pieces = [piece for i in range(0, len(reply), size) for piece in splitter.add(reply[i : i + size])]
     pieces += splitter.finish()
-    assert "".join(piece for piece in pieces if isinstance(piece, Thought)) == thought == splitter.thought
-    assert "".join(piece for piece in pieces if not isinstance(piece, Thought)) == answered == splitter.answer
+    assert parted(pieces) == (thought, answered) == (splitter.thought, splitter.answer)
     assert [isinstance(piece, Thought) for piece in pieces] == sorted(
         (isinstance(piece, Thought) for piece in pieces), reverse=True
     )
@@ -270,7 +267,7 @@ def test_a_drawn_reply_is_split_like_a_given_one(chats: Chats, monkeypatch: pyte
         assert [(m.role, m.text, m.tokens, m.spans) for m in first] == [
             (m.role, m.text, m.tokens, m.spans) for m in given
         ]
-        assert "".join(piece for piece in drawn if isinstance(piece, Thought)).strip() == THOUGHT
+        assert parted(drawn)[0].strip() == THOUGHT
         assert np.allclose(np.frombuffer(written, np.float32), session.engine.state().ravel(), rtol=0, atol=1e-4)
 
 

@@ -73,6 +73,7 @@ def probe(
     from deltamem_cli.commands import chat_turn
     from deltamem_cli.engine import Cancelled
     from deltamem_cli.session.opening import Request, open_chat
+    from deltamem_cli.session.thinking import parted
 
     with ExitStack() as stack:
         store = stack.enter_context(open_store(database))
@@ -97,7 +98,7 @@ def probe(
                 chat_turn.show_reply(session, lambda progress: session.ask(question, progress=progress))
                 return
             with chat_turn.stopping(session.stop):
-                reply = "".join(session.ask(question))
+                _, reply = parted(session.ask(question))
         except Cancelled:
             raise typer.Exit(130) from None
     print_json(

@@ -78,10 +78,10 @@ def answer(
 
 def _document(session: ChatSession, loaded: Loaded, request: Request, text: str, seconds: float) -> dict[str, Any]:
     from deltamem_cli.commands.interrupts import stopping
-    from deltamem_cli.session.thinking import Thought
+    from deltamem_cli.session.thinking import parted
 
     with stopping(session.stop):
-        pieces = list(session.ask(text))
+        thought, answered = parted(session.ask(text))
     stats = session.stats
     memory = None
     if session.engine.has_memory:
@@ -89,8 +89,8 @@ def _document(session: ChatSession, loaded: Loaded, request: Request, text: str,
 
         memory = {"norm": total_norm(session.engine.state()), "change": stats.changed}
     return {
-        "text": "".join(piece for piece in pieces if not isinstance(piece, Thought)),
-        "thinking": "".join(piece for piece in pieces if isinstance(piece, Thought)),
+        "text": answered,
+        "thinking": thought,
         "interrupted": stats.interrupted,
         "model": loaded.model.name,
         "adapter": loaded.adapter.name if loaded.adapter else None,

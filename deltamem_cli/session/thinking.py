@@ -5,11 +5,20 @@ A thinking model begins its reply with <think>, or its template does that for it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 OPEN, CLOSE = "<think>", "</think>"
 
 
 class Thought(str):
     """A piece of text that was thought, not answered."""
+
+
+def parted(pieces: Iterable[str]) -> tuple[str, str]:
+    """What was thought and what was answered, of all pieces of a reply."""
+    every = list(pieces)
+    thought = "".join(piece for piece in every if isinstance(piece, Thought))
+    return thought, "".join(piece for piece in every if not isinstance(piece, Thought))
 
 
 class Splitter:
