@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,17 @@ def test_layer_shows_its_numbers_and_an_unknown_one_is_a_usage_error(talk: Conve
     assert "2 to 5" in refusal(dmem("memory", "inspect", "-p", "work", "--layer", "4", code=2))
     assert [one["layer"] for one in json.loads(dmem("memory", "inspect", "-p", "work", "--layer", "5", "--json"))
             ["layers"]] == [5]  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [8, 16, 64])
+def test_one_layer_shows_all_its_numbers_in_100_columns(home: Path, dmem: Dmem, rank: int) -> None:
+    state = stored.snapshot(1, rank=rank)
+    with Store.open(home / "memory.db") as store:
+        turns.commit(store, stored.conversation(store, 0), stored.exchange(1, snapshot=state))
+    shown = dmem("memory", "inspect", "-p", "work", "--layer", "3")
+    assert max(map(len, shown.splitlines())) <= memory_render.MAX_WIDTH
+    numbers = Counter(f"{number:.3g}" for number in state.state[1, 0].flat)
+    assert numbers <= Counter(re.findall(r"(?<=\s)-?[\d.e+-]+(?=\s)", shown))
 
 
 @pytest.mark.parametrize("name", ["memory.svg", "memory.png"])

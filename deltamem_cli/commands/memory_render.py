@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_WIDTH = 100
 TILE, GAP = 10, 1
+NUMBER = 10  # wide
 
 # One character per level from weak to strong: blocks for positive, strokes for negative, so that the sign is
 # readable without colour. The ASCII row is for terminals that cannot show blocks.
@@ -71,14 +72,28 @@ def layer_detail(out: Console, state: np.ndarray, metrics: LayerMetrics) -> None
     for number, head in enumerate(state):
         if len(state) > 1:
             out.print(Text(f"\nhead {number}", style="bold"))
+        _map_and_numbers(out, head, scale)
+    out.print()
+    legend(out, scale)
+
+
+def _map_and_numbers(out: Console, head: np.ndarray, scale: float) -> None:
+    """The map, and beside it as many columns of numbers as fit; the others below."""
+    from rich.text import Text
+
+    rank = len(head)
+    cell = 2 if 2 * rank + NUMBER < out.width else 1
+    columns = max(1, (out.width - cell * rank - 1) // NUMBER)
+    for start in range(0, rank, columns):
+        if columns < rank:
+            numbers = "".join(f"{column:>{NUMBER}}" for column in range(start, min(start + columns, rank)))
+            out.print(Text(" " * (cell * rank + 1) + numbers, style="bold"), no_wrap=True)
         for row, levels in zip(head.tolist(), cells.levels(head, scale).tolist(), strict=True):
             line = Text()
             for level in levels:
-                _cell(line, level, width=2)
-            line.append("  " + " ".join(f"{value:>9.3g}" for value in row), style="dim")
+                _cell(line, level if start == 0 else 0, width=cell)
+            line.append(" " + "".join(f"{value:>{NUMBER}.3g}" for value in row[start : start + columns]), style="dim")
             out.print(line, no_wrap=True)
-    out.print()
-    legend(out, scale)
 
 
 def legend(out: Console, scale: float) -> None:
