@@ -79,6 +79,7 @@ def test_a_sound_installation_is_found_sound_and_left_as_it_was(home: Path, doct
     assert (
         "1 profile, 1 conversation, 1 turn" in found["database"]["found"]
         and "context 256" in found["hardware"]["found"]
+        and "computed fused" in found["adapter"]["found"]
     )
 
 
@@ -393,7 +394,7 @@ def test_more_threads_than_cores_and_layers_on_no_gpu_are_warnings(
     monkeypatch.setattr(threads, "physical_cores", lambda: 1)
     monkeypatch.setenv("DMEM_THREADS", "2")
     found = doctor()
-    assert found["hardware"]["verdict"] == "warning" and "2 of 1 cores" in found["hardware"]["found"]
+    assert found["hardware"]["verdict"] == "warning" and "2 of 1 cores (" in found["hardware"]["found"]
     if "CPUs alone" in found["hardware"]["found"]:
         monkeypatch.setenv("DMEM_GPU_LAYERS", "3")
         assert "gpu_layers" in doctor()["hardware"]["advice"]

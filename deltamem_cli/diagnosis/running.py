@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
 from deltamem_cli import config, models
+from deltamem_cli.bindings import COMPUTE
 from deltamem_cli.diagnosis.checks import Check, Subject
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import facts, memory
@@ -81,7 +83,7 @@ def _hardware(loaded: Loaded, settled: Request) -> Check:
     chosen, cores = loaded.engine.chosen(), physical_cores()
     offload = bool(loaded.engine.native.llama.llama_supports_gpu_offload())
     found = (
-        f"{chosen['threads']} of {cores} cores, context {chosen['ctx_size']}, KV cache "
+        f"{chosen['threads']} of {cores} cores ({_instruction_sets(loaded)}), context {chosen['ctx_size']}, KV cache "
         f"{chosen['cache_type_k']} and {chosen['cache_type_v']}, flash attention {chosen['flash_attention']}, "
         f"{chosen['gpu_layers']} layers on a GPU" + ("" if offload else " (this build computes on CPUs alone)")
     )
@@ -91,6 +93,13 @@ def _hardware(loaded: Loaded, settled: Request) -> Check:
     if settled.threads and settled.threads > cores:
         return Check("hardware", "warning", found, "more threads than cores slow it down: dmem config unset threads")
     return Check("hardware", "ok", found)
+
+
+def _instruction_sets(loaded: Loaded) -> str:
+    """The wide ones that the loaded library uses, as llama.cpp names them: NAME = 1 | …"""
+    said = loaded.engine.native.llama.llama_print_system_info().decode("utf-8", "replace")
+    wide = ("AVX", "AMX", "NEON", "SVE", "SME", "RISCV_V", "VSX")
+    return ", ".join(re.findall(rf"\b((?:{'|'.join(wide)})\w*) = 1", said)) or "no wide instructions"
 
 
 def _adapter(request: Request, profile: Profile | None, store: Store | None) -> Iterator[Check]:
@@ -121,7 +130,10 @@ def _work(loaded: Loaded, adapter: Identity) -> Check:
     if not state.any():
         return Check("adapter", "broken", f"{adapter.name} writes nothing into the memory", again)
     layers, heads, rank, _ = state.shape
-    found = f"{adapter.name}: {layers} layers, {heads} × {rank} × {rank}; a word was read and written into the memory"
+    found = (
+        f"{adapter.name}: {layers} layers, {heads} × {rank} × {rank}, computed {COMPUTE[engine.info.compute]}; "
+        "a word was read and written into the memory"
+    )
     return Check("adapter", "ok", found)
 
 
