@@ -76,15 +76,33 @@ def loaded() -> Iterator[LoadModel]:
 
 
 @pytest.fixture
-def make_chats(
-    tmp_path: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
-) -> Any:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """DMEM_HOME, a folder that is not there yet."""
+    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def dmem(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command line in this process; returns stdout, or stderr with `code`, the exit code that it must have."""
+    from deltamem_cli import cli
+
+    def run(*arguments: str, code: int = 0) -> str:
+        found = cli.main(list(arguments))
+        shown = capsys.readouterr()
+        assert found == code, shown.err
+        assert "Traceback" not in shown.err
+        return shown.err if code else shown.out
+
+    return run
+
+
+@pytest.fixture
+def make_chats(home: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Any:
     """make_chats(granularity, arch, **settings): sessions on a tiny model over one database."""
     from chat_support import Chats
 
-    home = tmp_path / "home"
     home.mkdir()
-    monkeypatch.setenv("DMEM_HOME", str(home))
 
     def make(granularity: str = "token", arch: str = "qwen3", **settings: Any) -> Chats:
         model = tiny_model(arch)
@@ -101,16 +119,16 @@ def chats(make_chats: Any) -> Any:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Any:
+def tiny(home: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Any:
     """The installed program with a tiny model."""
     from chat_support import Dmem
 
     model = tiny_model("qwen3")
-    return Dmem(tmp_path / "home", model, tiny_adapter(model))
+    return Dmem(home, model, tiny_adapter(model))
 
 
 @pytest.fixture
-def starter(tmp_path: Path) -> Any:
+def starter(home: Path, tmp_path: Path) -> Any:
     """The installed program with the starter model and a random adapter, whose effect is the same every time."""
     from chat_support import Dmem
 
@@ -119,4 +137,4 @@ def starter(tmp_path: Path) -> Any:
 
     adapter = tmp_path / "adapter.gguf"
     random_adapter(paths.starter_model(), adapter, scale=0.2)
-    return Dmem(tmp_path / "home", None, adapter)
+    return Dmem(home, None, adapter)

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import stored
 
-from deltamem_cli import cli
 from deltamem_cli.commands import memory_render
 from deltamem_cli.memory_view import metrics
 from deltamem_cli.store import conversations, locks, profiles, states, turns
@@ -27,30 +26,9 @@ Dmem = Callable[..., str]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("DMEM_PROFILE", raising=False)
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def talk(home: Path) -> Conversation:
     with Store.open(home / "memory.db") as store:
         return stored.conversation(store, 4, word="walrus")
-
-
-@pytest.fixture
-def dmem(home: Path, capsys: pytest.CaptureFixture[str]) -> Dmem:
-    """Run a command line; returns stdout, or stderr with `code`, the exit code that it must have."""
-
-    def run(*arguments: str, code: int = 0) -> str:
-        found = cli.main(list(arguments))
-        shown = capsys.readouterr()
-        assert found == code, shown.err
-        assert "Traceback" not in shown.err
-        return shown.err if code else shown.out
-
-    return run
 
 
 def refusal(text: str) -> str:

@@ -9,28 +9,10 @@ from pathlib import Path
 import pytest
 import stored
 
-from deltamem_cli import cli
 from deltamem_cli.store import conversations
 from deltamem_cli.store.database import Store
 
 Dmem = Callable[..., str]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("DMEM_PROFILE", raising=False)
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def dmem(home: Path, capsys: pytest.CaptureFixture[str]) -> Dmem:
-    def run(*arguments: str, code: int = 0) -> str:
-        assert cli.main(list(arguments)) == code
-        shown = capsys.readouterr()
-        return shown.err if code else shown.out
-
-    return run
 
 
 def test_profile_is_made_changed_renamed_and_deleted(home: Path, dmem: Dmem) -> None:
