@@ -40,6 +40,7 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option("--from", metavar="ADAPTER", help="Go on from this adapter, with its settings.")
     ] = None,
+    license: Annotated[str | None, typer.Option("--license", metavar="ID", help="License that FILE states.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per event.")] = False,
 ) -> None:
     """Train an adapter; needs the extra "train". Checkpoints go to FILE.run beside the adapter.
@@ -64,7 +65,7 @@ def train(
     options = RunOptions(
         base=base, output=output, data=data, steps=steps, minutes=minutes, seed=seed, rank=rank,
         state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, batch=batch, lr=lr,
-        finish=finish, resume=resume, start_from=start_from,
+        finish=finish, resume=resume, start_from=start_from, license=license,
     )  # fmt: skip
     if as_json:
         run_training(options, lambda event: typer.echo(json.dumps(event)))

@@ -16,11 +16,12 @@ DELTA_SIZE = 0.04
 
 
 def export_adapter(
-    memory: Memory, path: Path, base_model: str, summary: dict[str, Any], name: str | None = None
+    memory: Memory, path: Path, base_model: str, summary: dict[str, Any], license: str | None = None
 ) -> None:
     """F16 matrices and F32 vectors. summary: what a reader needs to train it again, as JSON in the file."""
     provenance = Provenance(
-        name=name or f"δ-mem for {base_model}",
+        name=f"δ-mem for {base_model}",
+        license=license,
         base_model=base_model,
         source="dmem adapter train",
         training=json.dumps(summary, ensure_ascii=False),

@@ -44,6 +44,7 @@ class RunOptions:
     resume: bool = False
     start_from: Path | None = None
     start_episodes: int = 128
+    license: str | None = None
 
 
 def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) -> Path:
@@ -83,9 +84,9 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
                 "settings": asdict(settings),
                 "data": "persona episodes" if options.data is None else options.data.name,
                 "step": event["step"],
-                "validation": event,
+                "curve": trainer.history,
             }
-            export_adapter(memory, options.output, backbone.shape.name or options.base.stem, summary)
+            export_adapter(memory, options.output, backbone.shape.name or options.base.stem, summary, options.license)
             report({"event": "saved", "path": str(options.output), "score": best})
 
     trainer.report = keep_best
