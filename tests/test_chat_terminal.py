@@ -10,38 +10,51 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_support import PROMPT, Dmem, Terminal, environment, files, plain
+from chat_support import PROMPT, Dmem, Terminal, dmem, environment, files, plain
 
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 
 
-def test_with_the_starter_what_was_said_survives_a_kill(starter: Dmem) -> None:
-    with starter.terminal("-p", "work", tokens=24) as chat:
+def test_with_the_starter_what_was_said_survives_a_kill_and_goes_when_told_to(starter: Dmem) -> None:
+    with starter.terminal("-p", "work", tokens=16) as chat:
         chat.expect("tiny model")
-        chat.expect(PROMPT)
-        chat.send("My name is Ana and I live in Rome.\r")
-        chat.expect(PROMPT)
-        chat.send("My cat is called Tom.\r")
+        for text in ("My name is Xerxes.", "My cat is called Tom.", "My dog is called Rex."):
+            chat.line(text)
         chat.line("/set max_tokens 1000")
         chat.line("/set temperature 1.5")
         chat.line("Tell me a long story about the sea.")
-        chat.expect(r"\w+ \w+ \w+")
-        time.sleep(0.5)
+        chat.expect(r"sea\.\s+(?!>>>)\S(?s:.{20})")
         chat.kill(signal.SIGKILL)
         assert chat.wait() == -signal.SIGKILL
     found = starter.json("memory", "inspect", "-p", "work")
-    assert found["turns"] == 2 and len(found["layers"]) == 30 and found["tokens_written"] > 40
+    assert found["turns"] == 3 and len(found["layers"]) == 30 and found["tokens_written"] > 60
+    before = files(starter.home)
+    with starter.terminal("-p", "work", "--temporary") as chat:
+        chat.expect(r"Continuing “My name is Xerxes\.”")
+        chat.line("This is said in passing.")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert files(starter.home) == before
     with starter.terminal("-p", "work") as chat:
-        chat.expect(r"Continuing “My name is Ana and I live in Rome\.”(?s:.*)2 turns, the last 2 visible")
+        chat.expect(r"Continuing “My name is Xerxes\.”(?s:.*)3 turns, the last 3 visible")
         chat.line("/memory")
         chat.expect(r"L29 ")
         chat.line("/undo")
         chat.expect("Took back 1 turn; the memory is what it was before")
+        chat.line("/forget 1")
+        chat.expect(r"for good\? \[y/N\]: $")
+        chat.send("y\r")
+        chat.expect(r"(?s)forgot 1 turn \(1\).*replayed 1 later turn.*norm of the memory: .* before, .* after")
         chat.line("/exit")
         assert chat.wait() == 0
-    assert [turn["turn"] for turn in starter.json("memory", "history", "-p", "work")["turns"]] == [1]
-    assert starter.json("memory", "inspect", "-p", "work")["tokens_written"] < found["tokens_written"]
+    assert [turn["turn"] for turn in starter.json("memory", "history", "-p", "work")["turns"]] == [2]
+    assert 0 < starter.json("memory", "inspect", "-p", "work")["tokens_written"] < found["tokens_written"]
+    kept = b"".join(files(starter.home).values())
+    assert b"called Tom" in kept and b"Xerxes" not in kept and b"called Rex" not in kept
+    starter.run(*dmem("memory", "reset", "-p", "work", "--transcript", "-y"))
+    assert starter.json("memory", "inspect", "-p", "work")["layers"] == []
+    assert b"called Tom" not in b"".join(files(starter.home).values())
 
 
 def test_undo_forget_and_reset_do_what_they_say(tiny: Dmem) -> None:
