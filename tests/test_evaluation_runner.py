@@ -123,11 +123,14 @@ def test_each_mode_has_the_state_and_the_context_that_it_is_named_for(subject: S
         assert modes[mode][0].shown == rome[1]
 
 
-def test_only_the_conversation_itself_changes_with_distance(subject: Subject, seen: list[Seen]) -> None:
+def test_only_the_conversation_itself_changes_with_distance(
+    subject: Subject, seen: list[Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "DISTANCES", (400, 500))
     report, runner = run(subject, Cases({1: ROW}))
     later = by_mode(report, seen, r.DISTANCE)
     assert [record.distance for record in report.records if record.test == r.DISTANCE and record.mode == r.MEMORY] == [
-        100, 100, 100, 500, 500, 500,
+        400, 400, 400, 500, 500, 500,
     ]  # fmt: skip
     own, _ = told(subject, runner._ids[id(ROW[0])])
     first, second = later[r.MEMORY][0], later[r.MEMORY][3]
@@ -137,7 +140,7 @@ def test_only_the_conversation_itself_changes_with_distance(subject: Subject, se
     with Store.open(subject.database) as store:
         said = turns.all_of(store, runner._ids[id(ROW[0])])
     talk = [sum(len(m.tokens) for m in turn.messages) for turn in said if turn.number > 2]
-    assert 500 <= sum(talk) < 500 + 2 * max(talk) + 100
+    assert 500 <= sum(talk) < 500 + 2 * max(talk) < 900
     replayed = later[r.REPLAY][-1]
     assert replayed.visible[-1] == far.visible[-1] and 0 < len(replayed.shown) <= 1024 // 4
 
@@ -185,10 +188,16 @@ def test_an_update_is_asked_about_where_the_old_value_was_recalled(subject: Subj
 
 def test_plain_text_is_read_with_filled_memories_and_with_none(subject: Subject) -> None:
     cid = subject.tell(ROW[0].sessions[0])
-    stock = subject.perplexity("The old mill.")
-    assert subject.perplexity("The old mill.", cid) != stock
+    stock, memory = subject.perplexity("The old mill."), subject.with_memory.engine
+    own = memory.state()
+    memory.clear_state()
+    filled = subject.perplexity("The old mill.", cid)
+    memory.set_state(own)
+    tokens = memory.model.tokenize("The old mill.")
+    assert filled == perplexity(memory, tokens) != stock
+    memory.clear_state()
+    assert filled != perplexity(memory, tokens)
     engine = subject.without_memory.engine
-    tokens = engine.model.tokenize("The old mill.")
     assert stock == perplexity(engine, tokens)
     total = 0.0
     for i in range(1, len(tokens)):
