@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deltamem_cli.training.episodes.split import HELD_OUT, phrasings_of
 
@@ -24,6 +24,33 @@ class Kind:
         return (self.answer or f"Your {self.noun} is {{}}.").format(value)
 
 
+# what fits all kinds of one shape, beside what a kind says of itself; {o}: whose name it is, or what is liked
+_NAMED = (
+    ("My {o} is called {}.", "The name of my {o} is {}.", "My {o} goes by the name {}.", "Everyone calls my {o} {}."),
+    ("What is my {o} called?", "What is the name of my {o}?", "What name does my {o} have?", "What do I call my {o}?",
+     "What do you know about my {o}?", "Do you know the name of my {o}?", "Which name did I give for my {o}?"),
+)  # fmt: skip
+_LIKED = (
+    ("The {o} I like most is {}.", "{} is the {o} that I like best."),
+    ("Which {o} do I like best?", "What {o} do I like most?", "Which {o} is my favorite?", "What is the {o} that I like most?",
+     "Which {o} would I choose?", "Do you know which {o} I like best?"),
+)  # fmt: skip
+
+
+def _widened(kind: Kind) -> Kind:
+    """The kind with the phrasings of its shape."""
+    for begin, end, (said, asked) in (("", "'s name", _NAMED), ("favorite ", "", _LIKED)):
+        if kind.noun.startswith(begin) and kind.noun.endswith(end):
+            owner = kind.noun.removeprefix(begin).removesuffix(end)
+            more_said, more_asked = (tuple(t.replace("{o}", owner) for t in texts) for texts in (said, asked))
+            return replace(
+                kind,
+                said=tuple(dict.fromkeys(kind.said + more_said)),
+                asked=tuple(dict.fromkeys(kind.asked + more_asked)),
+            )
+    return kind
+
+
 def _person(name: str, noun: str) -> Kind:
     return Kind(
         name, noun, "first name", ("The name of " + _owner(noun) + " is {}.",), ("Who is " + _owner(noun) + "?",)
@@ -34,7 +61,7 @@ def _owner(noun: str) -> str:
     return "my " + noun.removesuffix("'s name")
 
 
-KINDS = (
+_BASIC = (
     Kind("name", "name", "first name", ("I'm {}.", "I am {}.", "Call me {}.", "People call me {}.", "Hi, {} here.", "This is {}."),
          ("Who am I?", "What am I called?", "What do people call me?", "Do you know who I am?")),
     Kind("surname", "last name", "last name", ("My family name is {}.", "My surname is {}."), ("What is my surname?", "What is my family name?")),
@@ -91,6 +118,7 @@ KINDS = (
     Kind("material", "favorite material", "metal", ("I like to work with {}.",), ("Which material do I like to work with?",)),
     Kind("season", "favorite month", "month", ("The month I like best is {}.",), ("Which month do I like best?",)),
 )  # fmt: skip
+KINDS = tuple(map(_widened, _BASIC))
 
 
 def kinds_of(part: str) -> list[Kind]:

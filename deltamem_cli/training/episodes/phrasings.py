@@ -38,6 +38,10 @@ ASKED = (
     "What would you say my {n} is?", "Look up my {n}, please.", "Try to remember my {n}.", "My {n} again, please?",
     "You know my {n}, right? What is it?", "Have I told you my {n}? What is it?", "Do you still know my {n}?", "Name my {n}.",
     "Remind me, what is my {n}?", "What was the {n} that I mentioned?", "I wonder whether you remember my {n}.",
+    "What do you know about my {n}?", "Repeat my {n}.", "What {n} did I tell you?", "What {n} do I have?", "Is there a {n} you know of me?",
+    "About my {n}: what is it?", "What is it, my {n}?", "You have my {n}, don't you? Tell me.", "Can you give me my {n}?",
+    "Do you have my {n}?", "Could you recall my {n} for me?", "Did I tell you my {n}? Which is it?", "Help me with my {n}, what was it?",
+    "Please say my {n} again.", "I am looking for my {n}. What is it?", "My {n} was what again?",
 )  # fmt: skip
 ASKED_WRAPPED = (
     "{q}", "{q}", "{q}", "Hi! {q}", "Quick question: {q}", "Hello again. {q}", "Hey, {q}", "{q} I hope you remember.", "Now, {q}",
