@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -177,16 +177,6 @@ class Read:
     logits: Tensor
     labels: Tensor
     lengths: list[int]
-
-
-def joined(reads: Iterable[Read]) -> Read:
-    """One after the other."""
-    parts = list(reads)
-    return Read(
-        torch.cat([r.logits for r in parts]),
-        torch.cat([r.labels for r in parts]),
-        [n for r in parts for n in r.lengths],
-    )
 
 
 def _answers(

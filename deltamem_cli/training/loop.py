@@ -22,7 +22,6 @@ from deltamem_cli.training.batch import (
     Read,
     ask,
     frozen_answers,
-    joined,
     read_answers,
     replay_answers,
     replay_writes,
@@ -36,8 +35,6 @@ from deltamem_cli.training.mixing import Pool, wanted_prompts
 from deltamem_cli.training.objective import answer_loss, exact, gate_loss, kl_loss
 
 __all__ = ["Settings", "Trainer"]
-
-GROUP = 20  # questions answered together in a mixed step
 
 
 @dataclass
@@ -207,12 +204,7 @@ class Trainer:
         asked = [a for w in batch for a in w.asked if a is not None]
 
         def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
-            # in groups of like length: little is padding
-            parts = [slice(at, at + GROUP) for at in range(0, len(chosen), GROUP)]
-            return joined(
-                replay_answers(self.backbone, self.memory, states[p], [asked[i] for i in chosen[p]], questions[p])
-                for p in parts
-            )
+            return replay_answers(self.backbone, self.memory, states, [asked[i] for i in chosen], questions)
 
         tokens = sum(len(w.spans) for w in batch)
         return self._loss(states, beta, [w.episode for w in batch], tokens, answer)
@@ -233,7 +225,6 @@ class Trainer:
         own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
         questions = [q for e in episodes for q in e.questions]
         facts = [i for i, q in enumerate(questions) if not q.plain]
-        facts.sort(key=lambda i: len(questions[i].answer))
         plain = [i for i, q in enumerate(questions) if q.plain]
         asked = [questions[i] for i in facts]
         read = answer(facts, states[own[facts]], asked)
