@@ -19,9 +19,9 @@ class Context:
     def __init__(self, model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_bool) -> None:
         """cancel: set, it stops the running llama_decode. Raises EngineError or NativeError."""
         self._model = model
-        _check_cache(model, options)
         model.acquire()
         try:
+            _check_cache(model, options)
             self.handle, self._threadpool, complaints = _make(model, options, threads, cancel)
         except BaseException:
             model.release()
