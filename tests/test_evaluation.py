@@ -12,6 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from deltamem_cli.episodes import HELD_OUT, TRAIN
+from deltamem_cli.episodes import phrasings as p
+from deltamem_cli.episodes.kinds import BY_NAME
+from deltamem_cli.episodes.split import part_of_value, phrasings_of
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.evaluation import cases as made
 from deltamem_cli.evaluation import picture, report
@@ -21,10 +25,6 @@ from deltamem_cli.evaluation.report import Record, Report, document
 from deltamem_cli.evaluation.statistics import Share
 from deltamem_cli.memory_view.png import png
 from deltamem_cli.memory_view.svg import svg
-from deltamem_cli.training.episodes import HELD_OUT, TRAIN
-from deltamem_cli.training.episodes import phrasings as p
-from deltamem_cli.training.episodes.kinds import BY_NAME
-from deltamem_cli.training.episodes.split import part_of_value, phrasings_of
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_file_without_values_or_with_a_reply_to_nothing_is_refused(tmp_path: P
 
 def test_reading_and_drawing_cases_needs_no_torch() -> None:
     code = (
-        "import sys; from deltamem_cli.evaluation import cases, runner; import deltamem_cli.training.data;"
+        "import sys; from deltamem_cli.evaluation import cases, runner; import deltamem_cli.episodes.file;"
         "cases.draw_cases(1, 2, 'held-out', 0); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from deltamem_cli.adapter.format import AdapterConfig, read_adapter
+from deltamem_cli.episodes import generate_episode
+from deltamem_cli.episodes.kinds import KINDS
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import ask, read_answers, replay_answers, replay_writes, run_writes, written_episodes
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
-from deltamem_cli.training.episodes import generate_episode
-from deltamem_cli.training.episodes.kinds import KINDS
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.loop import Settings, Trainer

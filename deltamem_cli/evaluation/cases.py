@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltamem_cli.episodes import HELD_OUT, Episode, Message, generate_episode
+from deltamem_cli.episodes.episode import small_talk
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.training.episodes import HELD_OUT, Episode, Message, generate_episode
-from deltamem_cli.training.episodes.episode import small_talk
 
 # Questions about one conversation are not independent of each other, so few are asked about each.
 QUESTIONS_PER_CASE = 3
@@ -83,7 +83,7 @@ def draw_updates(facts: int, cases: int, seed: int) -> list[Case]:
 
 def read_cases(path: Path) -> list[Case]:
     """The cases of a file as `adapter train --data` takes it: its validation lines, or all when it marks none."""
-    from deltamem_cli.training.data import read_episodes
+    from deltamem_cli.episodes.file import read_episodes
 
     train, validation = read_episodes(path)
     found = [case_of(episode, 0) for episode in validation or train]

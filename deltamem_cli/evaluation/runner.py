@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from deltamem_cli.episodes import HELD_OUT, TRAIN
 from deltamem_cli.evaluation import cases as made
 from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation.cases import Asked, Case
@@ -14,7 +15,6 @@ from deltamem_cli.evaluation.matching import recalls
 from deltamem_cli.evaluation.perplexity import PLAIN_TEXT
 from deltamem_cli.evaluation.report import Record, Report
 from deltamem_cli.evaluation.subject import Answer, Subject, answer
-from deltamem_cli.training.episodes import HELD_OUT, TRAIN
 
 FACTS = (1, 3, 6)
 DISTANCES = (100, 500)  # tokens

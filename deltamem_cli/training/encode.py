@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from deltamem_cli.training.episodes import Episode, Message, Question
+from deltamem_cli.episodes import Episode, Message, Question
 from deltamem_cli.training.tokens import ChatTemplate, Tokenizer
 
 

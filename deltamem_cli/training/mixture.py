@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from deltamem_cli.episodes import HELD_OUT, TRAIN, Question, generate_episode
+from deltamem_cli.episodes.episode import question_about
+from deltamem_cli.episodes.kinds import BY_NAME
+from deltamem_cli.episodes.phrasings import talk
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
-from deltamem_cli.training.episodes import HELD_OUT, TRAIN, Question, generate_episode
-from deltamem_cli.training.episodes.episode import question_about
-from deltamem_cli.training.episodes.kinds import BY_NAME
-from deltamem_cli.training.episodes.phrasings import talk
 
 PLAIN_SHARE = 0.15
 DENSE_PLAIN_SHARE = 0.5

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from deltamem_cli.adapter.format import DELTA_HEADS, AdapterConfig, read_adapter
+from deltamem_cli.episodes.file import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
-from deltamem_cli.training.data import read_episodes
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Source, Trainer

@@ -1,6 +1,6 @@
 """Invents conversations that state facts and questions about them later; knows nothing of models or tokens."""
 
-from deltamem_cli.training.episodes.episode import Episode, Message, Question, generate_episode
-from deltamem_cli.training.episodes.split import HELD_OUT, TRAIN
+from deltamem_cli.episodes.episode import Episode, Message, Question, generate_episode
+from deltamem_cli.episodes.split import HELD_OUT, TRAIN
 
 __all__ = ["HELD_OUT", "TRAIN", "Episode", "Message", "Question", "generate_episode"]

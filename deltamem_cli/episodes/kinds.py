@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from deltamem_cli.training.episodes.split import HELD_OUT, phrasings_of
+from deltamem_cli.episodes.split import HELD_OUT, phrasings_of
 
 KIND_SHARE = 0.12
 

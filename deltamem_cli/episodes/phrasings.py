@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from deltamem_cli.training.episodes.kinds import Kind
-from deltamem_cli.training.episodes.split import phrasings_of
+from deltamem_cli.episodes.kinds import Kind
+from deltamem_cli.episodes.split import phrasings_of
 
 # {n} is the kind's noun, {v} the value, {s} a statement that begins small where grammar allows
 SAID = (

@@ -1,18 +1,14 @@
 """Training and held-out cases share nothing; episodes say what they later ask."""
 
-from training_support import need
-
-need("faker")
-
 import random
 
 import pytest
 
-from deltamem_cli.training.episodes import HELD_OUT, TRAIN, generate_episode
-from deltamem_cli.training.episodes import phrasings as p
-from deltamem_cli.training.episodes.kinds import KINDS, Kind, kinds_of
-from deltamem_cli.training.episodes.split import phrasings_of
-from deltamem_cli.training.episodes.values import values, vocabulary
+from deltamem_cli.episodes import HELD_OUT, TRAIN, generate_episode
+from deltamem_cli.episodes import phrasings as p
+from deltamem_cli.episodes.kinds import KINDS, Kind, kinds_of
+from deltamem_cli.episodes.split import phrasings_of
+from deltamem_cli.episodes.values import values, vocabulary
 
 
 def test_no_value_is_in_both_parts_even_across_vocabularies() -> None:

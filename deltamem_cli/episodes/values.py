@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 from typing import Any
 
-from deltamem_cli.training.episodes.split import values_of
+from deltamem_cli.episodes.split import values_of
 
 NAME_LOCALES = [
     "en_US",
@@ -115,7 +115,7 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 
 def _provider(kind: str, locale: str) -> Any:
-    # deferred: faker belongs to the extra "train"
+    # deferred: it is slow to load
     return importlib.import_module(f"faker.providers.{kind}.{locale}").Provider
 
 

@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from deltamem_cli.training.episodes import phrasings
-from deltamem_cli.training.episodes.kinds import Kind, kinds_of
-from deltamem_cli.training.episodes.split import TRAIN, phrasings_of
-from deltamem_cli.training.episodes.values import values
+from deltamem_cli.episodes import phrasings
+from deltamem_cli.episodes.kinds import Kind, kinds_of
+from deltamem_cli.episodes.split import TRAIN, phrasings_of
+from deltamem_cli.episodes.values import values
 
 TOLD, UPDATED, UNKNOWN = "told", "updated", "unknown"
 

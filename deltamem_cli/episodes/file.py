@@ -1,4 +1,4 @@
-"""Conversations from a file: JSON lines, each what is told, then what is asked. Knows nothing of models.
+"""Reads conversations from a file: JSON lines, each what is told, then what is asked. Knows nothing of models.
 
     {"system": "…", "sessions": [[{"role": "user", "content": "…"}, …], …],
      "questions": [{"content": "…", "answer": "…", "value": "…"}]}
@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli.episodes import Episode, Message, Question
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.training.episodes import Episode, Message, Question
 
 
 def read_episodes(path: Path) -> tuple[list[Episode], list[Episode]]:
