@@ -23,7 +23,7 @@ def train(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="Conversations (.jsonl) instead of invented ones.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 600,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 1000,
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.01, help="Stop after this time.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of data and parameters.")] = 0,
     rank: Annotated[int, typer.Option("--rank", min=1, max=64, help="Width of a state.")] = 8,
@@ -32,10 +32,10 @@ def train(
     layers: Annotated[str, typer.Option("--layers", metavar="A-B,…", help="Layers that get a memory.")] = "",
     granularity: Annotated[str, typer.Option("--granularity", metavar="KIND", help=f"Writes per {CHOICE}.")] = "token",
     batch: Annotated[int, typer.Option("--batch", min=2, help="Episodes per step and device.")] = 16,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 2e-3,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 1.5e-3,
     finish: Annotated[
         float, typer.Option("--finish", min=0.0, max=1.0, help="Share of the run that trains end to end.")
-    ] = 0.15,
+    ] = 0.1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside FILE.")] = False,
     start_from: Annotated[
         Path | None, typer.Option("--from", metavar="ADAPTER", help="Go on from this adapter, with its settings.")

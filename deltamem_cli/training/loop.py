@@ -41,7 +41,7 @@ __all__ = ["Settings", "Trainer"]
 class Settings:
     """What a run is made of; stored in checkpoints and in the adapter's training summary."""
 
-    steps: int = 600
+    steps: int = 1000
     minutes: float | None = None
     seed: int = 0
     batch: int = 16

@@ -29,7 +29,7 @@ class RunOptions:
     base: Path
     output: Path
     data: Path | None = None
-    steps: int = 600
+    steps: int = 1000
     minutes: float | None = None
     seed: int = 0
     rank: int = 8
@@ -39,8 +39,8 @@ class RunOptions:
     granularity: str = "token"
     rankwise_gates: bool = False
     batch: int = 16
-    lr: float = 2e-3
-    finish: float = 0.15
+    lr: float = 1.5e-3
+    finish: float = 0.1
     resume: bool = False
     start_from: Path | None = None
     start_episodes: int = 128
