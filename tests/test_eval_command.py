@@ -16,7 +16,7 @@ from deltamem_cli.evaluation import runner as running
 
 # Of the questions asked of the starter's memory here, values of the training included. A good way below what the
 # shipped adapter reaches; raise it with a better one.
-RECALL_FLOOR = 0.05
+RECALL_FLOOR = 0.25
 
 Run = Any
 
