@@ -17,13 +17,7 @@ from deltamem_cli.config.errors import ConfigError, UnknownKey, WrongValue
 from deltamem_cli.config.keys import CACHE_TYPES, KEYS
 from deltamem_cli.errors import DeltamemError, UsageError
 
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    for variable in [name for name in os.environ if name.startswith("DMEM_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -15,25 +15,17 @@ from deltamem_cli.commands import completing
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        help="A name of dmem model list, or a GGUF file.  [config: model]",
-        autocompletion=completing.models,
-    ),
-]
-AdapterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--adapter",
-        metavar="ADAPTER",
-        help="A name of dmem adapter list, or a GGUF file.  [config: adapter]",
-        autocompletion=completing.adapters,
-    ),
-]
+
+def model_option(text: str) -> Any:
+    return typer.Option("-m", "--model", metavar="MODEL", help=text, autocompletion=completing.models)
+
+
+def adapter_option(text: str) -> Any:
+    return typer.Option("--adapter", metavar="ADAPTER", help=text, autocompletion=completing.adapters)
+
+
+ModelOption = Annotated[str | None, model_option("A name of dmem model list, or a GGUF file.  [config: model]")]
+AdapterOption = Annotated[str | None, adapter_option("A name of dmem adapter list, or a GGUF file.  [config: adapter]")]
 SystemOption = Annotated[
     str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.  [config: system]")
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltamem_cli.commands import completing
+from deltamem_cli.commands.model_options import adapter_option, model_option
 from deltamem_cli.commands.shared import (
     DatabaseOption,
     DryRunOption,
@@ -36,25 +37,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.", autocompletion=completing.profiles)]
 NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        help="Model that it uses: a name, or a GGUF file.",
-        autocompletion=completing.models,
-    ),
-]
-AdapterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--adapter",
-        metavar="ADAPTER",
-        help="Adapter that it uses: a name, or a GGUF file.",
-        autocompletion=completing.adapters,
-    ),
-]
+ModelOption = Annotated[str | None, model_option("Model that it uses: a name, or a GGUF file.")]
+AdapterOption = Annotated[str | None, adapter_option("Adapter that it uses: a name, or a GGUF file.")]
 TemplateOption = Annotated[
     Path | None,
     typer.Option("--template", metavar="FILE", help="Chat template (jinja) that it uses in place of its model's own."),

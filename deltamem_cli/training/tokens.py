@@ -91,10 +91,12 @@ class DirectoryTokenizer:
             raise DeltamemError(
                 f"{directory} needs the package tokenizers, which is not installed; install it or train from a GGUF"
             ) from None
-        settings = json.loads((directory / "tokenizer_config.json").read_text())
+        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         self._fast: Any = fast.Tokenizer.from_file(str(directory / "tokenizer.json"))
         template = directory / "chat_template.jinja"
-        self.template: str = template.read_text() if template.exists() else settings.get("chat_template", "")
+        self.template: str = (
+            template.read_text(encoding="utf-8") if template.exists() else settings.get("chat_template", "")
+        )
         if not self.template:
             raise DeltamemError(f"{directory} has no chat template, and training needs one; choose an instruct model")
         end = settings.get("eos_token")
