@@ -1,24 +1,26 @@
-"""Training and held-out cases share nothing; episodes say what they later ask."""
+"""Training, validation and held-out cases share nothing; episodes say what they later ask."""
 
 import random
+from itertools import combinations
 
 import pytest
 
-from deltamem_cli.episodes import HELD_OUT, TRAIN, generate_episode
+from deltamem_cli.episodes import HELD_OUT, TRAIN, VALIDATION, generate_episode
 from deltamem_cli.episodes import phrasings as p
+from deltamem_cli.episodes.episode import talk_prompt
 from deltamem_cli.episodes.kinds import KINDS, Kind, kinds_of
 from deltamem_cli.episodes.split import phrasings_of
 from deltamem_cli.episodes.values import values, vocabulary
 
+PARTS = (TRAIN, VALIDATION, HELD_OUT)
 
-def test_no_value_is_in_both_parts_even_across_vocabularies() -> None:
+
+def test_no_value_is_in_two_parts_even_across_vocabularies() -> None:
     names = {kind.vocabulary for kind in KINDS}
-    train = {v.lower() for n in names for v in values(n, TRAIN)}
-    held_out = {v.lower() for n in names for v in values(n, HELD_OUT)}
-    assert train
-    assert held_out
-    assert not train & held_out
-    assert train | held_out == {v.lower() for n in names for v in vocabulary(n)}
+    parts = [{v.lower() for n in names for v in values(n, part)} for part in PARTS]
+    assert all(parts)
+    assert not any(a & b for a, b in combinations(parts, 2))
+    assert set().union(*parts) == {v.lower() for n in names for v in vocabulary(n)}
 
 
 def test_every_vocabulary_has_values_in_both_parts() -> None:
@@ -43,19 +45,46 @@ def other_texts(part: str) -> set[str]:
     return {*phrasings_of(p.ACKNOWLEDGED, part), *(question for question, _ in p.talk(part))}
 
 
-def test_no_phrasing_is_in_both_parts() -> None:
+def disjoint(parts: list[set[str]]) -> bool:
+    """Whether no two share a text, and only the part that validates may be empty."""
+    return bool(parts[0] and parts[2]) and not any(a & b for a, b in combinations(parts, 2))
+
+
+def test_no_phrasing_is_in_two_parts() -> None:
     for kind in KINDS:
         for of in (p.said, p.asked):
-            train, held_out = ({t for group in of(kind, part) for t in group} for part in (TRAIN, HELD_OUT))
-            assert train
-            assert held_out
-            assert not train & held_out, kind.name
-    for wraps in (p.WRAPPED, p.CORRECTED, p.ASKED_WRAPPED):
-        assert not set(phrasings_of(wraps, TRAIN)) & set(phrasings_of(wraps, HELD_OUT))
-    assert not other_texts(TRAIN) & other_texts(HELD_OUT)
+            assert disjoint([{t for group in of(kind, part) for t in group} for part in PARTS]), kind.name
+    for texts in (p.WRAPPED, p.CORRECTED, p.ASKED_WRAPPED, p.TOPICS):
+        assert disjoint([set(phrasings_of(texts, part)) for part in PARTS])
+    assert disjoint([other_texts(part) for part in PARTS])
 
 
-@pytest.mark.parametrize("part", [TRAIN, HELD_OUT])
+def test_the_models_own_talk_is_asked_for_in_words_of_its_part() -> None:
+    rng = random.Random(3)
+    held_out = {v for name in p.TOPIC_VOCABULARIES for v in values(name, HELD_OUT)}
+    for _ in range(300):
+        said = talk_prompt(rng)
+        assert said not in {question for question, _ in p.talk(HELD_OUT)}
+        assert not any(said == t.replace("{t}", v) for t in p.TOPICS for v in held_out)
+
+
+def test_what_is_recalled_in_a_conversation_was_told_before_and_holds_then() -> None:
+    rng = random.Random(6)
+    for _ in range(40):
+        episode = generate_episode(rng, 3, talk_turns=1, recalls=2, updates=1, sessions=2)
+        now: dict[str, str] = {}
+        recalled = 0
+        for message in (m for s in episode.sessions for m in s if m.value):
+            if message.role == "user":
+                now[message.kind] = message.value
+            else:
+                recalled += 1
+                assert now[message.kind] == message.value
+                assert message.value in message.content
+        assert recalled == 2
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_an_episode_uses_phrasings_of_its_part_alone(part: str) -> None:
     rng = random.Random(2)
     by_name = {k.name: k for k in KINDS}

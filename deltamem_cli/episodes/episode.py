@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ TOLD, UPDATED, UNKNOWN = "told", "updated", "unknown"
 
 @dataclass(frozen=True)
 class Message:
-    """value and kind: of the fact, where this message states one; the start from data uses them."""
+    """value and kind: of the fact, where this message of the user states one, or this reply recalls one."""
 
     role: str
     content: str
@@ -72,11 +73,21 @@ def question_about(rng: random.Random, kind: Kind, value: str, part: str = TRAIN
     return Question(_ask(rng, kind, part), kind.answer_for(value), value, kind.name)
 
 
-def small_talk(rng: random.Random, turns: int, part: str = TRAIN) -> list[Message]:
-    """turns unrelated questions with their answers, none twice in a row."""
+def talk_prompt(rng: random.Random, part: str = TRAIN) -> str:
+    """Something ordinary to say that tells no fact, to be answered by whoever it is said to."""
+    if rng.random() < 0.25:
+        return rng.choice(phrasings.talk(part))[0]
+    topic = rng.choice(values(rng.choice(phrasings.TOPIC_VOCABULARIES), part))
+    return rng.choice(phrasings_of(phrasings.TOPICS, part)).replace("{t}", topic)
+
+
+def small_talk(
+    rng: random.Random, turns: int, part: str = TRAIN, talk: Sequence[tuple[str, str]] = ()
+) -> list[Message]:
+    """turns unrelated questions with their answers, of talk or else of the built-in ones, none twice in a row."""
     pairs: list[tuple[str, str]] = []
     while len(pairs) < turns:
-        pairs += rng.sample(phrasings.talk(part), min(turns - len(pairs), 8))
+        pairs += rng.sample(talk or phrasings.talk(part), min(turns - len(pairs), 8))
     return [Message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
@@ -88,6 +99,8 @@ def generate_episode(
     phrasing_part: str = TRAIN,
     kind_part: str = TRAIN,
     talk_turns: int = 0,
+    talk: Sequence[tuple[str, str]] = (),
+    recalls: int = 0,
     updates: int = 0,
     unknown: int = 0,
     sessions: int = 1,
@@ -96,17 +109,25 @@ def generate_episode(
 ) -> Episode:
     """One episode with n_facts facts of different kinds; updates of them are told again with another value.
 
+    recalls: how many facts are asked for and answered in the sessions themselves; talk: pairs for small_talk.
     system None draws one: mostly the model's own default (an empty text), sometimes another.
     """
-    kinds = rng.sample(kinds_of(kind_part), n_facts + unknown)
+    # a fact and its update need two values
+    fit = [k for k in kinds_of(kind_part) if len(values(k.vocabulary, value_part)) > 1]
+    kinds = rng.sample(fit, n_facts + unknown)
     told, not_told = kinds[:n_facts], kinds[n_facts:]
     value: dict[str, str] = {}
     for kind in told:
         # two facts of one episode never share a value: the answer must say which fact was meant
         value[kind.name] = rng.choice([v for v in values(kind.vocabulary, value_part) if v not in value.values()])
     blocks = [_tell(rng, k, value[k.name], phrasing_part) for k in told]
-    blocks += [small_talk(rng, 1, phrasing_part) for _ in range(talk_turns)]
+    blocks += [small_talk(rng, 1, phrasing_part, talk) for _ in range(talk_turns)]
     rng.shuffle(blocks)
+    for kind in rng.sample(told, recalls):
+        v = value[kind.name]
+        after = 1 + next(i for i, block in enumerate(blocks) if block[0].kind == kind.name)
+        said = [Message("user", _ask(rng, kind, phrasing_part)), Message("assistant", kind.answer_for(v), v, kind.name)]
+        blocks.insert(rng.randint(after, len(blocks)), said)
     old: dict[str, str] = {}
     for kind in rng.sample(told, min(updates, n_facts)):
         old[kind.name] = value[kind.name]

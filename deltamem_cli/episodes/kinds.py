@@ -122,9 +122,9 @@ KINDS = tuple(map(_widened, _BASIC))
 
 
 def kinds_of(part: str) -> list[Kind]:
-    """The kinds of one part; held-out kinds never appear in training."""
-    chosen = set(phrasings_of([k.name for k in KINDS], part, KIND_SHARE))
-    return [k for k in KINDS if k.name in chosen]
+    """The kinds of one part; held-out kinds never appear in training. None are kept for validation."""
+    held_out = set(phrasings_of([k.name for k in KINDS], HELD_OUT, KIND_SHARE))
+    return [k for k in KINDS if (k.name in held_out) == (part == HELD_OUT)]
 
 
 BY_NAME = {k.name: k for k in KINDS}

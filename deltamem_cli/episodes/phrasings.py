@@ -136,6 +136,15 @@ How do I stay fit? | Move a little every day, eat well, and rest enough.
 That is a good answer. | Thank you! I am glad that it was helpful.
 """.strip().splitlines()
 )
+# questions of ordinary talk that the frozen model answers in its own words; {t} is a topic
+TOPICS = (
+    "Tell me about {t}.", "What do you know about {t}?", "Write a short story about {t}.", "Why do people like {t}?",
+    "Explain {t} to a child.", "Give me a fun fact about {t}.", "Write two sentences about {t}.", "What is special about {t}?",
+    "Write a short poem about {t}.", "Give me some advice about {t}.", "What is the history of {t}?", "Describe {t} in a few words.",
+    "I read an article about {t} today.", "We talked about {t} at dinner.", "How would you compare {t} with something else?",
+    "List three things to know about {t}.", "Is {t} expensive?", "Can you recommend a book about {t}?",
+)  # fmt: skip
+TOPIC_VOCABULARIES = ("animal", "country", "flower", "food", "hobby", "instrument", "language", "sport", "subject")
 SYSTEMS = (
     "You are a helpful assistant.", "You are a friendly companion who answers briefly.", "Answer the questions of the user.",
     "You are an assistant with a good memory.", "You are a personal assistant.", "Be concise and kind.",

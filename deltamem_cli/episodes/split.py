@@ -1,4 +1,4 @@
-"""The one place that says which values, phrasings and kinds of fact are for training and which are held out."""
+"""The one place that says which values, phrasings and kinds of fact train, which validate, and which the evaluation alone reads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Sequence
 
 TRAIN = "train"
-HELD_OUT = "held-out"
+VALIDATION = "validation"  # a training run looks at these to see how it goes
+HELD_OUT = "held-out"  # `dmem eval` alone reads these
 VALUE_SHARE = 0.2
 PHRASING_SHARE = 0.25
+VALIDATION_SHARE = 0.1
 
 
 def _digest(text: str) -> int:
@@ -17,7 +19,10 @@ def _digest(text: str) -> int:
 
 def part_of_value(value: str) -> str:
     """Part of a value, by its text alone: the same word is in one part whatever kind of fact uses it."""
-    return HELD_OUT if _digest("value " + value) < VALUE_SHARE * 2**64 else TRAIN
+    place = _digest("value " + value) / 2**64
+    if place < VALUE_SHARE:
+        return HELD_OUT
+    return VALIDATION if place < VALUE_SHARE + VALIDATION_SHARE else TRAIN
 
 
 def values_of(values: Sequence[str], part: str) -> list[str]:
@@ -25,7 +30,9 @@ def values_of(values: Sequence[str], part: str) -> list[str]:
 
 
 def phrasings_of(phrasings: Sequence[str], part: str, share: float = PHRASING_SHARE) -> list[str]:
-    """The phrasings of one part. The list is ordered by hash and cut, so that both parts have some of a short list."""
+    """The phrasings of one part, ordered by hash and cut; a short list has none to validate with, but some held out."""
     ordered = sorted(phrasings, key=lambda p: _digest("phrasing " + p))
-    cut = max(1, round(share * len(ordered)))
-    return ordered[:cut] if part == HELD_OUT else ordered[cut:]
+    held_out = max(1, round(share * len(ordered)))
+    validation = held_out + int(VALIDATION_SHARE * len(ordered))
+    cut = {HELD_OUT: slice(held_out), VALIDATION: slice(held_out, validation), TRAIN: slice(validation, None)}
+    return ordered[cut[part]]
