@@ -5,16 +5,21 @@ from training_support import need
 need("torch", "faker", "accelerate")
 
 import json
+import os
 import random
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from deltamem_cli.adapter.format import AdapterConfig, read_adapter
-from deltamem_cli.episodes import generate_episode
+from deltamem_cli.episodes import Question, generate_episode
 from deltamem_cli.episodes.kinds import KINDS
-from deltamem_cli.errors import DeltamemError
+from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import ask, read_answers, replay_answers, replay_writes, run_writes, written_episodes
@@ -23,11 +28,16 @@ from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixing import Pool
+from deltamem_cli.training.mixing import Pool, Query
 from deltamem_cli.training.mixture import dense_source, persona_source
+from deltamem_cli.training.own_words import TEMPERATURE, own_talk, sample
 from deltamem_cli.training.run import RunOptions, parse_layers, run_training
 from deltamem_cli.training.tokens import GGUFTokenizer
 
+TALK = [
+    ("Tell me about tea.", "Tea is a drink. It is made of leaves and hot water."),
+    ("Hello!", "Hello, how are you?"),
+]
 SETTINGS = {"batch": 4, "round_episodes": 2, "round_steps": 2, "start_episodes": 4, "validate_every": 4, "finish": 0.0}
 
 
@@ -46,6 +56,12 @@ def episodes(encoder: Encoder, n: int, seed: int = 0) -> list[EncodedEpisode]:
     return [encoder.episode(generate_episode(rng, 2, talk_turns=1, sessions=2, system="")) for _ in range(n)]
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 def memory_for(backbone: Backbone, **settings: object) -> Memory:
     torch.manual_seed(0)
     shape = backbone.shape
@@ -59,8 +75,9 @@ def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: 
     made = Settings(steps=steps, **{**SETTINGS, **settings})  # type: ignore[arg-type]
     checks = {"unseen 2": episodes(encoder, 4, seed=9)}
     return Trainer(
-        backbone, memory_for(backbone), persona_source(encoder), checks, made, folder, dense=dense_source(encoder)
-    )
+        backbone, memory_for(backbone), persona_source(encoder, TALK), checks, made, folder,
+        dense=dense_source(encoder, TALK),
+    )  # fmt: skip
 
 
 def test_a_run_killed_within_a_round_goes_on_from_the_last_whole_one(
@@ -133,10 +150,21 @@ def test_replay_equals_the_real_passes_in_states_and_answers(base: Path, encoder
     own = torch.tensor([i for i, e in enumerate(told) for _ in e.questions])
     questions = [q for e in told for q in e.questions]
     real = read_answers(backbone, memory, states[own], questions)
-    asked = [a for w in pool for a in w.asked if a is not None]
-    again = replay_answers(backbone, memory, states[own], asked, questions)
-    torch.testing.assert_close(again.logits, real.logits, atol=2e-2, rtol=5e-2)
+    prompts = [a for w in pool for a in w.asked if a is not None]
+    assert len(prompts) == len(questions)
+    whole = [Query(q, a).about(q) for q, a in zip(questions, prompts, strict=True)]
+    for _ in range(2):  # the second time with what was kept of the layers below the memory
+        again = replay_answers(backbone, memory, states[own], [w.asked for w in whole], [w.question for w in whole])
+        torch.testing.assert_close(again.logits, real.logits, atol=2e-2, rtol=5e-2)
     assert real.lengths == [len(q.answer) for q in questions]
+    # from the value on: the last rows of the same answers, among some tokens only
+    part = [Query(q, a).about(q, whole=False) for q, a in zip(questions, prompts, strict=True)]
+    some = torch.tensor(sorted({t for q in questions for t in q.answer} | {0, 1}))
+    values = replay_answers(backbone, memory, states[own], [p.asked for p in part], [p.question for p in part], some)
+    rows = real.logits.split(real.lengths)
+    wanted = [row[q.value_at[0] : q.value_at[-1] + 2] for row, q in zip(rows, questions, strict=True)]
+    torch.testing.assert_close(values.logits, torch.cat(wanted)[:, some], atol=2e-2, rtol=5e-2)
+    assert [some[i] for i in values.labels] == [t for p in part for t in p.question.answer]
 
 
 def test_the_gradient_of_an_answer_reaches_what_wrote_the_state(base: Path, encoder: Encoder) -> None:
@@ -207,6 +235,65 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
     assert read_adapter(tmp_path / "more.gguf").config == read_adapter(tmp_path / "out.gguf").config
 
 
+def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tmp_path: Path) -> None:
+    backbone = Backbone(base)
+    export_adapter(memory_for(backbone), tmp_path / "old.gguf", "tiny", {})
+    data = tmp_path / "data.jsonl"
+    told, asked = [{"role": "user", "content": "My boat is red."}], [{"content": "My boat?", "answer": "Red."}]
+    data.write_text(json.dumps({"messages": told, "questions": asked}))
+    options = RunOptions(
+        base, tmp_path / "new.gguf", data=data, steps=1, batch=2, start_episodes=1,
+        start_from=tmp_path / "old.gguf", update="no_lambda",
+    )  # fmt: skip
+    run_training(options, lambda event: None)
+    old, new = (read_adapter(tmp_path / name).config for name in ("old.gguf", "new.gguf"))
+    assert new == replace(old, state_update="no_lambda")
+    options.output, options.update = tmp_path / "bad.gguf", "sometimes"
+    with pytest.raises(UsageError, match="sometimes"):
+        run_training(options, lambda event: None)
+
+
+def test_two_processes_train_one_adapter(base: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    options = [
+        "--base",
+        base,
+        "-o",
+        tmp_path / "a.gguf",
+        "--steps",
+        "2",
+        "--layers",
+        "1",
+        "--batch",
+        "4",
+        "--rank",
+        "2",
+        "--json",
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(  # noqa: PLW1510 (its text is wanted when it fails)
+        [*command, "-m", "deltamem_cli", "adapter", "train", *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    # the first process speaks for both
+    assert [e["step"] for e in events if e["event"] == "step"] == [1, 2]
+    assert [e["event"] for e in events if e["event"] in ("validation", "saved")] == ["validation", "saved"]
+    assert read_adapter(tmp_path / "a.gguf").config.rank == 2
+
+
 def test_layers_are_read_as_ranges_and_refused_beyond_the_model() -> None:
     assert parse_layers("", 3) == (0, 1, 2)
     assert parse_layers("0,2-4", 6) == (0, 2, 3, 4)
@@ -219,26 +306,85 @@ def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(b
     backbone = Backbone(base)
     memory = memory_for(backbone)
     rng = random.Random(0)
-    written = written_episodes(backbone, memory, dense_source(encoder)(rng, 3, 0.0))
+    written = written_episodes(backbone, memory, dense_source(encoder, TALK)(rng, 3, 0.0))
     ask(backbone, memory, written)
     pool = Pool(2, mixed=True)
     pool.add(written)
     assert list(pool.written) == written[1:]  # the oldest left
     assert {t.about.question.kind for t in pool.told if t.about} <= {k.name for k in KINDS}
-    for mixed in pool.draw(rng, 40, 6):
+    repeats = [turn for turns in pool.recalled.values() for turn in turns]
+    assert repeats
+    seen_repeats = seen_talk = 0
+    for mixed in (m for _ in range(12) for m in pool.draw(rng, 12, 6)):
         told = {}
         for n in range(int(mixed.spans.max()) // 2 + 1):
             turn = mixed.inputs[:, mixed.spans // 2 == n]
             for known in pool.told:
                 if known.about is not None and torch.equal(known.inputs, turn):
                     told[known.about.question.kind] = known.about.question
+            seen_talk += any(torch.equal(t.inputs, turn) for t in pool.talk)
+            for repeat in repeats:
+                if torch.equal(repeat.inputs, turn):
+                    seen_repeats += 1
+                    assert repeat.about is not None
+                    # what is repeated is what holds by then
+                    assert told[repeat.about.question.kind].value == repeat.about.question.value
         asked = [q for q in mixed.episode.questions if q.value_at]
         assert {q.question.kind: q.question for q in asked} == told
         assert all(q.plain or q.question.kind not in told for q in mixed.episode.questions if not q.value_at)
         assert len(mixed.asked) == len(mixed.episode.questions)
         for q in asked:
             # the prompt may be that of another turn, but asks for this kind
-            assert any(p.question.prompt == q.prompt for p in pool.prompts[q.question.kind])
+            prompts = [p.question for p in pool.prompts[q.question.kind]]
+            assert any(q.prompt in (p.prompt, p.at_value().prompt) for p in prompts)
+    assert seen_repeats
+    assert seen_talk
+
+
+def test_an_answer_from_the_value_on_is_the_value_and_what_ends_it(encoder: Encoder) -> None:
+    rng = random.Random(4)
+    for episode in [encoder.episode(generate_episode(rng, 3, system="")) for _ in range(8)]:
+        for q in episode.questions:
+            part = q.at_value()
+            assert q.prompt + q.head + q.answer[: q.value_at[-1] + 2] == part.prompt + part.head + part.answer
+            assert len(part.head) == 1
+            assert len(part.answer) == len(part.value_at) + 1
+            text = b"".join(encoder.tokenizer.piece(t) for t in part.answer)
+            assert q.question.value.encode() in text
+
+
+def test_own_talk_is_what_the_frozen_model_says_and_repeats_by_seed(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    first, again, other = (own_talk(backbone, encoder, seed, 6, tokens=8) for seed in (0, 0, 1))
+    assert first == again != other
+    prompt = encoder.question("", Question(first[0][0], "x", "", "talk")).prompt
+    generator = torch.Generator().manual_seed(0)
+    (row,) = sample(backbone, [prompt], 5, generator)
+    (long,) = sample(backbone, [prompt], 5, torch.Generator().manual_seed(0))
+    assert row == long
+    # token by token what the model gives when it reads all at once
+    ids = torch.tensor([prompt + row])
+    h, _ = backbone.run(backbone.embed(ids), torch.tensor([ids.shape[1]]))
+    weights = (backbone.logits(h[0, len(prompt) - 1 : -1]) / TEMPERATURE).softmax(-1)
+    again_generator = torch.Generator().manual_seed(0)
+    redrawn = [int(torch.multinomial(w[None], 1, generator=again_generator)) for w in weights]
+    assert redrawn == row
+
+
+def test_plain_answers_keep_what_the_frozen_model_would_say(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    rng = random.Random(1)
+    written = written_episodes(backbone, memory, dense_source(encoder, TALK)(rng, 4, 0.0))
+    ask(backbone, memory, written)
+    found = [(q, a) for w in written for q, a in zip(w.episode.questions, w.asked, strict=True) if q.plain]
+    assert found
+    for q, asked in found:
+        ids = torch.tensor([q.prompt + q.head + q.answer[:-1]])
+        h, _ = backbone.run(backbone.embed(ids), torch.tensor([ids.shape[1]]))
+        assert asked is not None
+        assert asked.frozen is not None
+        torch.testing.assert_close(asked.frozen, h[0, -len(q.answer) :], atol=1e-4, rtol=1e-4)
 
 
 def test_the_system_prompt_is_seen_and_never_written(base: Path, encoder: Encoder) -> None:

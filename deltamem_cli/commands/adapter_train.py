@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deltamem_cli.training.run import RunOptions
 
 HIDDEN = ("event", "step", "seconds", "score")
+RULES = "standard, lambda_outside or no_lambda"
 CHOICE = "token, message_mean or sentence_mean"
 
 
@@ -31,14 +32,18 @@ def train(
     heads: Annotated[str, typer.Option("--heads", metavar="qkvo", help="Projections that are corrected.")] = "qo",
     layers: Annotated[str, typer.Option("--layers", metavar="A-B,…", help="Layers that get a memory.")] = "",
     granularity: Annotated[str, typer.Option("--granularity", metavar="KIND", help=f"Writes per {CHOICE}.")] = "token",
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Episodes per step and device.")] = 16,
+    update: Annotated[
+        str | None, typer.Option("--update", metavar="RULE", help=f"What a write keeps: {RULES}.  [default: standard]")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Questions per step and device.")] = 48,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 1.5e-3,
     finish: Annotated[
         float, typer.Option("--finish", min=0.0, max=1.0, help="Share of the run that trains end to end.")
     ] = 0.1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside FILE.")] = False,
     start_from: Annotated[
-        Path | None, typer.Option("--from", metavar="ADAPTER", help="Go on from this adapter, with its settings.")
+        Path | None,
+        typer.Option("--from", metavar="ADAPTER", help="Go on from this adapter, with its settings but for --update."),
     ] = None,
     license: Annotated[str | None, typer.Option("--license", metavar="ID", help="License that FILE states.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per event.")] = False,
@@ -46,6 +51,8 @@ def train(
     """Train an adapter; needs the extra "train". Checkpoints go to FILE.run beside the adapter.
 
     On several GPUs start it with: accelerate launch -m deltamem_cli adapter train ...
+    On a CPU two processes of one thread each are faster than one of two; --batch counts for each:
+    ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m deltamem_cli adapter train ...
 
     \b
     Examples:
@@ -64,7 +71,7 @@ def train(
         ) from None
     options = RunOptions(
         base=base, output=output, data=data, steps=steps, minutes=minutes, seed=seed, rank=rank,
-        state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, batch=batch, lr=lr,
+        state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, update=update, batch=batch, lr=lr,
         finish=finish, resume=resume, start_from=start_from, license=license,
     )  # fmt: skip
     if as_json:
@@ -89,6 +96,8 @@ def _show(options: RunOptions, run_training: Any) -> None:
                     f"loss {event['loss']:.2f}  recall {event['exact']:.0%}  {event['tokens_per_second']:.0f} tokens/s"
                 )
                 progress.update(bar, completed=event["progress"], description=f"step {event['step']}", note=note)
+            elif event["event"] == "talk":
+                progress.update(bar, description=f"asking the model for talk: {event['pairs']}")
             elif event["event"] == "validation":
                 recall = "  ".join(f"{k} {v:.0%}" for k, v in event.items() if k not in HIDDEN)
                 console.print(f"step {event['step']}: recall {recall}")

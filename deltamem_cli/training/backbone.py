@@ -24,10 +24,6 @@ class Past:
     values: dict[int, Tensor]
     lengths: Tensor
 
-    def select(self, rows: Tensor) -> Past:
-        keys, values = ({n: t[rows] for n, t in side.items()} for side in (self.keys, self.values))
-        return Past(keys, values, self.lengths[rows])
-
 
 class Backbone:
     """Weights are in the basis of the GGUF, so that corrections learned on them fit it without permuting."""
@@ -100,8 +96,10 @@ class Backbone:
             h, new.keys[n], new.values[n] = self._layer(n, h, rope, mask, past, correct)
         return h, new
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(self._norm(hidden, self.final_norm).to(self.dtype), self.head).float()
+    def logits(self, hidden: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        """Of all tokens, or of those of vocabulary: [..., tokens]"""
+        head = self.head if vocabulary is None else self.head[vocabulary]
+        return F.linear(self._norm(hidden, self.final_norm).to(self.dtype), head).float()
 
     def _mask(self, tokens: int, past: Past | None) -> Tensor:
         """[B or 1, 1, T, S + T] added to the scores."""

@@ -38,11 +38,22 @@ class Asked:
     """A question's prompt after it was run: what any answer to it needs.
 
     inputs: [L, S - opening, hidden] bfloat16, what the memory writes; keys, values: per layer [kv heads, S, head dim]
+    frozen: [answer, hidden], where the model without memory ends up at the tokens of a plain question's answer
+    below: [head + answer - 1, hidden], what reaches the lowest adapted layer at the answer to one question; no memory
+    has a part in it, so replay_answers() computes it once
     """
 
     inputs: Tensor
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
+    frozen: Tensor | None = None
+    below: Tensor | None = None
+
+    def shortened(self, tokens: int) -> Asked:
+        """For another answer, without the last tokens of the prompt."""
+        size = self.inputs.shape[1] - tokens
+        sides = ({n: t[:, : t.shape[1] - tokens] for n, t in side.items()} for side in (self.keys, self.values))
+        return Asked(self.inputs[:, :size], *sides)
 
 
 @dataclass
@@ -143,19 +154,23 @@ def ask(
     wanted: Callable[[EncodedQuestion], bool] = lambda question: True,
     rows: int = 48,
 ) -> None:
-    """Runs the prompts of the wanted questions with today's memory and keeps in each episode what answers need."""
-    todo = [(w, q) for w in written for q in w.episode.questions if wanted(q)]
-    todo.sort(key=lambda wq: len(wq[1].prompt))
+    """Runs the prompts of the wanted questions, up to the value of the answer, with today's memory and keeps in each
+    episode what answers need."""
+    todo = [(w.state, q, q.at_value()) for w in written for q in w.episode.questions if wanted(q)]
+    todo.sort(key=lambda item: len(item[2].prompt))
     found: dict[int, Asked] = {}
     for at in range(0, len(todo), rows):
         part = todo[at : at + rows]
-        states = torch.stack([w.state for w, _ in part]).to(backbone.device)
-        _, past, session = run_prompts(backbone, memory, states, [q for _, q in part], keep_inputs=True)
+        states = torch.stack([state for state, _, _ in part]).to(backbone.device)
+        _, past, session = run_prompts(backbone, memory, states, [shown for _, _, shown in part], keep_inputs=True)
         seen = torch.stack(session.inputs, 1)
-        for row, (_, q) in enumerate(part):
-            size = len(q.prompt)
+        for row, (_, q, shown) in enumerate(part):
+            size = len(shown.prompt)
             keys, values = ({n: t[row, :, :size].clone() for n, t in side.items()} for side in (past.keys, past.values))
             found[id(q)] = Asked(seen[row, :, q.opening : size].clone(), keys, values)
+    plain = [q for _, q, _ in todo if q.plain]
+    for q, frozen in zip(plain, frozen_answers(backbone, plain), strict=True):
+        found[id(q)].frozen = frozen
     for w in written:
         w.asked = [found.get(id(q)) for q in w.episode.questions]
 
@@ -172,7 +187,10 @@ def run_prompts(
 
 @dataclass
 class Read:
-    """Answer logits of all questions, flat over answer tokens. lengths: answer tokens of each question."""
+    """Answer logits of all questions, flat over answer tokens. lengths: answer tokens of each question.
+
+    labels: places of the right tokens in the vocabulary that logits are of
+    """
 
     logits: Tensor
     labels: Tensor
@@ -187,13 +205,16 @@ def _answers(
     session: Session | None,
     questions: Sequence[EncodedQuestion],
     first: int,
+    vocabulary: Tensor | None = None,
 ) -> Read:
     h, _ = backbone.run(h, lengths, past, session, range(first, backbone.shape.n_layer))
     where = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
     for i, q in enumerate(questions):
         where[i, len(q.head) - 1 : len(q.head) + len(q.answer) - 1] = True
     labels = torch.tensor([t for q in questions for t in q.answer], device=h.device)
-    return Read(backbone.logits(h[where]), labels, [len(q.answer) for q in questions])
+    if vocabulary is not None:
+        labels = torch.searchsorted(vocabulary, labels)
+    return Read(backbone.logits(h[where], vocabulary), labels, [len(q.answer) for q in questions])
 
 
 def read_answers(backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion]) -> Read:
@@ -205,45 +226,74 @@ def read_answers(backbone: Backbone, memory: Memory, states: Tensor, questions: 
 
 
 def replay_answers(
-    backbone: Backbone, memory: Memory, states: Tensor, asked: Sequence[Asked], questions: Sequence[EncodedQuestion]
+    backbone: Backbone,
+    memory: Memory,
+    states: Tensor,
+    asked: Sequence[Asked],
+    questions: Sequence[EncodedQuestion],
+    vocabulary: Tensor | None = None,
 ) -> Read:
-    """The same with the prompts' inputs, keys and values as they were when ask() ran; gradients through the states."""
+    """The same with the prompts' inputs, keys and values as they were when ask() ran; gradients through the states.
+
+    vocabulary: sorted tokens that the answers are chosen from, all unless given; the answers' own must be among them
+    """
     wrote = [a.inputs.shape[1] for a in asked]
     x = asked[0].inputs.new_zeros(len(asked), asked[0].inputs.shape[0], max(wrote), asked[0].inputs.shape[2])
     for i, a in enumerate(asked):
         x[i, :, : wrote[i]] = a.inputs
     states, _ = memory.write(x, states, length_mask(torch.tensor(wrote, device=states.device), max(wrote)))
-    ids, lengths = pad([q.head + q.answer[:-1] for q in questions], backbone.device)
-    past, first = _joined(asked), memory.config.layers[0]
-    h = backbone.embed(ids)
-    if first:
-        with torch.no_grad():
-            h, _ = backbone.run(h, lengths, past, layers=range(first))
+    first, last = memory.config.layers[0], backbone.shape.n_layer
+    new = [i for i, a in enumerate(asked) if a.below is None]
+    if new:
+        _run_below(backbone, [asked[i] for i in new], [questions[i] for i in new], range(first))
+    below = [a.below for a in asked if a.below is not None]
+    lengths = torch.tensor([len(h) for h in below], device=states.device)
+    h = torch.nn.utils.rnn.pad_sequence(below, batch_first=True)
     session = Session(memory, states, length_mask(lengths, h.shape[1]))
-    return _answers(backbone, h, lengths, past, session, questions, first)
+    return _answers(backbone, h, lengths, _joined(asked, range(first, last)), session, questions, first, vocabulary)
 
 
-def _joined(asked: Sequence[Asked]) -> Past:
+@torch.no_grad()
+def _run_below(backbone: Backbone, asked: Sequence[Asked], questions: Sequence[EncodedQuestion], layers: range) -> None:
+    ids, lengths = pad([q.head + q.answer[:-1] for q in questions], backbone.device)
+    h = backbone.embed(ids)
+    if layers:
+        h, _ = backbone.run(h, lengths, _joined(asked, layers), layers=layers)
+    for a, row, length in zip(asked, h, lengths.tolist(), strict=True):
+        a.below = row[:length].clone()
+
+
+def _joined(asked: Sequence[Asked], layers: range) -> Past:
     """The prompts' keys and values as one padded batch."""
     sides = []
     for side in ([a.keys for a in asked], [a.values for a in asked]):
         # [S, kv heads, head dim] so that the padding is in front
         sides.append({
             n: torch.nn.utils.rnn.pad_sequence([row[n].transpose(0, 1) for row in side], batch_first=True).transpose(1, 2)
-            for n in side[0]
+            for n in layers
         })  # fmt: skip
     sizes = [next(iter(a.keys.values())).shape[1] for a in asked]
     return Past(sides[0], sides[1], torch.tensor(sizes, device=asked[0].inputs.device))
 
 
-@torch.no_grad()
-def frozen_answers(backbone: Backbone, questions: Sequence[EncodedQuestion]) -> Tensor:
-    """Logits of the model without memory at the answers' tokens, flat: [n, vocab]"""
-    rows = [q.prompt + q.head + q.answer[:-1] for q in questions]
-    ids, lengths = pad(rows, backbone.device)
-    h, _ = backbone.run(backbone.embed(ids), lengths)
-    return backbone.logits(
-        torch.cat(
-            [h[i, n - len(q.answer) : n] for i, (q, n) in enumerate(zip(questions, lengths.tolist(), strict=True))]
-        )
+def joined(reads: Sequence[Read]) -> Read:
+    """The answers of several batches as one."""
+    return Read(
+        torch.cat([r.logits for r in reads]),
+        torch.cat([r.labels for r in reads]),
+        [n for r in reads for n in r.lengths],
     )
+
+
+@torch.no_grad()
+def frozen_answers(backbone: Backbone, questions: Sequence[EncodedQuestion], rows: int = 48) -> list[Tensor]:
+    """Of each question, where the model without memory ends up at the answer's tokens, before the head: [answer, hidden]"""
+    found: list[Tensor] = []
+    for at in range(0, len(questions), rows):
+        part = questions[at : at + rows]
+        ids, lengths = pad([q.prompt + q.head + q.answer[:-1] for q in part], backbone.device)
+        h, _ = backbone.run(backbone.embed(ids), lengths)
+        found += [
+            h[i, n - len(q.answer) : n].clone() for i, (q, n) in enumerate(zip(part, lengths.tolist(), strict=True))
+        ]
+    return found

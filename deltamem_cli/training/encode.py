@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from deltamem_cli.episodes import Episode, Message, Question
@@ -14,13 +14,14 @@ from deltamem_cli.training.tokens import ChatTemplate, Tokenizer
 class EncodedSession:
     """spans: the message of each token, as SSW writes; content: whether a token is part of a told value.
 
-    opening: leading tokens, the system prompt's, which inference never writes
+    opening: leading tokens, the system prompt's, which inference never writes; messages: what spans count
     """
 
     tokens: list[int]
     spans: list[int]
     content: list[bool]
     opening: int
+    messages: Sequence[Message]
 
 
 @dataclass
@@ -38,6 +39,20 @@ class EncodedQuestion:
     opening: int
     value_at: list[int] = field(default_factory=list)
     plain: bool = False
+
+    def at_value(self) -> EncodedQuestion:
+        """The same, answered up to the value: what is left is the value and the token that ends it."""
+        if not self.value_at:
+            return self
+        first, last = self.value_at[0], self.value_at[-1]
+        given = self.head + self.answer[:first]
+        return replace(
+            self,
+            prompt=self.prompt + given[:-1],
+            head=given[-1:],
+            answer=self.answer[first : last + 2],
+            value_at=[i - first for i in self.value_at],
+        )
 
 
 @dataclass
@@ -77,15 +92,16 @@ class Encoder:
             at += len(shown["content"])
         shift = len(rendered) - len(messages)
         for message, start in zip(messages, starts[shift:], strict=True):
-            found = message.content.rfind(message.value) if message.value else -1
+            told = message.value if message.role == "user" else ""
+            found = message.content.rfind(told) if told else -1
             if found >= 0:
                 begin = start + len(message.content[:found].encode())
-                content |= set(range(begin, begin + len(message.value.encode())))
+                content |= set(range(begin, begin + len(told.encode())))
         # a token belongs to the last message that began at or before its end
         ends = [*starts[1:], len(text.encode())]
         spans = [sum(1 for s in ends[:-1] if s <= last - 1) for _, last in offsets]
-        told = [any(b in content for b in range(a, z)) for a, z in offsets]
-        return EncodedSession(tokens, spans, told, self._opening(system))
+        inside = [any(b in content for b in range(a, z)) for a, z in offsets]
+        return EncodedSession(tokens, spans, inside, self._opening(system), messages)
 
     def question(self, system: str, question: Question, plain: bool = False) -> EncodedQuestion:
         asked = _with_system(system, [Message("user", question.content)])
@@ -101,6 +117,13 @@ class Encoder:
             span = range(begin, begin + len(question.value.encode()))
             value_at = [i for i, (a, z) in enumerate(self._offsets(answer)) if any(b in span for b in range(a, z))]
         return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, self._opening(system), value_at, plain)
+
+    def text(self, text: str) -> EncodedQuestion:
+        """Ordinary text as a question of plain talk: it goes on from its first tokens."""
+        tokens = self.tokenizer.encode(text)
+        return EncodedQuestion(
+            tokens[:3], tokens[3:4], tokens[4:], Question("", text, "", "talk", "plain"), 0, plain=True
+        )
 
     @cache  # noqa: B019 (an encoder lives as long as its run, and there are few system prompts)
     def _opening(self, system: str) -> int:

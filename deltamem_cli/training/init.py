@@ -14,6 +14,7 @@ from deltamem_cli.training.encode import EncodedQuestion
 from deltamem_cli.training.memory import Memory
 
 KEPT = 64  # principal directions of a layer's inputs that count as signal
+PAIRED = 48  # conversations whose questions are read to see what agrees
 MIXED = 24  # canonical directions that the keys of a layer are drawn from
 SHARE_OF_STREAM = 0.15
 CLOSED, OPEN = -5.5, 0.0  # gate logits for other tokens and for tokens of a told value
@@ -64,9 +65,12 @@ def start_from_data(memory: Memory, backbone: Backbone, written: Sequence[Writte
 def find_pairs(backbone: Backbone, memory: Memory, written: Sequence[Written], tokens: Sequence[Tensor]) -> Pairs:
     """Matches each value token that a question wants with the place where it was told last."""
     writes, wants = [], []
-    for at in range(0, len(written), 16):
+    for at in range(0, min(len(written), PAIRED), 16):
         asked: list[tuple[int, EncodedQuestion]] = [
-            (i, q) for i in range(at, min(at + 16, len(written))) for q in written[i].episode.questions if q.value_at
+            (i, q)
+            for i in range(at, min(at + 16, len(written), PAIRED))
+            for q in written[i].episode.questions
+            if q.value_at
         ]
         if not asked:
             continue

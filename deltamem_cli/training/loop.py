@@ -7,6 +7,7 @@ import math
 import os
 import random
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from deltamem_cli.training.batch import (
     Read,
     ask,
     frozen_answers,
+    joined,
     read_answers,
     replay_answers,
     replay_writes,
@@ -36,6 +38,9 @@ from deltamem_cli.training.objective import answer_loss, exact, gate_loss, kl_lo
 
 __all__ = ["Settings", "Trainer"]
 
+OTHER_TOKENS = 2048
+LENGTHS = (3, 6)  # tokens of an answer up to which it is read among short ones, and among longer ones
+
 
 @dataclass
 class Settings:
@@ -44,16 +49,16 @@ class Settings:
     steps: int = 1000
     minutes: float | None = None
     seed: int = 0
-    batch: int = 16
+    batch: int = 48  # questions of a step
     lr: float = 1.5e-3
     delta_lr: float = 3.0  # times lr, for the D matrices
     warmup: int = 20
-    start_episodes: int = 128  # conversations that the start from data is drawn from
-    round_episodes: int = 128  # written together with one version of the memory
-    round_steps: int = 128
+    start_episodes: int = 48  # conversations that the start from data is drawn from
+    round_episodes: int = 48  # written together with one version of the memory
+    round_steps: int = 192
     pool: int = 256  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
-    validate_every: int = 128
+    validate_every: int = 512
 
 
 Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
@@ -95,15 +100,19 @@ class Trainer:
     def _rank(self) -> int:
         return 0 if self.accelerator is None else int(self.accelerator.process_index)
 
+    @property
+    def _processes(self) -> int:
+        return 1 if self.accelerator is None else int(self.accelerator.num_processes)
+
     def _mean(self, tensor: Tensor) -> Tensor:
         """The mean over all processes."""
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor, "mean")
 
     def start(self) -> None:
-        """Draws the first parameters from data."""
+        """Draws the first parameters from data: from the first process's conversations, for all of them."""
         self.report({"event": "start"})
         s = self.settings
-        rng = random.Random(f"{s.seed} start")
+        rng = random.Random(f"{s.seed} start {self._rank}")
         kept = {h: d.detach().clone() for h, d in self.memory.delta.items()}
         # the frozen model is wanted: without D there are no corrections
         with torch.no_grad():
@@ -112,9 +121,11 @@ class Trainer:
             self._write(rng, s.start_episodes)
             for head, delta in self.memory.delta.items():
                 delta.copy_(kept[head])
-            start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed)
+            if not self._rank:
+                start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed)
             for parameter in self.memory.parameters():
-                parameter.copy_(self._mean(parameter))
+                own = parameter.zero_() if self._rank else parameter * self._processes
+                parameter.copy_(self._mean(own))
 
     def _write(self, rng: random.Random, episodes: int) -> None:
         """Fresh conversations for the pool, written and asked with the memory as it is."""
@@ -201,33 +212,58 @@ class Trainer:
         most = 3 if self.progress() < 0.1 else 6
         batch = self.pool.draw(self.rng, self.settings.batch, most)
         states, beta = replay_writes(self.memory, batch)
+        vocabulary = self._vocabulary()
         asked = [a for w in batch for a in w.asked if a is not None]
 
         def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
-            return replay_answers(self.backbone, self.memory, states, [asked[i] for i in chosen], questions)
+            # the frozen model's own choice is among all tokens
+            among = None if questions[0].plain else vocabulary
+            return replay_answers(self.backbone, self.memory, states, [asked[i] for i in chosen], questions, among)
+
+        def frozen(chosen: list[int], questions: list[EncodedQuestion]) -> list[Tensor]:
+            return [f for i in chosen if (f := asked[i].frozen) is not None]
 
         tokens = sum(len(w.spans) for w in batch)
-        return self._loss(states, beta, [w.episode for w in batch], tokens, answer)
+        return self._loss(states, beta, [w.episode for w in batch], tokens, answer, frozen)
+
+    def _vocabulary(self) -> Tensor:
+        """The tokens that a mixed step chooses answers from, sorted: those of the pool, and some others that change."""
+        others = self.rng.sample(range(len(self.backbone.head)), min(OTHER_TOKENS, len(self.backbone.head)))
+        return torch.tensor(sorted({*self.pool.tokens, *others}), device=self.backbone.device)
 
     def _loss_end_to_end(self) -> tuple[Tensor, dict[str, Any]]:
-        episodes = self.source(self.rng, self.settings.batch // 2, self.progress())
+        episodes = self.source(self.rng, max(2, self.settings.batch // 6), self.progress())
         states, beta = run_writes(self.backbone, self.memory, episodes)
 
         def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
             return read_answers(self.backbone, self.memory, states, questions)
 
+        def frozen(chosen: list[int], questions: list[EncodedQuestion]) -> list[Tensor]:
+            return frozen_answers(self.backbone, questions)
+
         tokens = sum(len(e.written) for e in episodes)
-        return self._loss(states, beta, episodes, tokens, answer)
+        return self._loss(states, beta, episodes, tokens, answer, frozen)
 
     def _loss(
-        self, states: Tensor, beta: Tensor, episodes: list[EncodedEpisode], tokens: int, answer: Callable[..., Read]
+        self,
+        states: Tensor,
+        beta: Tensor,
+        episodes: list[EncodedEpisode],
+        tokens: int,
+        answer: Callable[..., Read],
+        frozen: Callable[..., list[Tensor]],
     ) -> tuple[Tensor, dict[str, Any]]:
         own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
         questions = [q for e in episodes for q in e.questions]
-        facts = [i for i, q in enumerate(questions) if not q.plain]
         plain = [i for i, q in enumerate(questions) if q.plain]
+        # answers of like length are read together: a short one beside a long one is mostly padding
+        groups: list[list[int]] = [[] for _ in range(len(LENGTHS) + 1)]
+        for i, q in enumerate(questions):
+            if not q.plain:
+                groups[bisect_left(LENGTHS, len(q.answer))].append(i)
+        facts = [i for group in groups for i in group]
         asked = [questions[i] for i in facts]
-        read = answer(facts, states[own[facts]], asked)
+        read = joined([answer(group, states[own[group]], [questions[i] for i in group]) for group in groups if group])
         loss = answer_loss(read, asked) + gate_loss(beta)
         parts = {
             "beta": round(float(beta.detach().mean()), 4),
@@ -237,8 +273,8 @@ class Trainer:
         if plain:
             asked = [questions[i] for i in plain]
             with torch.no_grad():
-                frozen = frozen_answers(self.backbone, asked)
-            kl = kl_loss(answer(plain, states[own[plain]], asked), frozen)
+                wanted = self.backbone.logits(torch.cat(frozen(plain, asked)))
+            kl = kl_loss(answer(plain, states[own[plain]], asked), wanted)
             loss, parts["kl"] = loss + kl, round(kl.item(), 4)
         return loss, parts
 
@@ -247,21 +283,25 @@ class Trainer:
         """Exact recall of held-out episodes as inference would have it, with own, another's (donor) and no state (zero)."""
         result: dict[str, Any] = {"event": "validation", "step": self.step, "seconds": round(self.spent, 1)}
         for name, episodes in self.checks.items():
-            states, _ = run_writes(self.backbone, self.memory, episodes)
-            result[name] = _share(self._exact(states, episodes))
+            own = episodes[self._rank :: self._processes]
+            states, _ = run_writes(self.backbone, self.memory, own)
+            result[name] = self._recall(states, own)
             if name == next(iter(self.checks)):
-                result[f"{name} donor"] = _share(self._exact(states.roll(1, 0), episodes))
-                result[f"{name} zero"] = _share(self._exact(torch.zeros_like(states), episodes))
+                result[f"{name} donor"] = self._recall(states.roll(1, 0), own)
+                result[f"{name} zero"] = self._recall(torch.zeros_like(states), own)
         unseen = [v for name, v in result.items() if name in self.checks and not name.startswith("seen")]
         result["score"] = round(sum(unseen) / max(1, len(unseen)), 4)
         self.history.append(result)
         self.report(result)
         return result
 
-    def _exact(self, states: Tensor, episodes: list[EncodedEpisode]) -> list[bool]:
+    def _recall(self, states: Tensor, episodes: list[EncodedEpisode]) -> float:
+        """The share of right answers over the episodes of all processes."""
         own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
         questions: list[EncodedQuestion] = [q for e in episodes for q in e.questions]
-        return exact(read_answers(self.backbone, self.memory, states[own], questions), questions)
+        hits = exact(read_answers(self.backbone, self.memory, states[own], questions), questions)
+        right, asked = self._mean(torch.tensor([float(sum(hits)), float(len(hits))], device=states.device)).tolist()
+        return round(right / asked, 3)
 
     def save(self) -> Path:
         """Writes a checkpoint that run() continues from; whole or not at all."""
@@ -297,6 +337,8 @@ class Trainer:
         self.step, self.spent, self.history = saved["step"], saved["spent"], saved["history"]
         version, internal, gauss = json.loads(saved["random"])
         self.rng.setstate((version, tuple(internal), gauss))
+        if self._rank:  # the state is the first process's
+            self.rng.seed(f"{self.settings.seed} {self._rank} {self.step}")
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

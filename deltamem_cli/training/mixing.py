@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,20 +17,31 @@ from torch import Tensor
 from deltamem_cli.training.batch import Asked, Written
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 
-UPDATED_SHARE, UNKNOWN_SHARE, PLAIN_SHARE, PROMPT_SHARE = 0.2, 0.12, 0.25, 0.3
+UPDATED_SHARE, UNKNOWN_SHARE, PROMPT_SHARE = 0.25, 0.06, 0.3
+PLAIN_QUERIES = 3  # of a batch, that ask for ordinary talk
+RECALLED_SHARE = 0.3  # of told facts, that are asked for and answered in the conversation itself
+QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each
+WHOLE_SHARE = 0.15  # of answers that are learned from their first word on; the others from the value on
+FEWEST = 4  # conversations of a batch
+FAR_SHARE, FAR_TURNS = 0.25, 12  # of batches with much talk, and how many turns of it at most
 
 
 @dataclass
 class Query:
-    """A question whose prompt was run."""
+    """A question and its prompt after it was run, as far as the value of the answer."""
 
     question: EncodedQuestion
     asked: Asked
 
-    def answered_as(self, other: EncodedQuestion) -> Query:
-        """The same words asked, with the answer of another question of this kind."""
+    def about(self, other: EncodedQuestion, whole: bool = True) -> Query:
+        """The same words asked, with the answer of another question of this kind; whole, or from the value on."""
         q = self.question
-        return Query(replace(other, prompt=q.prompt, head=q.head, opening=q.opening), self.asked)
+        words = replace(other, prompt=q.prompt, head=q.head, opening=q.opening)
+        shown = words.at_value()
+        own = q.at_value()
+        if not whole and (shown.prompt, shown.head) == (own.prompt, own.head):
+            return Query(shown, self.asked.shortened(0))
+        return Query(words, self.asked.shortened(len(own.prompt) - len(q.prompt)))
 
 
 @dataclass
@@ -39,7 +50,15 @@ class Turn:
 
     inputs: Tensor
     spans: Tensor
-    about: EncodedQuestion | None
+    about: EncodedQuestion | None = None
+    queries: list[Query] = field(default_factory=list)
+
+    def query(self, rng: random.Random, prompts: Sequence[Query]) -> Query:
+        """One of a few ways to ask for what it tells."""
+        if not self.queries and self.about is not None:
+            for _ in range(QUERIES):
+                self.queries.append(rng.choice(prompts).about(self.about, whole=rng.random() < WHOLE_SHARE))
+        return rng.choice(self.queries)
 
 
 class Pool:
@@ -54,57 +73,81 @@ class Pool:
 
     def add(self, written: Sequence[Written]) -> None:
         """Takes conversations in; the oldest leave. Their prompts must have been run (batch.ask)."""
+        if not self.mixed:  # their own questions, whole
+            written = [
+                replace(
+                    w,
+                    asked=[Query(q, a).about(q).asked for q, a in zip(w.episode.questions, w.asked, strict=True) if a],
+                )
+                for w in written
+            ]
         self.written.extend(written)
         self.talk: list[Turn] = []
         self.plain: list[Query] = []
         self.unknown: dict[str, EncodedQuestion] = {}
         self.prompts: dict[str, list[Query]] = defaultdict(list)
+        # turns that repeat a fact which was asked for, by the question about it
+        self.recalled: dict[int, list[Turn]] = defaultdict(list)
         told: dict[str, list[Turn]] = defaultdict(list)
         for w in self.written if self.mixed else ():
             self._take(w, told)
         self.by_kind = {kind: turns for kind, turns in told.items() if kind in self.prompts}
         self.told = [t for turns in self.by_kind.values() for t in turns]
+        episodes = [w.episode for w in self.written]
+        answers = (q.answer for e in episodes for q in e.questions)
+        self.tokens = sorted({t for tokens in (*answers, *(e.written for e in episodes)) for t in tokens})
 
     def _take(self, w: Written, told: dict[str, list[Turn]]) -> None:
-        values: dict[tuple[int, ...], EncodedQuestion] = {}
+        about: dict[tuple[str, str], EncodedQuestion] = {}
         for q, asked in zip(w.episode.questions, w.asked, strict=True):
             if q.value_at:
-                values[tuple(q.answer[i] for i in q.value_at)] = q
+                about[q.question.kind, q.question.value] = q
             elif not q.plain:
                 self.unknown[q.question.kind] = q
             if asked is not None:
                 (self.plain if q.plain else self.prompts[q.question.kind]).append(Query(q, asked))
-        tokens = torch.tensor(w.episode.written)
-        for n in range(int(w.spans.max()) // 2 + 1):
+        messages = [m for s in w.episode.sessions for m in s.messages]
+        for n, (said, reply) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
             inside = w.spans // 2 == n
-            value = tuple(tokens[inside & w.content].tolist())
-            turn = Turn(w.inputs[:, inside], w.spans[inside] % 2, values.get(value))
-            if turn.about is not None:
-                told[turn.about.question.kind].append(turn)
-            elif not value:
+            fact = said if said.value else reply
+            turn = Turn(w.inputs[:, inside], w.spans[inside] % 2, about.get((fact.kind, fact.value)))
+            if not fact.value:
                 self.talk.append(turn)
+            elif turn.about is not None and fact is said:
+                told[fact.kind].append(turn)
+            elif turn.about is not None:
+                self.recalled[id(turn.about)].append(turn)
 
     def draw(self, rng: random.Random, n: int, most_facts: int) -> list[Written]:
+        """Conversations that ask about n questions together."""
         if not self.mixed:
-            return [rng.choice(self.written) for _ in range(n)]
-        return [self._mix(rng, rng.randint(1, most_facts)) for _ in range(n)]
+            found: list[Written] = []
+            while sum(len(w.asked) for w in found) < n:
+                found.append(rng.choice(self.written))
+            return found
+        # conversations of one batch are alike, since a long one makes room in all rows
+        facts, far = rng.randint(1, most_facts), rng.random() < FAR_SHARE
+        rows = n // facts // 2 if far else n // facts
+        found = [self._mix(rng, facts, far) for _ in range(max(FEWEST, rows))]
+        for mixed in rng.sample(found, PLAIN_QUERIES) if self.plain else ():
+            query = rng.choice(self.plain)
+            mixed.episode.questions.append(query.question)
+            mixed.asked.append(query.asked)
+        return found
 
-    def _mix(self, rng: random.Random, facts: int) -> Written:
+    def _mix(self, rng: random.Random, facts: int, far: bool) -> Written:
         turns = rng.sample(self.told, facts)
         for t in list(turns):
             if t.about is not None and rng.random() < UPDATED_SHARE:
                 turns.append(rng.choice(self.by_kind[t.about.question.kind]))
-        if self.talk:
-            turns += rng.choices(self.talk, k=rng.choice((0, 0, 1, 2)))
         rng.shuffle(turns)
         # of two turns of one kind the later counts
-        known = {t.about.question.kind: t.about for t in turns if t.about is not None}
-        queries = [rng.choice(self.prompts[kind]).answered_as(about) for kind, about in known.items()]
+        known = {t.about.question.kind: t for t in turns if t.about is not None}
+        turns = self._between(rng, turns, far)
+        queries = [turn.query(rng, self.prompts[kind]) for kind, turn in known.items()]
         if rng.random() < UNKNOWN_SHARE:
             kind = rng.choice([k for k in self.unknown if k not in known and k in self.prompts] or [""])
-            queries += [rng.choice(self.prompts[kind]).answered_as(self.unknown[kind])] if kind else []
-        if self.plain and rng.random() < PLAIN_SHARE:
-            queries.append(rng.choice(self.plain))
+            queries += [rng.choice(self.prompts[kind]).about(self.unknown[kind])] if kind else []
         spans = torch.cat([t.spans + 2 * i for i, t in enumerate(turns)])
         return Written(
             torch.cat([t.inputs for t in turns], 1),
@@ -114,6 +157,21 @@ class Pool:
             torch.empty(0),
             [q.asked for q in queries],
         )
+
+    def _between(self, rng: random.Random, turns: list[Turn], far: bool) -> list[Turn]:
+        """The turns, told facts repeated on being asked, and talk among them; when far, mostly after them."""
+        placed = [(i + 1.0, turn) for i, turn in enumerate(turns)]
+        for i, turn in enumerate(turns):
+            again = self.recalled.get(id(turn.about))
+            if again and rng.random() < RECALLED_SHARE and turn.about is not None:
+                kind = turn.about.question.kind
+                later = (n for n in range(i + 1, len(turns)) if (a := turns[n].about) and a.question.kind == kind)
+                placed.append((rng.uniform(i + 1.0, next(later, len(turns)) + 1.0), rng.choice(again)))
+        if self.talk:
+            n = rng.randint(1, FAR_TURNS) if far else rng.choice((0, 0, 1, 2))
+            start = len(turns) + 1.0 if far and rng.random() < 0.7 else 0.0
+            placed += [(rng.uniform(start, len(turns) + 2.0), turn) for turn in rng.choices(self.talk, k=n)]
+        return [turn for _, turn in sorted(placed, key=lambda item: item[0])]
 
 
 def wanted_prompts(rng: random.Random) -> Callable[[EncodedQuestion], bool]:

@@ -3,58 +3,70 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from deltamem_cli.episodes import HELD_OUT, TRAIN, Question, generate_episode
+from deltamem_cli.episodes import TRAIN, VALIDATION, Question, generate_episode
 from deltamem_cli.episodes.episode import question_about
 from deltamem_cli.episodes.kinds import BY_NAME
-from deltamem_cli.episodes.phrasings import talk
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
 
-PLAIN_SHARE = 0.15
-DENSE_PLAIN_SHARE = 0.5
+PLAIN_SHARE = 0.3
+PLAIN_TOKENS = 24  # of an answer that the memory must leave as it is
+
+Talk = Sequence[tuple[str, str]]
+Draw = Callable[[random.Random, int, float], list[EncodedEpisode]]
 
 
-def dense_source(encoder: Encoder) -> Callable[[random.Random, int, float], list[EncodedEpisode]]:
-    """Episodes to take apart and mix: many facts, each asked about, one updated, one never told, some ordinary talk."""
+def dense_source(encoder: Encoder, talk: Talk) -> Draw:
+    """Episodes to take apart and mix: many facts, each asked about, some recalled, one updated, one never told, some talk."""
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
-        return [_dense(encoder, rng) for _ in range(n)]
+        return [_dense(encoder, rng, talk) for _ in range(n)]
 
     return draw
 
 
-def _dense(encoder: Encoder, rng: random.Random) -> EncodedEpisode:
-    episode = generate_episode(rng, 7, talk_turns=1, updates=1, unknown=1, max_questions=0)
-    told = [m for s in episode.sessions for m in s if m.kind]
+def _dense(encoder: Encoder, rng: random.Random, talk: Talk) -> EncodedEpisode:
+    episode = generate_episode(rng, 7, talk_turns=2, talk=talk, recalls=1, updates=1, unknown=1, max_questions=0)
+    told = [m for s in episode.sessions for m in s if m.kind and m.role == "user"]
     episode.questions += [question_about(rng, BY_NAME[m.kind], m.value) for m in told]
     encoded = encoder.episode(episode)
-    if rng.random() < DENSE_PLAIN_SHARE:
-        encoded.questions.append(_plain(encoder, rng, episode.system))
+    encoded.questions.append(plain_question(encoder, rng, episode.system, talk))
     return encoded
 
 
-def _plain(encoder: Encoder, rng: random.Random, system: str) -> EncodedQuestion:
-    asked, answer = rng.choice(talk(TRAIN))
-    return encoder.question(system, Question(asked, answer, "", "talk", "plain"), plain=True)
+def plain_question(encoder: Encoder, rng: random.Random, system: str, talk: Talk) -> EncodedQuestion:
+    """Ordinary talk, or ordinary text with no chat around it, in the frozen model's own words."""
+    asked, answer = rng.choice(talk)
+    if rng.random() < 0.5:
+        words = answer.split(" ")
+        question = encoder.text(" ".join(words[rng.randrange(max(1, len(words) // 2)) :]))
+        if question.answer:
+            question.answer = question.answer[:PLAIN_TOKENS]
+            return question
+    question = encoder.question(system, Question(asked, answer, "", "talk", "plain"), plain=True)
+    question.answer = question.answer[:PLAIN_TOKENS]
+    return question
 
 
-def persona_source(encoder: Encoder) -> Callable[[random.Random, int, float], list[EncodedEpisode]]:
+def persona_source(encoder: Encoder, talk: Talk) -> Draw:
     """Episodes of the training part; more facts, more talk, more sessions and updates as progress goes from 0 to 1."""
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
-        return [encoder_episode(encoder, rng, progress) for _ in range(n)]
+        return [encoder_episode(encoder, rng, progress, talk) for _ in range(n)]
 
     return draw
 
 
-def encoder_episode(encoder: Encoder, rng: random.Random, progress: float) -> EncodedEpisode:
+def encoder_episode(encoder: Encoder, rng: random.Random, progress: float, talk: Talk) -> EncodedEpisode:
     facts = rng.choice((1, 2, 3) if progress < 0.1 else (1, 2, 3, 4) if progress < 0.3 else (1, 2, 3, 4, 5, 6))
     late = progress > 0.2
     episode = generate_episode(
         rng,
         facts,
-        talk_turns=rng.choice((0, 0, 1, 2) if late else (0, 0, 0, 1)),
+        talk_turns=rng.choice((0, 0, 1, 2, 4) if late else (0, 0, 0, 1)),
+        talk=talk,
+        recalls=int(late and rng.random() < 0.3),
         updates=int(late and rng.random() < 0.25),
         unknown=int(rng.random() < (0.15 if late else 0.05)),
         sessions=2 if late and rng.random() < 0.2 else 1,
@@ -62,23 +74,23 @@ def encoder_episode(encoder: Encoder, rng: random.Random, progress: float) -> En
     )
     encoded = encoder.episode(episode)
     if rng.random() < PLAIN_SHARE:
-        encoded.questions.append(_plain(encoder, rng, episode.system))
+        encoded.questions.append(plain_question(encoder, rng, episode.system, talk))
     return encoded
 
 
-def recall_checks(encoder: Encoder, seed: int = 777, cases: int = 32) -> dict[str, list[EncodedEpisode]]:
-    """Validation episodes: held-out phrasings, values never trained on (unseen) or trained on (seen), told once."""
+def recall_checks(encoder: Encoder, seed: int = 777, cases: int = 24) -> dict[str, list[EncodedEpisode]]:
+    """Validation episodes: phrasings of the validation part, values never trained on (unseen) or trained on (seen)."""
     checks = {}
     for name, facts, part, n in (
-        ("unseen 1", 1, HELD_OUT, cases),
-        ("unseen 3", 3, HELD_OUT, cases // 2),
-        ("unseen 6", 6, HELD_OUT, cases // 4),
+        ("unseen 1", 1, VALIDATION, cases),
+        ("unseen 3", 3, VALIDATION, 2 * cases // 3),
+        ("unseen 6", 6, VALIDATION, cases // 3),
         ("seen 1", 1, TRAIN, cases),
         ("seen 3", 3, TRAIN, cases // 2),
     ):
         rng = random.Random(f"{seed} {name}")
         checks[name] = [
-            encoder.episode(generate_episode(rng, facts, value_part=part, phrasing_part=HELD_OUT, system=""))
+            encoder.episode(generate_episode(rng, facts, value_part=part, phrasing_part=VALIDATION, system=""))
             for _ in range(n)
         ]
     return checks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Source, Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixture import dense_source, persona_source, recall_checks
+from deltamem_cli.training.own_words import own_talk
 from deltamem_cli.training.tokens import tokenizer_of
+
+TALK_PAIRS = 192
 
 
 @dataclass
@@ -38,12 +41,13 @@ class RunOptions:
     layers: str = ""
     granularity: str = "token"
     rankwise_gates: bool = False
-    batch: int = 16
+    update: str | None = None
+    batch: int = 48
     lr: float = 1.5e-3
     finish: float = 0.1
     resume: bool = False
     start_from: Path | None = None
-    start_episodes: int = 128
+    start_episodes: int = 48
     license: str | None = None
 
 
@@ -62,10 +66,21 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = _accelerator()
     device = accelerator.device
+    if not accelerator.is_main_process:
+        report = _silence
     encoder = Encoder(tokenizer_of(options.base))
-    source, dense, checks = _episodes(options, encoder)
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
+    # every process samples its own part of the talk
+    talk_seed, pairs = options.seed + accelerator.process_index, TALK_PAIRS // accelerator.num_processes
+    if options.data is None:
+        talk = own_talk(backbone, encoder, talk_seed, pairs, lambda n: report({"event": "talk", "pairs": n}))
+        source: Source = persona_source(encoder, talk)
+        dense: Source | None = dense_source(encoder, talk)
+        checks = recall_checks(encoder)
+    else:
+        dense = None
+        source, checks = _from_file(options.data, encoder)
     torch.manual_seed(options.seed)
     memory = _memory(options, backbone).to(device)
     settings = Settings(
@@ -100,7 +115,7 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
 
 
 def _memory(options: RunOptions, backbone: Backbone) -> Memory:
-    """A fresh memory, or that of an adapter to go on from, whose settings then count."""
+    """A fresh memory, or that of an adapter to go on from, whose settings then count, but for the rule of its writes."""
     if options.start_from is None:
         return Memory(adapter_config(options, backbone), backbone.widths)
     adapter = read_adapter(options.start_from)
@@ -109,7 +124,11 @@ def _memory(options: RunOptions, backbone: Backbone) -> Memory:
         raise DeltamemError(
             f"{options.start_from} is an adapter for another model than {options.base}; give --from an adapter of this one"
         )
-    return memory_from_adapter(c, adapter.tensors)
+    return memory_from_adapter(_checked(replace(c, state_update=options.update or c.state_update)), adapter.tensors)
+
+
+def _silence(event: dict[str, Any]) -> None:
+    """The first process speaks for all."""
 
 
 def _accelerator() -> Any:
@@ -129,18 +148,16 @@ def _cpu_has_bf16() -> bool:
     return "AVX512" in capability and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _episodes(options: RunOptions, encoder: Encoder) -> tuple[Source, Source | None, dict[str, list[EncodedEpisode]]]:
-    """Whole episodes, those to be mixed, and held-out ones."""
-    if options.data is None:
-        return persona_source(encoder), dense_source(encoder), recall_checks(encoder)
-    train, validation = read_episodes(options.data)
+def _from_file(path: Path, encoder: Encoder) -> tuple[Source, dict[str, list[EncodedEpisode]]]:
+    """Episodes to train on, and those to validate with."""
+    train, validation = read_episodes(path)
     known = [encoder.episode(e) for e in train]
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
         return [rng.choice(known) for _ in range(n)]
 
     held_out = {"validation": [encoder.episode(e) for e in validation]} if validation else {"training": known[:32]}
-    return draw, None, held_out
+    return draw, held_out
 
 
 def adapter_config(options: RunOptions, backbone: Backbone) -> AdapterConfig:
@@ -159,7 +176,12 @@ def adapter_config(options: RunOptions, backbone: Backbone) -> AdapterConfig:
         write_granularity=options.granularity,
         delta_heads=heads,
         rankwise_gates=options.rankwise_gates,
+        state_update=options.update or "standard",
     )
+    return _checked(config)
+
+
+def _checked(config: AdapterConfig) -> AdapterConfig:
     problem = config.problem()
     if problem:
         raise UsageError(f"These settings make no adapter because {problem}; change that option")
