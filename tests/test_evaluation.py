@@ -14,7 +14,7 @@ import pytest
 
 from deltamem_cli.episodes import HELD_OUT, TRAIN
 from deltamem_cli.episodes import phrasings as p
-from deltamem_cli.episodes.kinds import BY_NAME
+from deltamem_cli.episodes.kinds import BY_NAME, kinds_of
 from deltamem_cli.episodes.split import part_of_value, phrasings_of
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.evaluation import cases as made
@@ -153,6 +153,8 @@ def test_memory_shares_no_value_and_no_phrasing_with_the_training_and_seen_share
                     for s in ss
                 }
                 assert not {s.replace("{v}", question.value) for s in said} & {e.said for e in told(case)}
+    new = [case for facts in (1, 3, 6) for case in made.draw_cases(facts, 60, HELD_OUT, 3, kinds=HELD_OUT)]
+    assert new and not {q.kind for case in new for q in case.questions} & {kind.name for kind in kinds_of(TRAIN)}
     talk = [next(talk) for talk in [made.unrelated_talk("x")] for _ in range(40)]
     assert not {e.said for e in talk} & {question for question, _ in p.talk(TRAIN)}
 

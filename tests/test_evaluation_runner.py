@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deltamem_cli.engine import Engine
+from deltamem_cli.episodes.kinds import HELD_OUT_KINDS
 from deltamem_cli.evaluation import cases as made
 from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation import runner as running
@@ -105,7 +106,7 @@ def told(subject: Subject, cid: str) -> tuple[bytes, list[int]]:
 
 
 def test_each_mode_has_the_state_and_the_context_that_it_is_named_for(subject: Subject, seen: list[Seen]) -> None:
-    report, runner = run(subject, Cases({1: ROW}, {1: ROW[:1]}))
+    report, runner = run(subject, Cases({1: ROW}, {r.SEEN: {1: ROW[:1]}, r.NEW_KINDS: {1: ROW[1:], 2: []}}))
     modes = by_mode(report, seen)
     rome, oslo = (told(subject, runner._ids[id(case)]) for case in ROW)
     # two questions about Rome, one about Oslo
@@ -115,7 +116,7 @@ def test_each_mode_has_the_state_and_the_context_that_it_is_named_for(subject: S
     assert all(s.state is not None and not any(s.state) for s in modes[r.ZERO]) and len(modes[r.ZERO]) == 2
     assert [s.state for s in modes[r.NONE]] == [None] * 2 and [s.state for s in modes[r.CONTEXT]] == [None] * 3
     assert rome[0] != oslo[0] and any(rome[0]) and any(oslo[0])
-    for mode in (r.MEMORY, r.DONOR, r.ZERO, r.NONE, r.SEEN):
+    for mode in (r.MEMORY, r.DONOR, r.ZERO, r.NONE, r.SEEN, r.NEW_KINDS):
         assert all(s.visible == [] for s in modes[mode]), f"{mode} sees earlier turns"
     for mode in (r.REPLAY, r.CONTEXT):
         # a remembered text is never shown again
@@ -217,12 +218,19 @@ def test_given_cases_are_taken_until_there_are_as_many_questions_as_wanted() -> 
     many = [Case(facts, ROW[0].sessions, [Q] * facts) for facts in (2, 1, 1, 3)]
     chosen = running.by_number_of_facts(many, 3)
     assert {facts: len(row) for facts, row in chosen.facts.items()} == {1: 1, 2: 1}
-    assert not chosen.seen and not chosen.updates
+    assert not chosen.others and not chosen.updates
 
 
 def test_invented_cases_ask_in_each_mode_what_the_limit_says() -> None:
     cases = running.invented(20, 0)
-    for rows in (cases.facts, cases.seen):
+    assert list(cases.others) == [r.SEEN, r.NEW_KINDS]
+    for rows in (cases.facts, *cases.others.values()):
         assert {facts: sum(len(case.questions) for case in row) for facts, row in rows.items()} == {1: 6, 3: 6, 6: 6}
     assert len(cases.updates) == 6
-    assert cases.facts[1] == made.draw_cases(1, 6, "held-out", 0) and cases.seen[1] == made.draw_cases(1, 6, "train", 0)
+    assert cases.facts[1] == made.draw_cases(1, 6, "held-out", 0)
+    assert cases.others[r.SEEN][1] == made.draw_cases(1, 6, "train", 0)
+    new = cases.others[r.NEW_KINDS]
+    assert new[1] == made.draw_cases(1, 6, "held-out", 0, kinds="held-out")
+    assert {q.kind for row in new.values() for case in row for q in case.questions} <= set(HELD_OUT_KINDS)
+    # there are fewer kinds than that
+    assert running.invented(20, 0, (20,)).others[r.NEW_KINDS] == {20: []}

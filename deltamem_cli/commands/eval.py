@@ -59,10 +59,10 @@ def recall(
     """Tell facts in one session, ask for them in another, and count the values that come back.
 
     An answer counts when its first sentence holds the value, word for word and in the same case. Facts are told and
-    asked for in words that training never saw; so are the values, but for one row. The memory answers alone, its session
-    sees no earlier turn; beside it stand no memory, an empty one, another conversation's, and the whole conversation in
-    the context. Then the same after unrelated talk and after updates, and plain text is read with filled memories.
-    Nothing of it touches your own memories. Ctrl-C shows what was measured so far.
+    asked for in words that training never saw; so are the values, but for one row, and in another row even the kinds of
+    facts. The memory answers alone, its session sees no earlier turn; beside it stand no memory, an empty one, another
+    conversation's, and the whole conversation in the context. Then the same after unrelated talk and after updates, and
+    plain text is read with filled memories. Nothing of it touches your own memories. Ctrl-C shows what was measured so far.
 
     \b
     Examples:

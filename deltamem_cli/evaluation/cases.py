@@ -1,6 +1,7 @@
 """What is told and what is asked about it later, invented or from a file; knows nothing of models and tokens.
 
-Everything is said in held-out phrasings. Values are held out too (`memory`) or the training's own (`seen`).
+Everything is said in held-out phrasings. Values are held out too, but for one mode (`seen`); kinds of facts are those of
+the training, but for another (`new_kinds`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltamem_cli.episodes import HELD_OUT, Episode, Message, generate_episode
+from deltamem_cli.episodes import HELD_OUT, TRAIN, Episode, Message, generate_episode
 from deltamem_cli.episodes.episode import small_talk
+from deltamem_cli.episodes.kinds import kinds_of
 from deltamem_cli.errors import DeltamemError
 
 # Questions about one conversation are not independent of each other, so few are asked about each.
@@ -50,15 +52,20 @@ class Case:
         return any(value in e.said for session in [*self.sessions, self.update] for e in session)
 
 
-def draw_cases(facts: int, questions: int, values: str, seed: int) -> list[Case]:
-    """Cases of `facts` facts that ask `questions` questions together; at least two, so that each has a donor."""
-    rng = random.Random(f"recall {seed} {values} {facts}")
+def draw_cases(facts: int, questions: int, values: str, seed: int, kinds: str = TRAIN) -> list[Case]:
+    """Cases of `facts` facts that ask `questions` questions together; at least two, so that each has a donor.
+
+    values, kinds: which part they are of (episodes/split.py). Empty when that part has fewer kinds than facts.
+    """
+    if facts > len(kinds_of(kinds)):
+        return []
+    rng = random.Random(f"recall {seed} {values} {facts}" + (" of new kinds" if kinds == HELD_OUT else ""))
     per_case = min(facts, QUESTIONS_PER_CASE)
     found: list[Case] = []
     left = questions
     while left > 0 or len(found) < 2:
         episode = generate_episode(
-            rng, facts, value_part=values, phrasing_part=HELD_OUT, system="", max_questions=per_case
+            rng, facts, value_part=values, phrasing_part=HELD_OUT, kind_part=kinds, system="", max_questions=per_case
         )
         case = case_of(episode, facts)
         found.append(Case(facts, case.sessions, case.questions[: max(0, left)]))

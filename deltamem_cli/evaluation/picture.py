@@ -14,6 +14,7 @@ COLOURS: dict[str, Colour] = {
     r.REPLAY: (230, 140, 30),
     r.MEMORY: (178, 24, 43),
     r.SEEN: (33, 102, 172),
+    r.NEW_KINDS: (20, 150, 150),
     r.DONOR: (90, 160, 90),
     r.ZERO: (150, 110, 180),
     r.NONE: (190, 190, 60),

@@ -8,8 +8,9 @@ from typing import Any
 
 from deltamem_cli.evaluation.statistics import Share
 
-NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT, SEEN = "none", "zero", "donor", "memory", "replay", "context", "seen"
-MODES = (NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT, SEEN)
+NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT = "none", "zero", "donor", "memory", "replay", "context"
+SEEN, NEW_KINDS = "seen", "new_kinds"  # of cases of their own
+MODES = (NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT, SEEN, NEW_KINDS)
 NAMES = {
     NONE: "no memory",
     ZERO: "empty memory (zero)",
@@ -18,6 +19,7 @@ NAMES = {
     REPLAY: "memory + last turns",
     CONTEXT: "all turns, no memory",
     SEEN: "memory, trained values",
+    NEW_KINDS: "memory, kinds not trained",
 }
 OWN = (MEMORY, REPLAY, CONTEXT)  # asked in the conversation's own sessions
 
@@ -74,7 +76,9 @@ class Report:
 
     @property
     def kinds(self) -> Table:
-        return self.table(lambda r: r.kind if r.test == FACTS and r.mode in (MEMORY, SEEN, CONTEXT) else None)
+        return self.table(
+            lambda r: r.kind if r.test == FACTS and r.mode in (MEMORY, SEEN, NEW_KINDS, CONTEXT) else None
+        )
 
     @property
     def update(self) -> tuple[Share, Share]:

@@ -26,10 +26,10 @@ Step = Callable[[], None]
 
 @dataclass
 class Cases:
-    """What one run tells and asks. facts: by the number of facts told; seen: the same with values of the training."""
+    """What one run tells and asks. facts: by the number of facts told; others: the same of the modes with own cases."""
 
     facts: dict[int, list[Case]]
-    seen: dict[int, list[Case]] = field(default_factory=dict)
+    others: dict[str, dict[int, list[Case]]] = field(default_factory=dict)
     updates: list[Case] = field(default_factory=list)
 
 
@@ -38,7 +38,10 @@ def invented(limit: int, seed: int, facts: Sequence[int] = FACTS) -> Cases:
     each = max(1, limit // len(facts))
     return Cases(
         {n: made.draw_cases(n, each, HELD_OUT, seed) for n in facts},
-        {n: made.draw_cases(n, each, TRAIN, seed) for n in facts},
+        {
+            r.SEEN: {n: made.draw_cases(n, each, TRAIN, seed) for n in facts},
+            r.NEW_KINDS: {n: made.draw_cases(n, each, HELD_OUT, seed, kinds=HELD_OUT) for n in facts},
+        },
         made.draw_updates(min(facts), each, seed),
     )
 
@@ -78,10 +81,10 @@ class Runner:
                     yield f"{name}, donor", partial(self._ask, r.FACTS, r.DONOR, case, donor=donor)
                 for mode in (r.ZERO, r.NONE) if index % 2 == 0 else ():  # whatever was told, it does not reach them
                     yield f"{name}, {mode}", partial(self._ask, r.FACTS, mode, case)
-            if facts in cases.seen:
-                yield from self._telling(f"{name}, seen", cases.seen[facts])
-                for case in cases.seen[facts]:
-                    yield f"{name}, seen", partial(self._ask, r.FACTS, r.SEEN, case)
+            for mode, own in cases.others.items():
+                yield from self._telling(f"{name}, {mode}", own.get(facts, []))
+                for case in own.get(facts, []):
+                    yield f"{name}, {mode}", partial(self._ask, r.FACTS, mode, case)
         yield "plain text", self._stock
         for case in [case for row in reversed(cases.facts.values()) for case in row][:FILLED]:
             yield "plain text", partial(self._filled, case)

@@ -67,7 +67,7 @@ Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
 @dataclass
 class Trainer:
     """Draws and trains. source(rng, n, progress 0..1) draws whole training episodes, dense those to take apart and mix (None: the
-    same, left whole); checks maps a name to held-out episodes.
+    same, left whole); checks maps a name to episodes that no step trains on.
     """
 
     backbone: Backbone
@@ -280,10 +280,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Exact recall of held-out episodes as inference would have it, with own, another's (donor) and no state (zero)."""
+        """Exact recall of the checks as inference would have it, with own, another's (donor) and no state (zero)."""
         result: dict[str, Any] = {"event": "validation", "step": self.step, "seconds": round(self.spent, 1)}
         for name, episodes in self.checks.items():
-            own = episodes[self._rank :: self._processes]
+            own = episodes[self._rank :: self._processes] or episodes[:1]  # each has something to do
             states, _ = run_writes(self.backbone, self.memory, own)
             result[name] = self._recall(states, own)
             if name == next(iter(self.checks)):
