@@ -253,44 +253,34 @@ def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tm
         run_training(options, lambda event: None)
 
 
-def test_two_processes_train_one_adapter(base: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-    ]
+def test_two_processes_train_one_adapter_and_resume(base: Path, tmp_path: Path) -> None:
+    told, asked = [{"role": "user", "content": "My boat is red."}], [{"content": "My boat?", "answer": "Red."}]
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"messages": told, "questions": asked}))
     options = [
         "--base",
         base,
         "-o",
         tmp_path / "a.gguf",
-        "--steps",
-        "2",
+        "--data",
+        data,
         "--layers",
         "1",
         "--batch",
-        "4",
+        "2",
         "--rank",
         "2",
-        "--json",
     ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(  # noqa: PLW1510 (its text is wanted when it fails)
-        [*command, "-m", "deltamem_cli", "adapter", "train", *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    # the first process speaks for both
-    assert [e["step"] for e in events if e["event"] == "step"] == [1, 2]
-    assert [e["event"] for e in events if e["event"] in ("validation", "saved")] == ["validation", "saved"]
+    for steps, more in (([1, 2], ["--steps", "2"]), ([3], ["--steps", "3", "--resume"])):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+        command = [sys.executable, *launch, "-m", "deltamem_cli", "adapter", "train", *options, *more, "--json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        # the first process speaks for both
+        assert [e["step"] for e in events if e["event"] == "step"] == steps
+        assert [e["step"] for e in events if e["event"] == "validation"] == steps[-1:]
     assert read_adapter(tmp_path / "a.gguf").config.rank == 2
 
 

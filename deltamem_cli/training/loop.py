@@ -53,12 +53,12 @@ class Settings:
     lr: float = 1.5e-3
     delta_lr: float = 3.0  # times lr, for the D matrices
     warmup: int = 20
-    start_episodes: int = 48  # conversations that the start from data is drawn from
-    round_episodes: int = 48  # written together with one version of the memory
-    round_steps: int = 192
+    start_episodes: int = 64  # conversations that the start from data is drawn from
+    round_episodes: int = 64  # written together with one version of the memory
+    round_steps: int = 96
     pool: int = 256  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
-    validate_every: int = 512
+    validate_every: int = 384
 
 
 Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
@@ -327,7 +327,8 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Continues from a checkpoint of the same memory."""
-        saved = torch.load(path, weights_only=True, map_location=self.backbone.device)
+        # what is loaded is copied to where it belongs; several processes on a CPU call it cpu:0, which nothing loads to
+        saved = torch.load(path, weights_only=True, map_location="cpu")
         if AdapterConfig(**_tuples(saved["config"])) != self.memory.config:
             raise DeltamemError(
                 f"{path} holds a run with other adapter settings; resume with the same ones or start in another folder"

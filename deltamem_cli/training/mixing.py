@@ -17,7 +17,7 @@ from torch import Tensor
 from deltamem_cli.training.batch import Asked, Written
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 
-UPDATED_SHARE, UNKNOWN_SHARE, PROMPT_SHARE = 0.25, 0.06, 0.3
+UPDATED_SHARE, UNKNOWN_SHARE, PROMPT_SHARE = 0.25, 0.06, 0.6
 PLAIN_QUERIES = 3  # of a batch, that ask for ordinary talk
 RECALLED_SHARE = 0.3  # of told facts, that are asked for and answered in the conversation itself
 QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each

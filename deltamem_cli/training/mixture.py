@@ -27,7 +27,7 @@ def dense_source(encoder: Encoder, talk: Talk) -> Draw:
 
 
 def _dense(encoder: Encoder, rng: random.Random, talk: Talk) -> EncodedEpisode:
-    episode = generate_episode(rng, 7, talk_turns=2, talk=talk, recalls=1, updates=1, unknown=1, max_questions=0)
+    episode = generate_episode(rng, 7, talk_turns=1, talk=talk, recalls=1, updates=1, unknown=1, max_questions=0)
     told = [m for s in episode.sessions for m in s if m.kind and m.role == "user"]
     episode.questions += [question_about(rng, BY_NAME[m.kind], m.value) for m in told]
     encoded = encoder.episode(episode)

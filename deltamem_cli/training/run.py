@@ -47,7 +47,7 @@ class RunOptions:
     finish: float = 0.1
     resume: bool = False
     start_from: Path | None = None
-    start_episodes: int = 48
+    start_episodes: int = 64
     license: str | None = None
 
 
