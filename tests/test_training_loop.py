@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deltamem_cli.adapter.format import AdapterConfig, read_adapter
+from deltamem_cli.adapter.format import AdapterConfig, read_adapter, training_summary
 from deltamem_cli.episodes import Question, generate_episode
 from deltamem_cli.episodes.kinds import KINDS
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -237,7 +237,7 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
 
 def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tmp_path: Path) -> None:
     backbone = Backbone(base)
-    export_adapter(memory_for(backbone), tmp_path / "old.gguf", "tiny", {})
+    export_adapter(memory_for(backbone), tmp_path / "old.gguf", "tiny", {"step": 7})
     data = tmp_path / "data.jsonl"
     told, asked = [{"role": "user", "content": "My boat is red."}], [{"content": "My boat?", "answer": "Red."}]
     data.write_text(json.dumps({"messages": told, "questions": asked}))
@@ -246,8 +246,9 @@ def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tm
         start_from=tmp_path / "old.gguf", update="no_lambda",
     )  # fmt: skip
     run_training(options, lambda event: None)
-    old, new = (read_adapter(tmp_path / name).config for name in ("old.gguf", "new.gguf"))
-    assert new == replace(old, state_update="no_lambda")
+    old, new = (read_adapter(tmp_path / name) for name in ("old.gguf", "new.gguf"))
+    assert new.config == replace(old.config, state_update="no_lambda")
+    assert training_summary(new.provenance)["from"] == {"step": 7}
     options.output, options.update = tmp_path / "bad.gguf", "sometimes"
     with pytest.raises(UsageError, match="sometimes"):
         run_training(options, lambda event: None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deltamem_cli.adapter.format import DELTA_HEADS, AdapterConfig, read_adapter
+from deltamem_cli.adapter.format import DELTA_HEADS, Adapter, AdapterConfig, read_adapter, training_summary
 from deltamem_cli.episodes.file import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
@@ -82,7 +82,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         dense = None
         source, checks = _from_file(options.data, encoder)
     torch.manual_seed(options.seed)
-    memory = _memory(options, backbone).to(device)
+    start = None if options.start_from is None else read_adapter(options.start_from)
+    memory = _memory(options, backbone, start).to(device)
     settings = Settings(
         steps=options.steps, minutes=options.minutes, seed=options.seed, batch=options.batch, lr=options.lr,
         finish=options.finish, start_episodes=options.start_episodes,
@@ -101,6 +102,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
                 "step": event["step"],
                 "curve": trainer.history,
             }
+            if start is not None:
+                summary["from"] = training_summary(start.provenance)
             export_adapter(memory, options.output, backbone.shape.name or options.base.stem, summary, options.license)
             report({"event": "saved", "path": str(options.output), "score": best})
 
@@ -114,17 +117,16 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     return options.output
 
 
-def _memory(options: RunOptions, backbone: Backbone) -> Memory:
+def _memory(options: RunOptions, backbone: Backbone, start: Adapter | None) -> Memory:
     """A fresh memory, or that of an adapter to go on from, whose settings then count, but for the rule of its writes."""
-    if options.start_from is None:
+    if start is None:
         return Memory(adapter_config(options, backbone), backbone.widths)
-    adapter = read_adapter(options.start_from)
-    shape, c = backbone.shape, adapter.config
+    shape, c = backbone.shape, start.config
     if (c.architecture, c.embedding_length, c.block_count) != (shape.architecture, shape.hidden, shape.n_layer):
         raise DeltamemError(
             f"{options.start_from} is an adapter for another model than {options.base}; give --from an adapter of this one"
         )
-    return memory_from_adapter(_checked(replace(c, state_update=options.update or c.state_update)), adapter.tensors)
+    return memory_from_adapter(_checked(replace(c, state_update=options.update or c.state_update)), start.tensors)
 
 
 def _silence(event: dict[str, Any]) -> None:
