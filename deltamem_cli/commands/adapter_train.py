@@ -50,8 +50,10 @@ def train(
 ) -> None:
     """Train an adapter; needs the extra "train". Checkpoints go to FILE.run beside the adapter.
 
-    On several GPUs start it with: accelerate launch -m deltamem_cli adapter train ...
-    On a CPU two processes of one thread each are faster than one of two; --batch counts for each:
+    Several GPUs, or several processes on a CPU, train one adapter together; --batch counts for each.
+
+    \b
+    accelerate launch -m deltamem_cli adapter train ...
     ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m deltamem_cli adapter train ...
 
     \b
