@@ -37,12 +37,12 @@ def test_open_vocabularies_hold_thousands() -> None:
 def sayings(kind: Kind, part: str) -> set[str]:
     """Every text that may state or ask a fact of this kind, with {v} for the value."""
     said, asked = ({t for group in of(kind, part) for t in group} for of in (p.said, p.asked))
-    stated = {w.replace("{s}", t) for ws in (p.WRAPPED, p.CORRECTED) for w in phrasings_of(ws, part) for t in said}
-    return stated | {w.replace("{q}", t) for w in phrasings_of(p.ASKED_WRAPPED, part) for t in asked}
+    stated = {w.replace("{s}", t) for ws in (p.WRAPPED, p.CORRECTED) for w in p.of_part(ws, part) for t in said}
+    return stated | {w.replace("{q}", t) for w in p.of_part(p.ASKED_WRAPPED, part) for t in asked}
 
 
 def other_texts(part: str) -> set[str]:
-    return {*phrasings_of(p.ACKNOWLEDGED, part), *(question for question, _ in p.talk(part))}
+    return {*p.of_part(p.ACKNOWLEDGED, part), *(question for question, _ in p.talk(part))}
 
 
 def disjoint(parts: list[set[str]]) -> bool:
@@ -54,8 +54,9 @@ def test_no_phrasing_is_in_two_parts() -> None:
     for kind in KINDS:
         for of in (p.said, p.asked):
             assert disjoint([{t for group in of(kind, part) for t in group} for part in PARTS]), kind.name
-    for texts in (p.WRAPPED, p.CORRECTED, p.ASKED_WRAPPED, p.TOPICS):
-        assert disjoint([set(phrasings_of(texts, part)) for part in PARTS])
+    for lists in (p.WRAPPED, p.CORRECTED, p.ASKED_WRAPPED):
+        assert disjoint([set(p.of_part(lists, part)) for part in PARTS])
+    assert disjoint([set(phrasings_of(p.TOPICS, part)) for part in PARTS])
     assert disjoint([other_texts(part) for part in PARTS])
 
 

@@ -51,16 +51,16 @@ def _pick(rng: random.Random, general_and_own: tuple[tuple[str, ...], tuple[str,
     return rng.choice(own if own and rng.random() < 0.5 else general)
 
 
-def _wrap(rng: random.Random, wraps: tuple[str, ...], slot: str, sentence: str, part: str) -> str:
-    wrap = rng.choice(phrasings_of(wraps, part))
+def _wrap(rng: random.Random, wraps: phrasings.Lists, slot: str, sentence: str, part: str) -> str:
+    wrap = rng.choice(phrasings.of_part(wraps, part))
     return wrap.replace(slot, sentence)
 
 
 def _tell(
-    rng: random.Random, kind: Kind, value: str, part: str, wraps: tuple[str, ...] = phrasings.WRAPPED
+    rng: random.Random, kind: Kind, value: str, part: str, wraps: phrasings.Lists = phrasings.WRAPPED
 ) -> list[Message]:
     statement = _pick(rng, phrasings.said(kind, part)).replace("{v}", value)
-    reply = rng.choice(phrasings_of(phrasings.ACKNOWLEDGED, part)).replace("{v}", value)
+    reply = rng.choice(phrasings.of_part(phrasings.ACKNOWLEDGED, part)).replace("{v}", value)
     return [Message("user", _wrap(rng, wraps, "{s}", statement, part), value, kind.name), Message("assistant", reply)]
 
 

@@ -7,59 +7,116 @@ from functools import cache
 from deltamem_cli.episodes.kinds import Kind
 from deltamem_cli.episodes.split import phrasings_of
 
+# Each of a theme's lists is divided into parts by itself, so that a new list leaves the parts of the others as they were.
+Lists = tuple[tuple[str, ...], ...]
+
 # {n} is the kind's noun, {v} the value, {s} a statement that begins small where grammar allows
 SAID = (
-    "My {n} is {v}.", "My {n}: {v}.", "{v} is my {n}.", "The thing to know about my {n}: it is {v}.", "It's {v}, that is my {n}.",
-    "About my {n}, it is {v}.", "As for my {n}, that would be {v}.", "If anyone asks about my {n}, say {v}.", "For the record, {v} is my {n}.",
-    "You can note {v} as my {n}.", "Please remember that my {n} is {v}.", "Remember my {n}: {v}.", "I'd say my {n} is {v}.",
-    "You should know that my {n} is {v}.", "Write down that my {n} is {v}.", "One more thing, my {n} is {v}.",
-    "My {n} happens to be {v}.", "I have {v} as my {n}.", "When it comes to my {n}, it is {v}.", "Let me tell you my {n}: {v}.",
-    "Here is my {n}: {v}.", "I want you to know my {n}. It is {v}.", "My {n}? It is {v}.", "My {n} would be {v}.",
-    "You may want to note my {n}, which is {v}.", "For your notes, my {n} is {v}.", "Keep in mind that my {n} is {v}.",
-    "Did I mention my {n}? It is {v}.", "I never told you my {n}, it is {v}.", "I should tell you that my {n} is {v}.",
-    "In case it matters, my {n} is {v}.", "A fact about me: my {n} is {v}.", "Note: my {n} = {v}.", "{v} - that is my {n}.",
-    "It may help to know that my {n} is {v}.", "Regarding my {n}: {v}.", "So you know, {v} is my {n}.", "Save this: my {n} is {v}.",
+    (
+        "My {n} is {v}.", "My {n}: {v}.", "{v} is my {n}.", "The thing to know about my {n}: it is {v}.", "It's {v}, that is my {n}.",
+        "About my {n}, it is {v}.", "As for my {n}, that would be {v}.", "If anyone asks about my {n}, say {v}.", "For the record, {v} is my {n}.",
+        "You can note {v} as my {n}.", "Please remember that my {n} is {v}.", "Remember my {n}: {v}.", "I'd say my {n} is {v}.",
+        "You should know that my {n} is {v}.", "Write down that my {n} is {v}.", "One more thing, my {n} is {v}.",
+        "My {n} happens to be {v}.", "I have {v} as my {n}.", "When it comes to my {n}, it is {v}.", "Let me tell you my {n}: {v}.",
+        "Here is my {n}: {v}.", "I want you to know my {n}. It is {v}.", "My {n}? It is {v}.", "My {n} would be {v}.",
+        "You may want to note my {n}, which is {v}.", "For your notes, my {n} is {v}.", "Keep in mind that my {n} is {v}.",
+        "Did I mention my {n}? It is {v}.", "I never told you my {n}, it is {v}.", "I should tell you that my {n} is {v}.",
+        "In case it matters, my {n} is {v}.", "A fact about me: my {n} is {v}.", "Note: my {n} = {v}.", "{v} - that is my {n}.",
+        "It may help to know that my {n} is {v}.", "Regarding my {n}: {v}.", "So you know, {v} is my {n}.", "Save this: my {n} is {v}.",
+    ),
+    (
+        "Just for the record: my {n} is {v}.", "What you don't know yet: my {n} is {v}.", "{v}: that would be my {n}.", "I can tell you my {n}, it's {v}.",
+        "My {n} has always been {v}.", "My {n}, if you want to know, is {v}.", "Since you ask, my {n} is {v}.", "As you may know, my {n} is {v}.",
+        "Take note that my {n} is {v}.", "Let it be known that my {n} is {v}.", "Everybody knows that my {n} is {v}.", "You won't guess my {n}. It is {v}.",
+        "Talking of my {n}, it is {v}.", "With me, the {n} is {v}.", "I have a {n}, and it is {v}.", "That's my {n}: {v}.", "{v}, this is my {n}.",
+        "My {n} is simply {v}.", "My {n} is, in fact, {v}.", "When people ask for my {n}, I say {v}.", "For me the {n} is {v}.", "These days my {n} is {v}.",
+        "Right now my {n} is {v}.", "You asked for my {n} once. It is {v}.", "I am happy to say that my {n} is {v}.", "It is {v}, my {n}.",
+        "Put down {v} for my {n}.", "Don't mix it up: my {n} is {v}.", "What matters is my {n}, and that is {v}.", "My {n}, by the way, is {v}.",
+        "Should you need my {n}, it is {v}.", "Something you can use later: my {n} is {v}.",
+    ),
 )  # fmt: skip
 WRAPPED = (
-    "{s}", "{s}", "{s}", "By the way, {s}", "Just so you know, {s}", "Hello! {s}", "{s} Nice, isn't it?", "{s} I thought you should know.",
-    "Hi! {s}", "{s} That is a bit about me.", "Let me tell you something. {s}", "Oh, and {s}", "Well, {s}", "{s} Please keep that in mind.",
-    "Something about me: {s}", "{s} Don't forget it.", "Before I forget: {s}", "So, {s}", "{s} Okay?", "I want to share something. {s}",
-    "Good to see you. {s}", "{s} Just saying.", "You know what? {s}", "Here is something new: {s}", "{s} That matters to me.",
-    "I forgot to say: {s}", "Okay, {s}", "{s} Can you remember that?", "Listen, {s}", "{s} Isn't that something?", "To be clear, {s}",
-    "{s} Now you know.", "Guess what, {s}", "A small thing: {s}",
+    (
+        "{s}", "{s}", "{s}", "By the way, {s}", "Just so you know, {s}", "Hello! {s}", "{s} Nice, isn't it?", "{s} I thought you should know.",
+        "Hi! {s}", "{s} That is a bit about me.", "Let me tell you something. {s}", "Oh, and {s}", "Well, {s}", "{s} Please keep that in mind.",
+        "Something about me: {s}", "{s} Don't forget it.", "Before I forget: {s}", "So, {s}", "{s} Okay?", "I want to share something. {s}",
+        "Good to see you. {s}", "{s} Just saying.", "You know what? {s}", "Here is something new: {s}", "{s} That matters to me.",
+        "I forgot to say: {s}", "Okay, {s}", "{s} Can you remember that?", "Listen, {s}", "{s} Isn't that something?", "To be clear, {s}",
+        "{s} Now you know.", "Guess what, {s}", "A small thing: {s}",
+    ),
+    (
+        "Hey! {s}", "Good morning! {s}", "Hello there, {s}", "{s} Great, right?", "{s} I'm glad that I can tell you.", "Thanks for listening. {s}",
+        "{s} Remember that, please.", "Today I want to tell you this: {s}", "In other news, {s}", "To begin with, {s}", "First of all, {s}", "And {s}",
+        "Also, {s}", "{s} So that you know.", "It may sound odd, but {s}", "{s} What do you think?", "{s} How do you like that?", "Honestly, {s}",
+        "One thing about me: {s}", "{s} Maybe that helps.", "I am in a good mood. {s}", "{s} We can talk about it later.", "Can I tell you something? {s}",
+        "{s} You can ask me about it.",
+    ),
 )  # fmt: skip
 ASKED = (
-    "What is my {n}?", "What's my {n}?", "Do you know my {n}?", "Can you tell me my {n}?", "Remind me of my {n}.", "Please tell me my {n}.",
-    "I forgot my {n}. What is it?", "Could you remind me what my {n} is?", "Tell me my {n}.", "Do you remember my {n}?", "What was my {n} again?",
-    "Can you recall my {n}?", "What did I say my {n} was?", "Which {n} did I mention?", "My {n}, what is it?", "I told you my {n}. What is it?",
-    "Would you tell me my {n}?", "I can't remember my {n}. Can you?", "What did I tell you about my {n}?", "Say my {n}.",
-    "Give me my {n}, please.", "Please recall my {n}.", "So what is my {n}?", "And my {n} is?", "What have I told you my {n} is?",
-    "I need my {n}. What is it?", "Which {n} do I have?", "Could you say what my {n} is?", "Any idea what my {n} is?",
-    "What would you say my {n} is?", "Look up my {n}, please.", "Try to remember my {n}.", "My {n} again, please?",
-    "You know my {n}, right? What is it?", "Have I told you my {n}? What is it?", "Do you still know my {n}?", "Name my {n}.",
-    "Remind me, what is my {n}?", "What was the {n} that I mentioned?", "I wonder whether you remember my {n}.",
-    "What do you know about my {n}?", "Repeat my {n}.", "What {n} did I tell you?", "What {n} do I have?", "Is there a {n} you know of me?",
-    "About my {n}: what is it?", "What is it, my {n}?", "You have my {n}, don't you? Tell me.", "Can you give me my {n}?",
-    "Do you have my {n}?", "Could you recall my {n} for me?", "Did I tell you my {n}? Which is it?", "Help me with my {n}, what was it?",
-    "Please say my {n} again.", "I am looking for my {n}. What is it?", "My {n} was what again?",
+    (
+        "What is my {n}?", "What's my {n}?", "Do you know my {n}?", "Can you tell me my {n}?", "Remind me of my {n}.", "Please tell me my {n}.",
+        "I forgot my {n}. What is it?", "Could you remind me what my {n} is?", "Tell me my {n}.", "Do you remember my {n}?", "What was my {n} again?",
+        "Can you recall my {n}?", "What did I say my {n} was?", "Which {n} did I mention?", "My {n}, what is it?", "I told you my {n}. What is it?",
+        "Would you tell me my {n}?", "I can't remember my {n}. Can you?", "What did I tell you about my {n}?", "Say my {n}.",
+        "Give me my {n}, please.", "Please recall my {n}.", "So what is my {n}?", "And my {n} is?", "What have I told you my {n} is?",
+        "I need my {n}. What is it?", "Which {n} do I have?", "Could you say what my {n} is?", "Any idea what my {n} is?",
+        "What would you say my {n} is?", "Look up my {n}, please.", "Try to remember my {n}.", "My {n} again, please?",
+        "You know my {n}, right? What is it?", "Have I told you my {n}? What is it?", "Do you still know my {n}?", "Name my {n}.",
+        "Remind me, what is my {n}?", "What was the {n} that I mentioned?", "I wonder whether you remember my {n}.",
+        "What do you know about my {n}?", "Repeat my {n}.", "What {n} did I tell you?", "What {n} do I have?", "Is there a {n} you know of me?",
+        "About my {n}: what is it?", "What is it, my {n}?", "You have my {n}, don't you? Tell me.", "Can you give me my {n}?",
+        "Do you have my {n}?", "Could you recall my {n} for me?", "Did I tell you my {n}? Which is it?", "Help me with my {n}, what was it?",
+        "Please say my {n} again.", "I am looking for my {n}. What is it?", "My {n} was what again?",
+    ),
+    (
+        "Tell me what my {n} is.", "Do you happen to know my {n}?", "What is my {n} again?", "Is my {n} known to you?", "Please remind me: what is my {n}?",
+        "Would you know my {n}?", "I want to hear my {n}.", "What might my {n} be?", "Let me hear my {n}.", "What about my {n}?", "Can you say my {n}?",
+        "Do you recall what my {n} is?", "Do you remember what my {n} is?", "Do you know what my {n} is?", "Tell me again what my {n} is.",
+        "You know what my {n} is, don't you?", "What did we say about my {n}?", "I lost track of my {n}. What is it?", "Which is my {n}?",
+        "Mention my {n}.", "Could I have my {n}, please?", "What is the {n} that I told you?", "Earlier I told you my {n}. What was it?",
+        "Answer me this: what is my {n}?", "From what I told you, what is my {n}?", "Going by what I said, what is my {n}?", "What was my {n}?",
+        "State my {n}.", "May I ask you for my {n}?", "How well do you know me? What is my {n}?", "Fill in the blank: my {n} is what?", "My {n}, please.",
+    ),
 )  # fmt: skip
 ASKED_WRAPPED = (
-    "{q}", "{q}", "{q}", "Hi! {q}", "Quick question: {q}", "Hello again. {q}", "Hey, {q}", "{q} I hope you remember.", "Now, {q}",
-    "Let me test you. {q}", "{q} Answer briefly.", "Good morning! {q}", "One question. {q}", "{q} Thanks!",
-    "Hi there. {q}", "{q} Please be short.", "Tell me something. {q}", "I have a question. {q}", "Okay, {q}", "So, {q}",
-    "{q} I can't think of it.", "Can you help me? {q}", "Just checking: {q}", "{q} You should know.", "By the way, {q}",
-    "Good evening. {q}", "Before we go on: {q}", "{q} I really need to know.",
+    (
+        "{q}", "{q}", "{q}", "Hi! {q}", "Quick question: {q}", "Hello again. {q}", "Hey, {q}", "{q} I hope you remember.", "Now, {q}",
+        "Let me test you. {q}", "{q} Answer briefly.", "Good morning! {q}", "One question. {q}", "{q} Thanks!",
+        "Hi there. {q}", "{q} Please be short.", "Tell me something. {q}", "I have a question. {q}", "Okay, {q}", "So, {q}",
+        "{q} I can't think of it.", "Can you help me? {q}", "Just checking: {q}", "{q} You should know.", "By the way, {q}",
+        "Good evening. {q}", "Before we go on: {q}", "{q} I really need to know.",
+    ),
+    (
+        "Please, {q}", "Well, {q}", "{q} Just tell me.", "{q} In one sentence, please.", "Hello! {q}", "Excuse me. {q}", "{q} I forgot it.",
+        "Back again. {q}", "Do you have a moment? {q}", "Right. {q}", "{q} It is important.", "And now: {q}", "One more question. {q}", "{q} Think back.",
+        "We talked about this. {q}", "{q} I told you before.",
+    ),
 )  # fmt: skip
 CORRECTED = (
-    "Correction: {s}", "Actually, that changed. {s}", "Things are different now: {s}", "I have to correct myself. {s}", "Update: {s}",
-    "That is no longer true. {s}", "From now on, {s}", "There is news. {s}", "I made a mistake before. {s}", "It changed: {s}",
+    (
+        "Correction: {s}", "Actually, that changed. {s}", "Things are different now: {s}", "I have to correct myself. {s}", "Update: {s}",
+        "That is no longer true. {s}", "From now on, {s}", "There is news. {s}", "I made a mistake before. {s}", "It changed: {s}",
+    ),
+    (
+        "No, wait. {s}", "I was wrong. {s}", "Scratch what I said. {s}", "Forget what I told you earlier. {s}", "Now it is another one: {s}",
+        "That has changed since. {s}", "New information: {s}", "Please change that. {s}", "Let me correct that: {s}", "It is different now. {s}",
+        "Not any more. {s}", "Here is the latest: {s}",
+    ),
 )  # fmt: skip
 ACKNOWLEDGED = (
-    "Nice to meet you!", "Got it.", "Thanks for telling me!", "Okay, I will remember that.", "That's great to hear!", "Noted.",
-    "Thank you for sharing that with me.", "I understand.", "How wonderful!", "That is good to know.", "Sure, I'll keep that in mind.",
-    "{v}, got it!", "{v}, how nice!", "Thank you, I have noted {v}.", "So it is {v}. Good to know!", "{v}? That sounds great!",
-    "That's great! How can I help you today?", "Thank you! Is there anything else you would like to share?",
-    "That's interesting. Would you like to tell me more about {v}?", "It's always good to learn something about you. How can I assist you?",
+    (
+        "Nice to meet you!", "Got it.", "Thanks for telling me!", "Okay, I will remember that.", "That's great to hear!", "Noted.",
+        "Thank you for sharing that with me.", "I understand.", "How wonderful!", "That is good to know.", "Sure, I'll keep that in mind.",
+        "{v}, got it!", "{v}, how nice!", "Thank you, I have noted {v}.", "So it is {v}. Good to know!", "{v}? That sounds great!",
+        "That's great! How can I help you today?", "Thank you! Is there anything else you would like to share?",
+        "That's interesting. Would you like to tell me more about {v}?", "It's always good to learn something about you. How can I assist you?",
+    ),
+    (
+        "Oh, nice!", "Good to know!", "Alright.", "I see.", "Great, thanks!", "Understood. Is there anything I can do for you?", "I'll remember {v}.",
+        "Okay, {v}.", "Great, {v} it is.", "{v} is noted.", "That's nice. Tell me more!", "Hello! It's great to hear that. What can I do for you today?",
+        "I'm glad you told me. What would you like to talk about?", "{v} sounds wonderful.", "I'm happy to hear about {v}. Is there anything you need?",
+        "I'm sorry, I don't know much about that, but thank you for telling me.",
+    ),
 )  # fmt: skip
 UNKNOWN = "You have not told me your {n}."
 
@@ -151,6 +208,12 @@ SYSTEMS = (
 )  # fmt: skip
 
 
+@cache
+def of_part(lists: Lists, part: str) -> tuple[str, ...]:
+    """The texts of one part in all lists of a theme."""
+    return tuple(text for texts in lists for text in phrasings_of(texts, part))
+
+
 Templates = tuple[tuple[str, ...], tuple[str, ...]]
 
 
@@ -166,9 +229,9 @@ def asked(kind: Kind, part: str) -> Templates:
     return _templates(ASKED, kind.asked, kind, part)
 
 
-def _templates(general: tuple[str, ...], own: tuple[str, ...], kind: Kind, part: str) -> Templates:
+def _templates(general: Lists, own: tuple[str, ...], kind: Kind, part: str) -> Templates:
     return (
-        tuple(t.replace("{n}", kind.noun) for t in phrasings_of(general, part)),
+        tuple(t.replace("{n}", kind.noun) for t in of_part(general, part)),
         tuple(t.replace("{}", "{v}") for t in phrasings_of(own, part)),
     )
 
