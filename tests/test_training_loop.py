@@ -17,10 +17,13 @@ import pytest
 import torch
 
 from deltamem_cli.adapter.format import AdapterConfig, read_adapter, training_summary
-from deltamem_cli.episodes import Question, generate_episode
-from deltamem_cli.episodes.kinds import KINDS
+from deltamem_cli.episodes import TRAIN, Question, generate_episode
+from deltamem_cli.episodes.episode import question_about
+from deltamem_cli.episodes.kinds import BY_NAME, KINDS
+from deltamem_cli.episodes.split import part_of_value
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.synthetic import write_model
+from deltamem_cli.training import mixing
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import ask, read_answers, replay_answers, replay_writes, run_writes, written_episodes
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
@@ -31,6 +34,7 @@ from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixing import Pool, Query
 from deltamem_cli.training.mixture import dense_source, persona_source
 from deltamem_cli.training.own_words import TEMPERATURE, own_talk, sample
+from deltamem_cli.training.retell import retell
 from deltamem_cli.training.run import RunOptions, parse_layers, run_training
 from deltamem_cli.training.tokens import GGUFTokenizer
 
@@ -330,6 +334,77 @@ def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(b
             assert any(q.prompt in (p.prompt, p.at_value().prompt) for p in prompts)
     assert seen_repeats
     assert seen_talk
+
+
+def test_a_change_is_told_after_what_it_changes(base: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing, "UPDATED_SHARE", 1.0)
+    monkeypatch.setattr(mixing, "CORRECTED_SHARE", 1.0)
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    rng = random.Random(1)
+    written = written_episodes(backbone, memory, dense_source(encoder, TALK)(rng, 2, 0.0))
+    ask(backbone, memory, written)
+    pool = Pool(2, mixed=True)
+    pool.add(written)
+    assert len(pool.corrections) == sum(t.corrects for t in pool.told) == 2  # each conversation changed one fact
+    changed = 0
+    for mixed in (m for _ in range(12) for m in pool.draw(rng, 4, 1)):
+        (q,) = [q.question for q in mixed.episode.questions if q.value_at]
+        if q.kind in pool.corrections:
+            changed += 1
+            assert q.value == pool.corrections[q.kind][0].about.question.value  # type: ignore[union-attr]
+    assert changed
+
+
+@pytest.mark.parametrize("system", ["", "Be kind."])
+def test_a_retold_fact_is_as_if_it_had_been_told_with_the_other_value(
+    base: Path, encoder: Encoder, system: str
+) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    rng = random.Random(2)
+    told = generate_episode(rng, 3, talk_turns=1, talk=TALK, recalls=1, updates=1, max_questions=0, system=system)
+    facts = [m for m in told.sessions[0] if m.value and m.role == "user"]
+    told.questions += [question_about(rng, BY_NAME[m.kind], m.value) for m in facts]
+    (w,) = written_episodes(backbone, memory, [encoder.episode(told)], keep_past=True)
+    retell(encoder, backbone, memory, rng, [w], 2)
+    assert w.past is None
+    assert sorted({r.message for r in w.retold}) == [n for n, m in enumerate(told.sessions[0]) if m.value]
+    for r in w.retold:
+        value, old = r.about.question.value, told.sessions[0][r.message].value
+        assert part_of_value(value) == TRAIN and value not in {m.value for m in told.sessions[0]}
+        messages = [
+            replace(m, content=value.join(m.content.rsplit(old, 1))) if n >= r.message else m
+            for n, m in enumerate(told.sessions[0])
+        ]
+        (real,) = written_episodes(backbone, memory, [EncodedEpisode([encoder.session(system, messages)], [])])
+        turn = real.inputs[:, real.spans // 2 == r.message // 2]
+        named = r.message % 2 == 0 and old in told.sessions[0][r.message + 1].content
+        within = int((real.spans == r.message).sum()) if named else turn.shape[1]
+        assert r.spans.tolist() == (real.spans[real.spans // 2 == r.message // 2] % 2)[:within].tolist()
+        # run again are the value and what settles after it; the rest is the conversation's
+        own = w.inputs[:, w.spans // 2 == r.message // 2]
+        left = next(
+            n for n in range(within) if not torch.allclose(r.inputs[:, n].float(), own[:, n].float(), atol=0.02)
+        )
+        until = left + len(encoder.tokenizer.encode(value)) - 1
+        torch.testing.assert_close(r.inputs[:, :until], turn[:, :until], atol=0.05, rtol=0.05)
+    asked = {r.message: r.about for r in w.retold}
+    (again,) = [n for n, m in enumerate(told.sessions[0]) if m.value and m.role == "assistant"]
+    fact = (told.sessions[0][again].kind, told.sessions[0][again].value)
+    first = next(n for n, m in enumerate(told.sessions[0]) if (m.kind, m.value) == fact)
+    assert asked[again] is asked[first]  # what was told and what is repeated have the same other values
+
+
+def test_messages_are_counted_from_the_first_one_whatever_the_system_prompt(encoder: Encoder) -> None:
+    told = generate_episode(random.Random(0), 2, system="")
+    counts = []
+    for system in ("", "Be kind."):
+        session = encoder.session(system, told.sessions[0])
+        spans = session.spans[session.opening :]
+        assert (spans[0], spans[-1]) == (0, len(told.sessions[0]) - 1)
+        counts.append(spans)
+    assert counts[0] == counts[1]
 
 
 def test_an_answer_from_the_value_on_is_the_value_and_what_ends_it(encoder: Encoder) -> None:

@@ -24,6 +24,17 @@ class Past:
     values: dict[int, Tensor]
     lengths: Tensor
 
+    def of_row(self, row: int) -> Past:
+        keys, values = ({n: t[row : row + 1].clone() for n, t in side.items()} for side in (self.keys, self.values))
+        return Past(keys, values, self.lengths[row : row + 1])
+
+    def begun(self, size: int, rows: int) -> Past:
+        """The first `size` tokens of one row, before each of `rows` ways to go on."""
+        keys, values = (
+            {n: t[:, :, :size].expand(rows, -1, -1, -1) for n, t in side.items()} for side in (self.keys, self.values)
+        )
+        return Past(keys, values, self.lengths.new_full((rows,), size))
+
 
 class Backbone:
     """Weights are in the basis of the GGUF, so that corrections learned on them fit it without permuting."""

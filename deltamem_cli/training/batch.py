@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from deltamem_cli.training.backbone import Backbone, Past
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, EncodedSession
 from deltamem_cli.training.memory import Memory, Session
+
+# measured on a CPU: what more conversations at once take does not stay in its caches
+ROWS = 4
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
@@ -57,10 +60,21 @@ class Asked:
 
 
 @dataclass
+class Retelling:
+    """The turn of a message with another value in it. inputs: [L, T, hidden] bfloat16; spans: [T], 0 or 1; about: what it tells"""
+
+    message: int
+    inputs: Tensor
+    spans: Tensor
+    about: EncodedQuestion
+
+
+@dataclass
 class Written:
     """One episode after its write pass: what the memory wrote, to be replayed without the backbone.
 
     inputs: [L, T, hidden] bfloat16 over all sessions, their openings left out; spans: [T]; content: [T]
+    past: of its last session, when that was asked for
     """
 
     inputs: Tensor
@@ -69,23 +83,25 @@ class Written:
     episode: EncodedEpisode
     state: Tensor
     asked: list[Asked | None]
+    past: Past | None = None
+    retold: list[Retelling] = field(default_factory=list)
 
 
 def write_sessions(
     backbone: Backbone, memory: Memory, sessions: Sequence[EncodedSession], states: Tensor, keep_inputs: bool
-) -> tuple[Tensor, Session]:
+) -> tuple[Tensor, Session, Past]:
     """A batch of sessions, one per row, each in an empty context; corrections on, every token writes."""
     ids, lengths = pad([s.tokens for s in sessions], backbone.device)
     spans, _ = pad([s.spans for s in sessions], backbone.device, fill=-1)
     mask = written_mask(lengths, ids.shape[1], [s.opening for s in sessions])
     session = Session(memory, states, mask, spans, keep_inputs)
-    backbone.run(backbone.embed(ids), lengths, correct=session)
-    return session.stacked, session
+    _, past = backbone.run(backbone.embed(ids), lengths, correct=session)
+    return session.stacked, session, past
 
 
 @torch.no_grad()
 def written_episodes(
-    backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpisode], rows: int = 32
+    backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpisode], rows: int = ROWS, keep_past: bool = False
 ) -> list[Written]:
     """The write pass of episodes with today's memory, without gradients; sorted by length so that little is padding."""
     order = sorted(range(len(episodes)), key=lambda i: len(episodes[i].sessions[0].tokens))
@@ -94,15 +110,17 @@ def written_episodes(
         part = order[at : at + rows]
         states = memory.zero_states(len(part))
         inputs: list[list[Tensor]] = [[] for _ in part]
+        pasts: list[Past | None] = [None] * len(part)
         for n in range(max(len(episodes[i].sessions) for i in part)):
             has = [j for j, i in enumerate(part) if n < len(episodes[i].sessions)]
             sessions = [episodes[part[j]].sessions[n] for j in has]
             chosen = torch.tensor(has, device=backbone.device)
-            new, session = write_sessions(backbone, memory, sessions, states[chosen], keep_inputs=True)
+            new, session, past = write_sessions(backbone, memory, sessions, states[chosen], keep_inputs=True)
             states = states.index_copy(0, chosen, new)
             seen = torch.stack(session.inputs, 1)  # [B, L, T, hidden]
             for row, j in enumerate(has):
                 inputs[j].append(seen[row, :, sessions[row].opening : len(sessions[row].tokens)])
+                pasts[j] = past.of_row(row) if keep_past else None
         for j, i in enumerate(part):
             e = episodes[i]
             spans, base = [], 0
@@ -111,7 +129,7 @@ def written_episodes(
                 base = spans[-1] + 1
             content = [c for s in e.sessions for c in s.content[s.opening :]]
             found[i] = Written(
-                torch.cat(inputs[j], 1).clone(), torch.tensor(spans), torch.tensor(content), e, states[j], []
+                torch.cat(inputs[j], 1).clone(), torch.tensor(spans), torch.tensor(content), e, states[j], [], pasts[j]
             )
     return [w for w in found if w is not None]
 
@@ -135,7 +153,8 @@ def run_writes(backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpi
     for n in range(max(len(e.sessions) for e in episodes)):
         has = [i for i, e in enumerate(episodes) if n < len(e.sessions)]
         chosen = torch.tensor(has, device=backbone.device)
-        new, session = write_sessions(backbone, memory, [episodes[i].sessions[n] for i in has], states[chosen], False)
+        sessions = [episodes[i].sessions[n] for i in has]
+        new, session, _ = write_sessions(backbone, memory, sessions, states[chosen], keep_inputs=False)
         states = states.index_copy(0, chosen, new)
         if session.betas[0].shape[-2] == session.mask.shape[-1]:
             on = session.mask[:, None, :, None]
@@ -152,7 +171,7 @@ def ask(
     memory: Memory,
     written: Sequence[Written],
     wanted: Callable[[EncodedQuestion], bool] = lambda question: True,
-    rows: int = 48,
+    rows: int = 4 * ROWS,
 ) -> None:
     """Runs the prompts of the wanted questions, up to the value of the answer, with today's memory and keeps in each
     episode what answers need."""
@@ -286,7 +305,7 @@ def joined(reads: Sequence[Read]) -> Read:
 
 
 @torch.no_grad()
-def frozen_answers(backbone: Backbone, questions: Sequence[EncodedQuestion], rows: int = 48) -> list[Tensor]:
+def frozen_answers(backbone: Backbone, questions: Sequence[EncodedQuestion], rows: int = 4 * ROWS) -> list[Tensor]:
     """Of each question, where the model without memory ends up at the answer's tokens, before the head: [answer, hidden]"""
     found: list[Tensor] = []
     for at in range(0, len(questions), rows):

@@ -14,13 +14,14 @@ from deltamem_cli.training.tokens import ChatTemplate, Tokenizer
 class EncodedSession:
     """spans: the message of each token, as SSW writes; content: whether a token is part of a told value.
 
-    opening: leading tokens, the system prompt's, which inference never writes; messages: what spans count
+    opening: leading tokens, the system prompt's, which inference never writes; system, messages: what was encoded
     """
 
     tokens: list[int]
     spans: list[int]
     content: list[bool]
     opening: int
+    system: str
     messages: Sequence[Message]
 
 
@@ -98,10 +99,10 @@ class Encoder:
                 begin = start + len(message.content[:found].encode())
                 content |= set(range(begin, begin + len(told.encode())))
         # a token belongs to the last message that began at or before its end
-        ends = [*starts[1:], len(text.encode())]
+        ends = [*starts[shift + 1 :], len(text.encode())]
         spans = [sum(1 for s in ends[:-1] if s <= last - 1) for _, last in offsets]
         inside = [any(b in content for b in range(a, z)) for a, z in offsets]
-        return EncodedSession(tokens, spans, inside, self._opening(system), messages)
+        return EncodedSession(tokens, spans, inside, self._opening(system), system, messages)
 
     def question(self, system: str, question: Question, plain: bool = False) -> EncodedQuestion:
         asked = _with_system(system, [Message("user", question.content)])

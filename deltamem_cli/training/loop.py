@@ -21,6 +21,7 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import (
     Read,
+    Written,
     ask,
     frozen_answers,
     joined,
@@ -34,7 +35,7 @@ from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixing import Pool, wanted_prompts
-from deltamem_cli.training.objective import answer_loss, exact, gate_loss, kl_loss
+from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
 
 __all__ = ["Settings", "Trainer"]
 
@@ -54,9 +55,9 @@ class Settings:
     delta_lr: float = 3.0  # times lr, for the D matrices
     warmup: int = 20
     start_episodes: int = 64  # conversations that the start from data is drawn from
-    round_episodes: int = 64  # written together with one version of the memory
+    round_episodes: int = 32  # written together with one version of the memory
     round_steps: int = 96
-    pool: int = 256  # conversations that steps draw turns from: those of the last rounds
+    pool: int = 128  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
     validate_every: int = 384
 
@@ -67,7 +68,7 @@ Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
 @dataclass
 class Trainer:
     """Draws and trains. source(rng, n, progress 0..1) draws whole training episodes, dense those to take apart and mix (None: the
-    same, left whole); checks maps a name to episodes that no step trains on.
+    same, left whole), retell adds more values to what these tell; checks maps a name to episodes that no step trains on.
     """
 
     backbone: Backbone
@@ -78,6 +79,7 @@ class Trainer:
     folder: Path
     report: Callable[[dict[str, Any]], None] = lambda event: None
     dense: Source | None = None
+    retell: Callable[[random.Random, list[Written]], None] | None = None
     accelerator: Any = None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -129,7 +131,10 @@ class Trainer:
 
     def _write(self, rng: random.Random, episodes: int) -> None:
         """Fresh conversations for the pool, written and asked with the memory as it is."""
-        written = written_episodes(self.backbone, self.memory, self.turns(rng, episodes, self.progress()))
+        drawn = self.turns(rng, episodes, self.progress())
+        written = written_episodes(self.backbone, self.memory, drawn, keep_past=self.retell is not None)
+        if self.retell is not None:
+            self.retell(rng, written)
         ask(self.backbone, self.memory, written, wanted_prompts(rng) if self.dense else lambda question: True)
         self.pool.add(written)
 
@@ -275,7 +280,7 @@ class Trainer:
             with torch.no_grad():
                 wanted = self.backbone.logits(torch.cat(frozen(plain, asked)))
             kl = kl_loss(answer(plain, states[own[plain]], asked), wanted)
-            loss, parts["kl"] = loss + kl, round(kl.item(), 4)
+            loss, parts["kl"] = loss + KL_WEIGHT * kl, round(kl.item(), 4)
         return loss, parts
 
     @torch.no_grad()

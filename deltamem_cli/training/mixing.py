@@ -17,11 +17,12 @@ from torch import Tensor
 from deltamem_cli.training.batch import Asked, Written
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 
-UPDATED_SHARE, UNKNOWN_SHARE, PROMPT_SHARE = 0.25, 0.06, 0.6
+UPDATED_SHARE, CORRECTED_SHARE = 0.25, 0.75  # of told facts, that change; of changes, that are told as such
+UNKNOWN_SHARE, PROMPT_SHARE = 0.06, 0.6
 PLAIN_QUERIES = 3  # of a batch, that ask for ordinary talk
 RECALLED_SHARE = 0.3  # of told facts, that are asked for and answered in the conversation itself
 QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each
-WHOLE_SHARE = 0.15  # of answers that are learned from their first word on; the others from the value on
+WHOLE_SHARE = 0.25  # of answers that are learned from their first word on; the others from the value on
 FEWEST = 4  # conversations of a batch
 FAR_SHARE, FAR_TURNS = 0.25, 12  # of batches with much talk, and how many turns of it at most
 
@@ -44,13 +45,17 @@ class Query:
         return Query(words, self.asked.shortened(len(own.prompt) - len(q.prompt)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
-    """A user's message and the reply. inputs: [L, T, hidden]; spans: [T], 0 or 1; about: what it tells, if it does"""
+    """A user's message and the reply. inputs: [L, T, hidden]; spans: [T], 0 or 1
+
+    about: what it tells, if it does; corrects: as something that has changed
+    """
 
     inputs: Tensor
     spans: Tensor
     about: EncodedQuestion | None = None
+    corrects: bool = False
     queries: list[Query] = field(default_factory=list)
 
     def query(self, rng: random.Random, prompts: Sequence[Query]) -> Query:
@@ -93,8 +98,10 @@ class Pool:
             self._take(w, told)
         self.by_kind = {kind: turns for kind, turns in told.items() if kind in self.prompts}
         self.told = [t for turns in self.by_kind.values() for t in turns]
+        self.corrections = {kind: found for kind, turns in told.items() if (found := [t for t in turns if t.corrects])}
         episodes = [w.episode for w in self.written]
-        answers = (q.answer for e in episodes for q in e.questions)
+        answers = [q.answer for e in episodes for q in e.questions]
+        answers += [r.about.answer for w in self.written for r in w.retold]
         self.tokens = sorted({t for tokens in (*answers, *(e.written for e in episodes)) for t in tokens})
 
     def _take(self, w: Written, told: dict[str, list[Turn]]) -> None:
@@ -107,16 +114,25 @@ class Pool:
             if asked is not None:
                 (self.plain if q.plain else self.prompts[q.question.kind]).append(Query(q, asked))
         messages = [m for s in w.episode.sessions for m in s.messages]
+        corrections = {n for n, m in enumerate(messages) if m.kind and m.kind in {e.kind for e in messages[:n]}}
         for n, (said, reply) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
             inside = w.spans // 2 == n
             fact = said if said.value else reply
-            turn = Turn(w.inputs[:, inside], w.spans[inside] % 2, about.get((fact.kind, fact.value)))
+            turn = Turn(
+                w.inputs[:, inside], w.spans[inside] % 2, about.get((fact.kind, fact.value)), 2 * n in corrections
+            )
             if not fact.value:
                 self.talk.append(turn)
             elif turn.about is not None and fact is said:
                 told[fact.kind].append(turn)
             elif turn.about is not None:
                 self.recalled[id(turn.about)].append(turn)
+        for r in w.retold:
+            turn = Turn(r.inputs, r.spans, r.about, r.message in corrections)
+            if messages[r.message].role == "user":
+                told[messages[r.message].kind].append(turn)
+            else:
+                self.recalled[id(r.about)].append(turn)
 
     def draw(self, rng: random.Random, n: int, most_facts: int) -> list[Written]:
         """Conversations that ask about n questions together."""
@@ -139,8 +155,7 @@ class Pool:
         turns = rng.sample(self.told, facts)
         for t in list(turns):
             if t.about is not None and rng.random() < UPDATED_SHARE:
-                turns.append(rng.choice(self.by_kind[t.about.question.kind]))
-        rng.shuffle(turns)
+                turns.insert(rng.randint(turns.index(t) + 1, len(turns)), self._update(rng, t.about.question.kind))
         # of two turns of one kind the later counts
         known = {t.about.question.kind: t for t in turns if t.about is not None}
         turns = self._between(rng, turns, far)
@@ -157,6 +172,11 @@ class Pool:
             torch.empty(0),
             [q.asked for q in queries],
         )
+
+    def _update(self, rng: random.Random, kind: str) -> Turn:
+        """Something that changes a fact, mostly told as a change."""
+        corrections = self.corrections.get(kind) if rng.random() < CORRECTED_SHARE else None
+        return rng.choice(corrections or self.by_kind[kind])
 
     def _between(self, rng: random.Random, turns: list[Turn], far: bool) -> list[Turn]:
         """The turns, told facts repeated on being asked, and talk among them; when far, mostly after them."""

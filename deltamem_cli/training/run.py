@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from deltamem_cli.training.loop import Settings, Source, Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixture import dense_source, persona_source, recall_checks
 from deltamem_cli.training.own_words import own_talk
+from deltamem_cli.training.retell import retell
 from deltamem_cli.training.tokens import tokenizer_of
 
 TALK_PAIRS = 192
@@ -88,7 +90,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         steps=options.steps, minutes=options.minutes, seed=options.seed, batch=options.batch, lr=options.lr,
         finish=options.finish, start_episodes=options.start_episodes,
     )  # fmt: skip
-    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, dense, accelerator)
+    more_values = None if dense is None else partial(retell, encoder, backbone, memory)
+    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, dense, more_values, accelerator)
     best = -1.0
 
     def keep_best(event: dict[str, Any]) -> None:
