@@ -31,7 +31,7 @@ from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixing import Pool, Query
+from deltamem_cli.training.mixing import Pool, Query, size_of_batch
 from deltamem_cli.training.mixture import dense_source, persona_source
 from deltamem_cli.training.own_words import TEMPERATURE, own_talk, sample
 from deltamem_cli.training.retell import retell
@@ -310,16 +310,16 @@ def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(b
     repeats = [turn for turns in pool.recalled.values() for turn in turns]
     assert repeats
     seen_repeats = seen_talk = 0
-    for mixed in (m for _ in range(12) for m in pool.draw(rng, 12, 6)):
+    for mixed in (m for _ in range(12) for m in pool.draw(rng, 12, *size_of_batch(rng, 6))):
         told = {}
         for n in range(int(mixed.spans.max()) // 2 + 1):
             turn = mixed.inputs[:, mixed.spans // 2 == n]
             for known in pool.told:
-                if known.about is not None and torch.equal(known.inputs, turn):
+                if known.about is not None and torch.equal(torch.cat(known.parts, 1), turn):
                     told[known.about.question.kind] = known.about.question
-            seen_talk += any(torch.equal(t.inputs, turn) for t in pool.talk)
+            seen_talk += any(torch.equal(torch.cat(t.parts, 1), turn) for t in pool.talk)
             for repeat in repeats:
-                if torch.equal(repeat.inputs, turn):
+                if torch.equal(torch.cat(repeat.parts, 1), turn):
                     seen_repeats += 1
                     assert repeat.about is not None
                     # what is repeated is what holds by then
@@ -348,7 +348,7 @@ def test_a_change_is_told_after_what_it_changes(base: Path, encoder: Encoder, mo
     pool.add(written)
     assert len(pool.corrections) == sum(t.corrects for t in pool.told) == 2  # each conversation changed one fact
     changed = 0
-    for mixed in (m for _ in range(12) for m in pool.draw(rng, 4, 1)):
+    for mixed in (m for _ in range(12) for m in pool.draw(rng, 4, 1, False)):
         (q,) = [q.question for q in mixed.episode.questions if q.value_at]
         if q.kind in pool.corrections:
             changed += 1
@@ -379,16 +379,15 @@ def test_a_retold_fact_is_as_if_it_had_been_told_with_the_other_value(
         ]
         (real,) = written_episodes(backbone, memory, [EncodedEpisode([encoder.session(system, messages)], [])])
         turn = real.inputs[:, real.spans // 2 == r.message // 2]
+        inputs = torch.cat(r.parts, 1)
         named = r.message % 2 == 0 and old in told.sessions[0][r.message + 1].content
         within = int((real.spans == r.message).sum()) if named else turn.shape[1]
         assert r.spans.tolist() == (real.spans[real.spans // 2 == r.message // 2] % 2)[:within].tolist()
         # run again are the value and what settles after it; the rest is the conversation's
         own = w.inputs[:, w.spans // 2 == r.message // 2]
-        left = next(
-            n for n in range(within) if not torch.allclose(r.inputs[:, n].float(), own[:, n].float(), atol=0.02)
-        )
+        left = next(n for n in range(within) if not torch.allclose(inputs[:, n].float(), own[:, n].float(), atol=0.02))
         until = left + len(encoder.tokenizer.encode(value)) - 1
-        torch.testing.assert_close(r.inputs[:, :until], turn[:, :until], atol=0.05, rtol=0.05)
+        torch.testing.assert_close(inputs[:, :until], turn[:, :until], atol=0.05, rtol=0.05)
     asked = {r.message: r.about for r in w.retold}
     (again,) = [n for n, m in enumerate(told.sessions[0]) if m.value and m.role == "assistant"]
     fact = (told.sessions[0][again].kind, told.sessions[0][again].value)

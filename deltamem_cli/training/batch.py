@@ -61,10 +61,13 @@ class Asked:
 
 @dataclass
 class Retelling:
-    """The turn of a message with another value in it. inputs: [L, T, hidden] bfloat16; spans: [T], 0 or 1; about: what it tells"""
+    """The turn of a message with another value in it. parts: [L, t, hidden] bfloat16 each, some of them the conversation's own
+
+    spans: [T], 0 or 1; about: what it tells
+    """
 
     message: int
-    inputs: Tensor
+    parts: list[Tensor]
     spans: Tensor
     about: EncodedQuestion
 

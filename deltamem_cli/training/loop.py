@@ -34,7 +34,7 @@ from deltamem_cli.training.batch import (
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixing import Pool, wanted_prompts
+from deltamem_cli.training.mixing import Pool, size_of_batch, wanted_prompts
 from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
 
 __all__ = ["Settings", "Trainer"]
@@ -215,7 +215,9 @@ class Trainer:
 
     def _loss_mixed(self) -> tuple[Tensor, dict[str, Any]]:
         most = 3 if self.progress() < 0.1 else 6
-        batch = self.pool.draw(self.rng, self.settings.batch, most)
+        # alike in all processes, or one would wait for the other
+        facts, far = size_of_batch(random.Random(f"{self.settings.seed} {self.step}"), most)
+        batch = self.pool.draw(self.rng, self.settings.batch, facts, far)
         states, beta = replay_writes(self.memory, batch)
         vocabulary = self._vocabulary()
         asked = [a for w in batch for a in w.asked if a is not None]

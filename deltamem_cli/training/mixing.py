@@ -7,6 +7,7 @@ What is gained: a turn costs a pass through the backbone once and is then used i
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,12 +48,12 @@ class Query:
 
 @dataclass(eq=False)
 class Turn:
-    """A user's message and the reply. inputs: [L, T, hidden]; spans: [T], 0 or 1
+    """A user's message and the reply. parts: [L, t, hidden] each; spans: [T], 0 or 1
 
     about: what it tells, if it does; corrects: as something that has changed
     """
 
-    inputs: Tensor
+    parts: list[Tensor]
     spans: Tensor
     about: EncodedQuestion | None = None
     corrects: bool = False
@@ -113,13 +114,14 @@ class Pool:
                 self.unknown[q.question.kind] = q
             if asked is not None:
                 (self.plain if q.plain else self.prompts[q.question.kind]).append(Query(q, asked))
+        spans = w.spans.tolist()
         messages = [m for s in w.episode.sessions for m in s.messages]
         corrections = {n for n, m in enumerate(messages) if m.kind and m.kind in {e.kind for e in messages[:n]}}
         for n, (said, reply) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
-            inside = w.spans // 2 == n
+            inside = slice(bisect_left(spans, 2 * n), bisect_right(spans, 2 * n + 1))
             fact = said if said.value else reply
             turn = Turn(
-                w.inputs[:, inside], w.spans[inside] % 2, about.get((fact.kind, fact.value)), 2 * n in corrections
+                [w.inputs[:, inside]], w.spans[inside] % 2, about.get((fact.kind, fact.value)), 2 * n in corrections
             )
             if not fact.value:
                 self.talk.append(turn)
@@ -128,21 +130,19 @@ class Pool:
             elif turn.about is not None:
                 self.recalled[id(turn.about)].append(turn)
         for r in w.retold:
-            turn = Turn(r.inputs, r.spans, r.about, r.message in corrections)
+            turn = Turn(r.parts, r.spans, r.about, r.message in corrections)
             if messages[r.message].role == "user":
                 told[messages[r.message].kind].append(turn)
             else:
                 self.recalled[id(r.about)].append(turn)
 
-    def draw(self, rng: random.Random, n: int, most_facts: int) -> list[Written]:
-        """Conversations that ask about n questions together."""
+    def draw(self, rng: random.Random, n: int, facts: int, far: bool) -> list[Written]:
+        """Conversations that ask about n questions together; mixed ones of so many facts, and with much talk when far."""
         if not self.mixed:
             found: list[Written] = []
             while sum(len(w.asked) for w in found) < n:
                 found.append(rng.choice(self.written))
             return found
-        # conversations of one batch are alike, since a long one makes room in all rows
-        facts, far = rng.randint(1, most_facts), rng.random() < FAR_SHARE
         rows = n // facts // 2 if far else n // facts
         found = [self._mix(rng, facts, far) for _ in range(max(FEWEST, rows))]
         for mixed in rng.sample(found, PLAIN_QUERIES) if self.plain else ():
@@ -165,7 +165,7 @@ class Pool:
             queries += [rng.choice(self.prompts[kind]).about(self.unknown[kind])] if kind else []
         spans = torch.cat([t.spans + 2 * i for i, t in enumerate(turns)])
         return Written(
-            torch.cat([t.inputs for t in turns], 1),
+            torch.cat([part for t in turns for part in t.parts], 1),
             spans,
             torch.zeros(len(spans), dtype=torch.bool),
             EncodedEpisode([], [q.question for q in queries]),
@@ -192,6 +192,11 @@ class Pool:
             start = len(turns) + 1.0 if far and rng.random() < 0.7 else 0.0
             placed += [(rng.uniform(start, len(turns) + 2.0), turn) for turn in rng.choices(self.talk, k=n)]
         return [turn for _, turn in sorted(placed, key=lambda item: item[0])]
+
+
+def size_of_batch(rng: random.Random, most_facts: int) -> tuple[int, bool]:
+    """facts and far of Pool.draw(): conversations of one batch are alike, since a long one makes room in all rows."""
+    return rng.randint(1, most_facts), rng.random() < FAR_SHARE
 
 
 def wanted_prompts(rng: random.Random) -> Callable[[EncodedQuestion], bool]:

@@ -95,9 +95,9 @@ def _retold(
     found = []
     for i, (row, tail, k, question) in enumerate(zip(rows, tails, kept, others, strict=True)):
         after = slice(len(told) - opening - k, end)
-        inputs = [w.inputs[:, begin : at - opening], new[i, :, : len(tail)], w.inputs[:, after]]
+        parts = [w.inputs[:, begin : at - opening], new[i, :, : len(tail)].clone(), w.inputs[:, after]]
         inside = row.spans[opening + begin : at + len(tail)] + spans[after]
-        found.append(Retelling(n, torch.cat(inputs, 1), torch.tensor(inside) - first, question))
+        found.append(Retelling(n, parts, torch.tensor(inside) - first, question))
     return found
 
 
