@@ -56,7 +56,7 @@ class Settings:
     warmup: int = 20
     start_episodes: int = 64  # conversations that the start from data is drawn from
     round_episodes: int = 32  # written together with one version of the memory
-    round_steps: int = 96
+    round_steps: int = 128
     pool: int = 128  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
     validate_every: int = 384
@@ -208,7 +208,7 @@ class Trainer:
                 yield self._loss_end_to_end
             return
         if self.step or not self.pool.written:
-            self._write(self.rng, s.round_episodes if self.pool.written else s.start_episodes)
+            self._write(self.rng, s.round_episodes if self.step else s.start_episodes)
         self._clock()
         for _ in range(s.round_steps):
             yield self._loss_mixed
