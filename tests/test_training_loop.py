@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,15 @@ from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.synthetic import write_model
 from deltamem_cli.training import mixing
 from deltamem_cli.training.backbone import Backbone
-from deltamem_cli.training.batch import ask, read_answers, replay_answers, replay_writes, run_writes, written_episodes
+from deltamem_cli.training.batch import (
+    Written,
+    ask,
+    read_answers,
+    replay_answers,
+    replay_writes,
+    run_writes,
+    written_episodes,
+)
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.init import start_from_data
@@ -82,6 +91,25 @@ def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: 
         backbone, memory_for(backbone), persona_source(encoder, TALK), checks, made, folder,
         dense=dense_source(encoder, TALK),
     )  # fmt: skip
+
+
+def mixed_pool(base: Path, encoder: Encoder, rng: random.Random, written: int) -> tuple[Pool, list[Written]]:
+    """A pool with room for two conversations, and all that were put into it."""
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    conversations = written_episodes(backbone, memory, dense_source(encoder, TALK)(rng, written, 0.0))
+    ask(backbone, memory, conversations)
+    pool = Pool(2, mixed=True)
+    pool.add(conversations)
+    return pool, conversations
+
+
+def test_what_a_round_writes_is_retold_before_it_is_mixed(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    run = trainer(base, encoder, tmp_path, 1)
+    run.retell = partial(retell, encoder, run.backbone, run.memory, count=2)
+    run.run()
+    told = {id(t.about) for t in run.pool.told}
+    assert any(id(r.about) in told for w in run.pool.written for r in w.retold)
 
 
 def test_a_run_killed_within_a_round_goes_on_from_the_last_whole_one(
@@ -298,13 +326,8 @@ def test_layers_are_read_as_ranges_and_refused_beyond_the_model() -> None:
 
 
 def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(base: Path, encoder: Encoder) -> None:
-    backbone = Backbone(base)
-    memory = memory_for(backbone)
     rng = random.Random(0)
-    written = written_episodes(backbone, memory, dense_source(encoder, TALK)(rng, 3, 0.0))
-    ask(backbone, memory, written)
-    pool = Pool(2, mixed=True)
-    pool.add(written)
+    pool, written = mixed_pool(base, encoder, rng, 3)
     assert list(pool.written) == written[1:]  # the oldest left
     assert {t.about.question.kind for t in pool.told if t.about} <= {k.name for k in KINDS}
     repeats = [turn for turns in pool.recalled.values() for turn in turns]
@@ -339,13 +362,8 @@ def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(b
 def test_a_change_is_told_after_what_it_changes(base: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixing, "UPDATED_SHARE", 1.0)
     monkeypatch.setattr(mixing, "CORRECTED_SHARE", 1.0)
-    backbone = Backbone(base)
-    memory = memory_for(backbone)
     rng = random.Random(1)
-    written = written_episodes(backbone, memory, dense_source(encoder, TALK)(rng, 2, 0.0))
-    ask(backbone, memory, written)
-    pool = Pool(2, mixed=True)
-    pool.add(written)
+    pool, _ = mixed_pool(base, encoder, rng, 2)
     assert len(pool.corrections) == sum(t.corrects for t in pool.told) == 2  # each conversation changed one fact
     changed = 0
     for mixed in (m for _ in range(12) for m in pool.draw(rng, 4, 1, False)):

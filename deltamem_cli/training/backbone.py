@@ -25,6 +25,7 @@ class Past:
     lengths: Tensor
 
     def of_row(self, row: int) -> Past:
+        """A copy of one row's, so that the others can be let go."""
         keys, values = ({n: t[row : row + 1].clone() for n, t in side.items()} for side in (self.keys, self.values))
         return Past(keys, values, self.lengths[row : row + 1])
 

@@ -146,8 +146,8 @@ class Trainer:
     def run(self) -> None:
         """Trains until the steps or minutes are used up.
 
-        A checkpoint is written after every round, where nothing but parameters and random numbers carries over, so a
-        run that was killed and resumed takes the same steps as one that was not.
+        A checkpoint is written after every round and holds parameters and random numbers. What was written is not kept:
+        a run that is resumed fills its pool anew, with one round, and so takes other steps than one that was not stopped.
         """
         while self.progress() < 1.0:
             self._clock(time.monotonic())

@@ -21,7 +21,7 @@ from deltamem_cli.training.batch import Retelling, Written, length_mask, pad
 from deltamem_cli.training.encode import EncodedQuestion, EncodedSession, Encoder
 from deltamem_cli.training.memory import Memory, Session
 
-SETTLED = 2
+SETTLED = 2  # tokens after a value that are run again; those behind them hardly depend on it
 VALUES = 12  # other values that each told fact is retold with
 
 
@@ -36,7 +36,7 @@ def retell(
 ) -> None:
     """Adds to conversations of one session (with their past, which is let go) each told fact with `count` other values.
 
-    What follows a value is run for SETTLED tokens, and the conversation's own from there on: it hardly depends on the value.
+    What follows a value is run for SETTLED tokens, and is the conversation's own from there on.
     A reply that names the value is left out.
     """
     for w in written:
