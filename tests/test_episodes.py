@@ -117,13 +117,20 @@ def test_what_is_asked_was_told_and_the_last_telling_counts(part: str) -> None:
         assert len(episode.sessions) == 2
         for q in episode.questions:
             if q.about == "unknown":
-                assert "not told" in q.answer
+                assert "not known" in q.answer
                 continue
             assert q.value in q.answer
             assert any(q.value in m.content for m in told)
             if q.old_value:
                 last = max(i for i, m in enumerate(told) if m.value == q.value)
                 assert last > max(i for i, m in enumerate(told) if m.value == q.old_value)
+
+
+def test_what_is_not_known_is_answered_in_the_same_words_up_to_the_value() -> None:
+    for kind in KINDS:
+        known = kind.answer_for("|")
+        unknown = p.UNKNOWN.replace("{n}", kind.noun)
+        assert unknown.startswith(known[: known.index("|")])
 
 
 def test_values_come_from_the_part_that_was_asked_for() -> None:

@@ -124,6 +124,7 @@ def test_a_run_killed_within_a_round_goes_on_from_the_last_whole_one(
             raise KeyboardInterrupt
         if event["event"] == "validation":
             saved.update({n: p.detach().clone() for n, p in first.memory.named_parameters()})
+            saved["the mean's"] = first.trained.proj.detach().clone()
 
     first.report = stop
     with pytest.raises(KeyboardInterrupt):
@@ -133,6 +134,8 @@ def test_a_run_killed_within_a_round_goes_on_from_the_last_whole_one(
     assert second.step == 4
     for name, parameter in second.memory.named_parameters():
         torch.testing.assert_close(parameter, saved[name], rtol=0, atol=0)
+    torch.testing.assert_close(second.trained.proj, saved["the mean's"], rtol=0, atol=0)
+    assert not torch.equal(second.trained.proj, second.memory.proj)
     steps: list[object] = []
     second.report = lambda event: steps.append(event["step"]) if event["event"] == "step" else None
     second.run()
@@ -256,7 +259,11 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
     options = RunOptions(base, tmp_path / "out.gguf", data=data, steps=2, rank=2, layers="1", finish=0.5, **small)  # type: ignore[arg-type]
     events: list[dict[str, object]] = []
     run_training(options, events.append)
-    assert read_adapter(tmp_path / "out.gguf").config.layers == (1,)
+    written = read_adapter(tmp_path / "out.gguf")
+    assert written.config.layers == (1,)
+    # what is written is the mean over the steps
+    mean = torch.load(tmp_path / "out.run" / "checkpoint.pt", weights_only=True)["mean"]["module.proj"]
+    torch.testing.assert_close(memory_from_adapter(written.config, written.tensors).proj, mean, atol=1e-3, rtol=1e-3)
     assert {e["event"] for e in events} == {"start", "step", "validation", "saved"}
     with pytest.raises(DeltamemError, match="--resume"):
         run_training(options, events.append)

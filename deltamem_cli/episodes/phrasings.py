@@ -118,7 +118,8 @@ ACKNOWLEDGED = (
         "I'm sorry, I don't know much about that, but thank you for telling me.",
     ),
 )  # fmt: skip
-UNKNOWN = "You have not told me your {n}."
+# begins as an answer with a value does, so that what the memory holds decides where the value would stand
+UNKNOWN = "Your {n} is not known to me."
 
 # small talk: unrelated turns with their answers
 TALK = tuple(

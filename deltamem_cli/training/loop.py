@@ -36,6 +36,7 @@ from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixing import Pool, size_of_batch, wanted_prompts
 from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
+from deltamem_cli.training.optimizer import Optimizer, running_mean
 
 __all__ = ["Settings", "Trainer"]
 
@@ -56,7 +57,7 @@ class Settings:
     warmup: int = 20
     start_episodes: int = 64  # conversations that the start from data is drawn from
     round_episodes: int = 32  # written together with one version of the memory
-    round_steps: int = 128
+    round_steps: int = 192
     pool: int = 128  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
     validate_every: int = 384
@@ -88,12 +89,8 @@ class Trainer:
         s = self.settings
         # every process draws its own episodes; the start is common to all
         self.rng = random.Random(f"{s.seed} {self._rank}")
-        m = self.memory
-        slow = [m.proj, m.gate, m.gate_bias] + ([m.delta_o_norm] if m.delta_o_norm is not None else [])
-        self.optimizer = torch.optim.AdamW(
-            [{"params": slow, "times": 1.0}, {"params": list(m.delta.values()), "times": s.delta_lr}],
-            lr=s.lr, betas=(0.9, 0.98), weight_decay=0.0,
-        )  # fmt: skip
+        self.optimizer = Optimizer(self.memory, s.delta_lr)
+        self.mean = running_mean(self.memory)
         self.spent = self._last = 0.0
         self.turns = self.dense or self.source
         self.pool = Pool(s.pool, mixed=self.dense is not None)
@@ -109,6 +106,12 @@ class Trainer:
     def _mean(self, tensor: Tensor) -> Tensor:
         """The mean over all processes."""
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor, "mean")
+
+    @property
+    def trained(self) -> Memory:
+        """The running mean of the memory: what a run is for."""
+        memory: Memory = self.mean.module
+        return memory
 
     def start(self) -> None:
         """Draws the first parameters from data: from the first process's conversations, for all of them."""
@@ -184,16 +187,15 @@ class Trainer:
 
     def _update(self, loss: Tensor) -> float:
         """One step of the optimizer; returns the gradient's norm. A step that is not finite is skipped."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["times"] * self.settings.lr * self._schedule()
-        self.optimizer.zero_grad()
+        self.memory.zero_grad()
         loss.backward()
         for parameter in self.memory.parameters():
             if parameter.grad is not None:
                 parameter.grad = self._mean(parameter.grad)
         norm = float(torch.nn.utils.clip_grad_norm_(self.memory.parameters(), 1.0))
         if math.isfinite(norm):
-            self.optimizer.step()
+            self.optimizer.step(self.settings.lr * self._schedule())
+            self.mean.update_parameters(self.memory)
         return norm
 
     def _schedule(self) -> float:
@@ -289,24 +291,25 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """Exact recall of the checks as inference would have it, with own, another's (donor) and no state (zero)."""
         result: dict[str, Any] = {"event": "validation", "step": self.step, "seconds": round(self.spent, 1)}
+        memory = self.trained
         for name, episodes in self.checks.items():
             own = episodes[self._rank :: self._processes] or episodes[:1]  # each has something to do
-            states, _ = run_writes(self.backbone, self.memory, own)
-            result[name] = self._recall(states, own)
+            states, _ = run_writes(self.backbone, memory, own)
+            result[name] = self._recall(memory, states, own)
             if name == next(iter(self.checks)):
-                result[f"{name} donor"] = self._recall(states.roll(1, 0), own)
-                result[f"{name} zero"] = self._recall(torch.zeros_like(states), own)
+                result[f"{name} donor"] = self._recall(memory, states.roll(1, 0), own)
+                result[f"{name} zero"] = self._recall(memory, torch.zeros_like(states), own)
         unseen = [v for name, v in result.items() if name in self.checks and not name.startswith("seen")]
         result["score"] = round(sum(unseen) / max(1, len(unseen)), 4)
         self.history.append(result)
         self.report(result)
         return result
 
-    def _recall(self, states: Tensor, episodes: list[EncodedEpisode]) -> float:
+    def _recall(self, memory: Memory, states: Tensor, episodes: list[EncodedEpisode]) -> float:
         """The share of right answers over the episodes of all processes."""
         own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
         questions: list[EncodedQuestion] = [q for e in episodes for q in e.questions]
-        hits = exact(read_answers(self.backbone, self.memory, states[own], questions), questions)
+        hits = exact(read_answers(self.backbone, memory, states[own], questions), questions)
         right, asked = self._mean(torch.tensor([float(sum(hits)), float(len(hits))], device=states.device)).tolist()
         return round(right / asked, 3)
 
@@ -319,6 +322,7 @@ class Trainer:
         torch.save(
             {
                 "memory": self.memory.state_dict(),
+                "mean": self.mean.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "spent": self.spent,
@@ -341,6 +345,7 @@ class Trainer:
                 f"{path} holds a run with other adapter settings; resume with the same ones or start in another folder"
             )
         self.memory.load_state_dict(saved["memory"])
+        self.mean.load_state_dict(saved["mean"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.spent, self.history = saved["step"], saved["spent"], saved["history"]
         version, internal, gauss = json.loads(saved["random"])

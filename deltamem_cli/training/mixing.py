@@ -18,7 +18,7 @@ from torch import Tensor
 from deltamem_cli.training.batch import Asked, Written
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 
-UPDATED_SHARE, CORRECTED_SHARE = 0.25, 0.75  # of told facts, that change; of changes, that are told as such
+UPDATED_SHARE, CORRECTED_SHARE = 0.4, 0.75  # of told facts, that change; of changes, that are told as such
 UNKNOWN_SHARE, PROMPT_SHARE = 0.06, 0.6
 PLAIN_QUERIES = 3  # of a batch, that ask for ordinary talk
 RECALLED_SHARE = 0.3  # of told facts, that are asked for and answered in the conversation itself

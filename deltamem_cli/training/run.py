@@ -107,7 +107,9 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
             }
             if start is not None:
                 summary["from"] = training_summary(start.provenance)
-            export_adapter(memory, options.output, backbone.shape.name or options.base.stem, summary, options.license)
+            export_adapter(
+                trainer.trained, options.output, backbone.shape.name or options.base.stem, summary, options.license
+            )
             report({"event": "saved", "path": str(options.output), "score": best})
 
     trainer.report = keep_best

@@ -1,0 +1,71 @@
+"""How a memory's parameters take a step, and their running mean; knows nothing of losses and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from deltamem_cli.training.memory import Memory
+
+MOMENTUM = 0.95
+MEAN_DECAY = 0.98  # of the running mean: that of about the last 50 steps
+
+
+class Optimizer:
+    """Muon (torch.optim) for the projections and D, one matrix of one layer at a time; AdamW for gates and norms.
+
+    Gradients of single words differ in size by orders of magnitude; a step of Muon has the same size in all directions
+    that a matrix has, so that rare ones are learned too. delta_lr: times the rate, for the D matrices
+    """
+
+    def __init__(self, memory: Memory, delta_lr: float) -> None:
+        self.memory = memory
+        places = list(_matrices(memory))
+        self._gradients = [(parameter, at) for _, parameter, at in places]
+        # each a leaf that shares its numbers with a part of a stacked parameter
+        self._views = [parameter.detach()[at].requires_grad_() for parameter, at in self._gradients]
+        groups: dict[float, list[Tensor]] = {1.0: [], delta_lr: []}
+        for (is_delta, _, _), view in zip(places, self._views, strict=True):
+            groups[delta_lr if is_delta else 1.0].append(view)
+        self.muon = torch.optim.Muon(
+            [{"params": views, "times": times} for times, views in groups.items()],
+            weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw",
+        )  # fmt: skip
+        others = [memory.gate, memory.gate_bias]
+        others += [memory.delta_o_norm] if memory.delta_o_norm is not None else []
+        self.adam = torch.optim.AdamW([{"params": others, "times": 1.0}], betas=(0.9, 0.98), weight_decay=0.0)
+
+    def step(self, lr: float) -> None:
+        """Changes the parameters by their gradients."""
+        for view, (parameter, at) in zip(self._views, self._gradients, strict=True):
+            view.grad = None if parameter.grad is None else parameter.grad[at]
+        for optimizer in (self.muon, self.adam):
+            for group in optimizer.param_groups:
+                group["lr"] = group["times"] * lr
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+
+
+def running_mean(memory: Memory) -> AveragedModel:
+    """What is validated and exported: a step's noise is not in it. update_parameters(memory) after every step."""
+    return AveragedModel(memory, multi_avg_fn=get_ema_multi_avg_fn(MEAN_DECAY))
+
+
+def _matrices(memory: Memory) -> Iterator[tuple[bool, Tensor, Any]]:
+    """Whether it is a D, of which parameter, and where in it."""
+    read = memory.config.read_width
+    for slot in range(len(memory.config.layers)):
+        for part in range(3):  # q, k and v
+            yield False, memory.proj, (slot, slice(part * read, (part + 1) * read))
+        for delta in memory.delta.values():
+            yield True, delta, slot
