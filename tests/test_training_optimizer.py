@@ -59,6 +59,15 @@ def test_q_k_and_v_of_each_layer_are_matrices_of_their_own(memory: Memory) -> No
     assert all(not change.any() for change in changed.values())
 
 
+def test_d_is_learned_at_a_rate_of_its_own(memory: Memory) -> None:
+    zero_gradients(memory)
+    gradient = torch.randn(RANK, HIDDEN)
+    assert memory.proj.grad is not None and memory.delta["o"].grad is not None
+    memory.proj.grad[0, :RANK], memory.delta["o"].grad[0] = gradient, gradient.T
+    changed = changes(memory)  # with three times the rate for D
+    torch.testing.assert_close(changed["delta.o"][0].T, 3 * changed["proj"][0, :RANK], atol=1e-5, rtol=2e-2)
+
+
 def test_every_trained_parameter_takes_the_step(memory: Memory) -> None:
     for parameter in memory.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -77,19 +86,19 @@ def test_the_running_mean_follows_slowly(memory: Memory) -> None:
 
 
 def test_a_step_after_saving_and_loading_is_the_same_step(memory: Memory, tmp_path: Path) -> None:
-    def step(optimizer: Optimizer, seed: int) -> None:
+    def step(optimizer: Optimizer, memory: Memory, seed: int) -> None:
         torch.manual_seed(seed)
-        for parameter in optimizer.memory.parameters():
+        for parameter in memory.parameters():
             parameter.grad = torch.randn_like(parameter)
         optimizer.step(1e-2)
 
     first = Optimizer(memory, delta_lr=3.0)
-    step(first, 1)
+    step(first, memory, 1)
     torch.save(first.state_dict(), tmp_path / "optimizer.pt")
     other = copy.deepcopy(memory)
     second = Optimizer(other, delta_lr=3.0)
     second.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
-    step(first, 2)
-    step(second, 2)
+    step(first, memory, 2)
+    step(second, other, 2)
     for name, parameter in memory.named_parameters():
         torch.testing.assert_close(dict(other.named_parameters())[name], parameter)

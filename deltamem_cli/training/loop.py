@@ -340,6 +340,10 @@ class Trainer:
         """Continues from a checkpoint of the same memory."""
         # what is loaded is copied to where it belongs; several processes on a CPU call it cpu:0, which nothing loads to
         saved = torch.load(path, weights_only=True, map_location="cpu")
+        if "mean" not in saved:
+            raise DeltamemError(
+                f"{path} holds a run of an earlier version; start in another folder, from its adapter with --from"
+            )
         if AdapterConfig(**_tuples(saved["config"])) != self.memory.config:
             raise DeltamemError(
                 f"{path} holds a run with other adapter settings; resume with the same ones or start in another folder"

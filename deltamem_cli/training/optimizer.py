@@ -14,25 +14,25 @@ from deltamem_cli.training.memory import Memory
 MOMENTUM = 0.95
 MEAN_DECAY = 0.98  # of the running mean: that of about the last 50 steps
 
+Place = tuple[Tensor, Any]  # a stacked parameter, and the index of one matrix in it
+
 
 class Optimizer:
     """Muon (torch.optim) for the projections and D, one matrix of one layer at a time; AdamW for gates and norms.
 
-    Gradients of single words differ in size by orders of magnitude; a step of Muon has the same size in all directions
-    that a matrix has, so that rare ones are learned too. delta_lr: times the rate, for the D matrices
+    A step of Muon goes as far in the weak directions of a matrix as in the strong ones. delta_lr: times the rate, for D
     """
 
     def __init__(self, memory: Memory, delta_lr: float) -> None:
-        self.memory = memory
-        places = list(_matrices(memory))
-        self._gradients = [(parameter, at) for _, parameter, at in places]
-        # each a leaf that shares its numbers with a part of a stacked parameter
-        self._views = [parameter.detach()[at].requires_grad_() for parameter, at in self._gradients]
-        groups: dict[float, list[Tensor]] = {1.0: [], delta_lr: []}
-        for (is_delta, _, _), view in zip(places, self._views, strict=True):
-            groups[delta_lr if is_delta else 1.0].append(view)
+        # places in the stacked parameters, and leaves that share their numbers
+        self._places = [*_projections(memory), *_deltas(memory)]
+        self._views = [parameter.detach()[at].requires_grad_() for parameter, at in self._places]
+        of_delta = len(list(_deltas(memory)))
         self.muon = torch.optim.Muon(
-            [{"params": views, "times": times} for times, views in groups.items()],
+            [
+                {"params": self._views[:-of_delta], "times": 1.0},
+                {"params": self._views[-of_delta:], "times": delta_lr},
+            ],
             weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw",
         )  # fmt: skip
         others = [memory.gate, memory.gate_bias]
@@ -41,7 +41,7 @@ class Optimizer:
 
     def step(self, lr: float) -> None:
         """Changes the parameters by their gradients."""
-        for view, (parameter, at) in zip(self._views, self._gradients, strict=True):
+        for view, (parameter, at) in zip(self._views, self._places, strict=True):
             view.grad = None if parameter.grad is None else parameter.grad[at]
         for optimizer in (self.muon, self.adam):
             for group in optimizer.param_groups:
@@ -61,11 +61,14 @@ def running_mean(memory: Memory) -> AveragedModel:
     return AveragedModel(memory, multi_avg_fn=get_ema_multi_avg_fn(MEAN_DECAY))
 
 
-def _matrices(memory: Memory) -> Iterator[tuple[bool, Tensor, Any]]:
-    """Whether it is a D, of which parameter, and where in it."""
+def _projections(memory: Memory) -> Iterator[Place]:
     read = memory.config.read_width
     for slot in range(len(memory.config.layers)):
         for part in range(3):  # q, k and v
-            yield False, memory.proj, (slot, slice(part * read, (part + 1) * read))
-        for delta in memory.delta.values():
-            yield True, delta, slot
+            yield memory.proj, (slot, slice(part * read, (part + 1) * read))
+
+
+def _deltas(memory: Memory) -> Iterator[Place]:
+    for delta in memory.delta.values():
+        for slot in range(len(memory.config.layers)):
+            yield delta, slot
