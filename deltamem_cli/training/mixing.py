@@ -25,6 +25,7 @@ RECALLED_SHARE = 0.3  # of told facts, that are asked for and answered in the co
 QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each
 WHOLE_SHARE = 0.25  # of answers that are learned from their first word on; the others from the value on
 FEWEST = 4  # conversations of a batch
+FACTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 6)  # of a conversation: what few facts need is needed with many, too
 FAR_SHARE, FAR_TURNS = 0.25, 12  # of batches with much talk, and how many turns of it at most
 
 
@@ -196,7 +197,7 @@ class Pool:
 
 def size_of_batch(rng: random.Random, most_facts: int) -> tuple[int, bool]:
     """facts and far of Pool.draw(): conversations of one batch are alike, since a long one makes room in all rows."""
-    return rng.randint(1, most_facts), rng.random() < FAR_SHARE
+    return rng.choice([n for n in FACTS if n <= most_facts]), rng.random() < FAR_SHARE
 
 
 def wanted_prompts(rng: random.Random) -> Callable[[EncodedQuestion], bool]:

@@ -14,7 +14,7 @@ from deltamem_cli.training.encode import EncodedQuestion
 BETA_GOAL = 0.05
 BETA_WEIGHT = 0.01
 VALUE_WEIGHT = 3.0
-KL_WEIGHT = 5.0
+KL_WEIGHT = 8.0
 
 
 def answer_loss(read: Read, questions: Sequence[EncodedQuestion]) -> Tensor:
