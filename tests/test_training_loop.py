@@ -37,7 +37,6 @@ from deltamem_cli.training.batch import (
 )
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
-from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixing import Pool, Query, size_of_batch
@@ -229,17 +228,6 @@ def test_the_gradient_of_an_answer_reaches_what_wrote_the_state(base: Path, enco
     assert memory.gate.grad.abs().sum() > 0
 
 
-def test_the_start_from_data_opens_the_gates_for_told_values_alone(base: Path, encoder: Encoder) -> None:
-    backbone = Backbone(base)
-    memory = memory_for(backbone)
-    written = written_episodes(backbone, memory, episodes(encoder, 24))
-    start_from_data(memory, backbone, written, seed=0)
-    x = torch.cat([w.inputs for w in written], 1)[0].float()
-    content = torch.cat([w.content for w in written])
-    gates = memory.project(x, 0)[:, -memory.config.gate_width :].mean(-1)
-    assert gates[content].mean() > gates[~content].mean() + 0.5
-
-
 def test_an_exported_memory_is_read_back_as_it_was(base: Path, tmp_path: Path) -> None:
     backbone = Backbone(base)
     memory = memory_for(backbone, delta_heads=("q", "k", "v", "o"), rankwise_gates=False, couple_lambda=False)
@@ -303,6 +291,46 @@ def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tm
     options.output, options.update = tmp_path / "bad.gguf", "sometimes"
     with pytest.raises(UsageError, match="sometimes"):
         run_training(options, lambda event: None)
+
+
+@pytest.mark.parametrize(("own_data", "kept"), [(True, 1), (False, 2)])
+def test_the_best_step_is_written_and_with_built_in_conversations_the_last(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_data: bool, kept: int
+) -> None:
+    def run(self: Trainer) -> None:
+        for step, score in ((1, 0.5), (2, 0.4)):
+            self.report({"event": "validation", "step": step, "score": score})
+
+    monkeypatch.setattr(Trainer, "run", run)
+    monkeypatch.setattr(Trainer, "start", lambda self: None)
+    monkeypatch.setattr("deltamem_cli.training.run.TALK_PAIRS", 2)
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "Hi."}], "questions": [{"content": "?", "answer": "Hi."}]})
+    )
+    options = RunOptions(base, tmp_path / "out.gguf", data=data if own_data else None, rank=2, layers="1")
+    run_training(options, lambda event: None)
+    assert json.loads(read_adapter(tmp_path / "out.gguf").provenance.training or "")["step"] == kept
+
+
+def test_gates_are_opened_when_going_on_from_an_adapter(base: Path, tmp_path: Path) -> None:
+    export_adapter(memory_for(Backbone(base)), tmp_path / "old.gguf", "tiny", {})
+    data = tmp_path / "data.jsonl"
+    told = [{"role": "user", "content": "My boat is red."}]
+    asked = [{"content": "My boat?", "answer": "It is red.", "value": "red"}]
+    data.write_text(json.dumps({"messages": told, "questions": asked}))
+    gates = []
+    for beta in (None, 0.3):
+        options = RunOptions(
+            base, tmp_path / f"{beta}.gguf", data=data, steps=1, batch=2, start_episodes=1, lr=0.0,
+            start_from=tmp_path / "old.gguf", beta=beta,
+        )  # fmt: skip
+        run_training(options, lambda event: None)
+        adapter = read_adapter(options.output)
+        gates.append(memory_from_adapter(adapter.config, adapter.tensors).gate_bias)
+    old = read_adapter(tmp_path / "old.gguf")
+    assert torch.equal(gates[0], memory_from_adapter(old.config, old.tensors).gate_bias)
+    assert not torch.equal(gates[1], gates[0])
 
 
 def test_two_processes_train_one_adapter_and_resume(base: Path, tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def train(
     update: Annotated[
         str | None, typer.Option("--update", metavar="RULE", help=f"What a write keeps: {RULES}.  [default: standard]")
     ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(
+            "--beta",
+            min=0.001,
+            max=0.999,
+            help="Mean write gate of told values at the start.  [default: 0.5; with --from, as it is there]",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=2, help="Questions per step and device.")] = 48,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 1.5e-3,
     finish: Annotated[
@@ -43,7 +52,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside FILE.")] = False,
     start_from: Annotated[
         Path | None,
-        typer.Option("--from", metavar="ADAPTER", help="Go on from this adapter, with its settings but for --update."),
+        typer.Option(
+            "--from", metavar="ADAPTER", help="Go on from this adapter, with its settings but for --update and --beta."
+        ),
     ] = None,
     license: Annotated[str | None, typer.Option("--license", metavar="ID", help="License that FILE states.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per event.")] = False,
@@ -73,8 +84,8 @@ def train(
         ) from None
     options = RunOptions(
         base=base, output=output, data=data, steps=steps, minutes=minutes, seed=seed, rank=rank,
-        state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, update=update, batch=batch, lr=lr,
-        finish=finish, resume=resume, start_from=start_from, license=license,
+        state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, update=update, beta=beta,
+        batch=batch, lr=lr, finish=finish, resume=resume, start_from=start_from, license=license,
     )  # fmt: skip
     if as_json:
         run_training(options, lambda event: typer.echo(json.dumps(event)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, pad
 from deltamem_cli.training.encode import EncodedQuestion
@@ -17,7 +19,8 @@ KEPT = 64  # principal directions of a layer's inputs that count as signal
 PAIRED = 48  # conversations whose questions are read to see what agrees
 MIXED = 24  # canonical directions that the keys of a layer are drawn from
 SHARE_OF_STREAM = 0.15
-CLOSED, OPEN = -5.5, 0.0  # gate logits for other tokens and for tokens of a told value
+CLOSED = -5.5  # gate logit for other tokens than those of a told value
+OPENING = 0.5  # mean gate of these
 
 
 @dataclass
@@ -28,8 +31,10 @@ class Pairs:
     wanted: Tensor
 
 
-def start_from_data(memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int) -> None:
-    """Sets the parameters of a fresh memory. written: episodes of the frozen model."""
+def start_from_data(
+    memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int, opening: float = OPENING
+) -> None:
+    """Sets the parameters of a fresh memory. written: episodes of the frozen model; opening: mean gate of told values."""
     set_scales(memory, backbone, written[: len(written) // 4 + 1])
     generator = torch.Generator().manual_seed(seed)
     c = memory.config
@@ -57,7 +62,7 @@ def start_from_data(memory: Memory, backbone: Backbone, written: Sequence[Writte
             )
             memory.proj[slot] = torch.cat([q, k, v])
             if content.any():
-                set_gate(memory, slot, x[picked], content[picked])
+                set_gate(memory, slot, x[picked], content[picked], opening)
             if "o" in memory.delta:
                 memory.delta["o"][slot] = basis @ own.T
 
@@ -158,8 +163,8 @@ def ridge(x: Tensor, target: Tensor, weight: float = 0.02) -> Tensor:
     return without_mean(w, mean)
 
 
-def set_gate(memory: Memory, slot: int, x: Tensor, content: Tensor) -> None:
-    goal = torch.where(content, OPEN, CLOSED)[:, None].float()
+def set_gate(memory: Memory, slot: int, x: Tensor, content: Tensor, opening: float) -> None:
+    goal = torch.where(content, logit(opening), CLOSED)[:, None].float()
     mean = x.mean(0)
     c = x - mean
     cov = c.T @ c / len(c)
@@ -168,6 +173,41 @@ def set_gate(memory: Memory, slot: int, x: Tensor, content: Tensor) -> None:
     gates = memory.config.gate_width
     memory.gate[slot, :gates] = w.expand(gates, -1)
     memory.gate_bias[slot, :gates] = float(goal.mean() - w @ mean)
+
+
+@torch.no_grad()
+def open_gates(memory: Memory, written: Sequence[Written], opening: float) -> None:
+    """Moves the gates of a trained memory to about `opening` at told values, and closes them elsewhere; what is written
+    shrinks in proportion, so that a read keeps its size.
+
+    With small gates and large values a write adds without replacing what its key held, and values hardly learn beside
+    their size; steps do not find the way out, since the loss is flat along it. written: episodes of this memory
+
+    Raises DeltamemError when no told value is marked in them.
+    """
+    c = memory.config
+    content = torch.cat([w.content for w in written]).to(memory.gate.device)
+    if not content.any():
+        raise DeltamemError("These conversations tell no value that is asked for, so --beta cannot apply; leave it out")
+    gates = c.gate_width
+    for slot in range(len(c.layers)):
+        x = torch.cat([w.inputs[slot] for w in written]).to(memory.gate.device).float()
+        old = x @ memory.gate[slot, :gates].T + memory.gate_bias[slot, :gates]  # [tokens, gates]
+        told, other = old[content].mean(0), old[~content].mean(0)
+        # bounded, for a gate that hardly tells them apart
+        times = (logit(opening) - CLOSED) / (told - other).clamp_min(1.0)
+        offset = logit(opening) - times * told
+        new = times * old[content] + offset
+        shrink = old[content].sigmoid().mean(0) / new.sigmoid().mean(0)
+        memory.gate[slot, :gates] *= times[:, None]
+        memory.gate_bias[slot, :gates] = times * memory.gate_bias[slot, :gates] + offset
+        memory.proj[slot, 2 * c.read_width : 3 * c.read_width] *= shrink.repeat_interleave(c.read_width // gates)[
+            :, None
+        ]
+
+
+def logit(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def token_codes(backbone: Backbone, common: Tensor, size: int = 192) -> tuple[Tensor, Tensor]:

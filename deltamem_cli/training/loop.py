@@ -32,7 +32,7 @@ from deltamem_cli.training.batch import (
     written_episodes,
 )
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
-from deltamem_cli.training.init import start_from_data
+from deltamem_cli.training.init import OPENING, open_gates, start_from_data
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixing import Pool, size_of_batch, wanted_prompts
 from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
@@ -51,6 +51,7 @@ class Settings:
     steps: int = 1000
     minutes: float | None = None
     seed: int = 0
+    beta: float | None = None  # mean gate of told values at the start
     batch: int = 48  # questions of a step
     lr: float = 1.5e-3
     delta_lr: float = 3.0  # times lr, for the D matrices
@@ -117,6 +118,7 @@ class Trainer:
         """Draws the first parameters from data: from the first process's conversations, for all of them."""
         self.report({"event": "start"})
         s = self.settings
+        opening = OPENING if s.beta is None else s.beta
         rng = random.Random(f"{s.seed} start {self._rank}")
         kept = {h: d.detach().clone() for h, d in self.memory.delta.items()}
         # the frozen model is wanted: without D there are no corrections
@@ -127,10 +129,22 @@ class Trainer:
             for head, delta in self.memory.delta.items():
                 delta.copy_(kept[head])
             if not self._rank:
-                start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed)
-            for parameter in self.memory.parameters():
-                own = parameter.zero_() if self._rank else parameter * self._processes
-                parameter.copy_(self._mean(own))
+                start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed, opening)
+        self._share()
+
+    def open(self, opening: float) -> None:
+        """Opens the gates of a trained memory for told values, by what it writes of the first process's conversations."""
+        self._write(random.Random(f"{self.settings.seed} start {self._rank}"), self.settings.start_episodes)
+        if not self._rank:
+            open_gates(self.memory, list(self.pool.written), opening)
+        self._share()
+
+    @torch.no_grad()
+    def _share(self) -> None:
+        """Gives all processes the first one's parameters."""
+        for parameter in self.memory.parameters():
+            own = parameter.zero_() if self._rank else parameter * self._processes
+            parameter.copy_(self._mean(own))
 
     def _write(self, rng: random.Random, episodes: int) -> None:
         """Fresh conversations for the pool, written and asked with the memory as it is."""

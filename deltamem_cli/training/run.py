@@ -44,6 +44,7 @@ class RunOptions:
     granularity: str = "token"
     rankwise_gates: bool = False
     update: str | None = None
+    beta: float | None = None
     batch: int = 48
     lr: float = 1.5e-3
     finish: float = 0.1
@@ -54,7 +55,10 @@ class RunOptions:
 
 
 def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) -> Path:
-    """Trains and writes options.output after every validation that is the best so far. Raises DeltamemError."""
+    """Trains and writes options.output: after every validation; with options.data after those that are the best so far.
+
+    Raises DeltamemError.
+    """
     if not options.base.exists():
         raise DeltamemError(f"{options.base} does not exist; give --base a GGUF file or a Hugging Face directory")
     folder = options.output.with_suffix(".run")
@@ -87,17 +91,19 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     start = None if options.start_from is None else read_adapter(options.start_from)
     memory = _memory(options, backbone, start).to(device)
     settings = Settings(
-        steps=options.steps, minutes=options.minutes, seed=options.seed, batch=options.batch, lr=options.lr,
-        finish=options.finish, start_episodes=options.start_episodes,
+        steps=options.steps, minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch,
+        lr=options.lr, finish=options.finish, start_episodes=options.start_episodes,
     )  # fmt: skip
     more_values = None if dense is None else partial(retell, encoder, backbone, memory)
     trainer = Trainer(backbone, memory, source, checks, settings, folder, report, dense, more_values, accelerator)
     best = -1.0
+    # built-in conversations are always new ones: the last step is the best, while validation is noisy
+    fresh = options.data is None
 
     def keep_best(event: dict[str, Any]) -> None:
         nonlocal best
         report(event)
-        if event["event"] == "validation" and accelerator.is_main_process and event["score"] > best:
+        if event["event"] == "validation" and accelerator.is_main_process and (fresh or event["score"] > best):
             best = event["score"]
             summary = {
                 "settings": asdict(settings),
@@ -118,6 +124,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         best = max((h["score"] for h in trainer.history), default=-1.0)
     elif options.start_from is None:
         trainer.start()
+    elif options.beta is not None:
+        trainer.open(options.beta)
     trainer.run()
     return options.output
 
