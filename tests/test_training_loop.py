@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixing import Pool, Query, size_of_batch
 from deltamem_cli.training.mixture import dense_source, persona_source
+from deltamem_cli.training.objective import KL_WEIGHT
 from deltamem_cli.training.own_words import TEMPERATURE, own_talk, sample
 from deltamem_cli.training.retell import retell
 from deltamem_cli.training.run import RunOptions, parse_layers, run_training
@@ -155,12 +157,18 @@ def test_a_seed_repeats_a_run_and_another_does_not(base: Path, encoder: Encoder,
 
 def test_the_loss_falls_in_both_ways_of_training(base: Path, encoder: Encoder, tmp_path: Path) -> None:
     for finish in (0.0, 1.0):
-        losses: list[float] = []
+        steps: list[dict[str, Any]] = []
         run = trainer(base, encoder, tmp_path, 32, finish=finish, lr=1e-2, warmup=1, round_steps=16)
-        run.report = lambda event, losses=losses: losses.append(event["loss"]) if event["event"] == "step" else None
+        run.report = lambda event, steps=steps: steps.append(event) if event["event"] == "step" else None
         run.start()
         run.run()
-        assert sum(losses[-8:]) < sum(losses[:8]), finish
+        # that of answers and that of ordinary talk, which few steps have
+        talk = [e["kl"] for e in steps if "kl" in e]
+        answers = [e["loss"] - KL_WEIGHT * e.get("kl", 0.0) for e in steps]
+        for losses in (talk, answers):
+            part = len(losses) // 4
+            assert part
+            assert sum(losses[-part:]) < sum(losses[:part]), finish
 
 
 def test_a_checkpoint_of_other_settings_is_refused(base: Path, encoder: Encoder, tmp_path: Path) -> None:
