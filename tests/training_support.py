@@ -7,7 +7,10 @@ import pytest
 
 
 def need(*packages: str) -> None:
-    """Skips the calling test module when a package is missing; with DMEM_TESTS_TRAIN=1, as CI sets it, fails instead."""
+    """Skips the calling test module when a package is missing; with DMEM_TESTS_TRAIN=1 fails instead.
+
+    The set-up of the README and of CI leaves the extra out, since PyTorch is many times the size of all else.
+    """
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
     if missing and os.environ.get("DMEM_TESTS_TRAIN") == "1":
         pytest.fail(
