@@ -144,6 +144,15 @@ def test_a_run_killed_within_a_round_goes_on_from_the_last_whole_one(
     assert len(second.pool.written) == 2  # filled anew
 
 
+def test_gates_start_as_far_open_as_beta_says(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    biases = []
+    for beta in (0.1, None, 0.9):
+        run = trainer(base, encoder, tmp_path, 1, beta=beta)
+        run.start()
+        biases.append(run.memory.gate_bias.mean().item())
+    assert biases == sorted(set(biases))
+
+
 def test_a_seed_repeats_a_run_and_another_does_not(base: Path, encoder: Encoder, tmp_path: Path) -> None:
     found = []
     for seed in (0, 0, 1):

@@ -1,4 +1,5 @@
-"""Starts a memory from data instead of noise: what to write, under which key, and what a read should say."""
+"""Starts a memory from data instead of noise: what to write, under which key, what a read should say; or opens a trained one's
+gates by data."""
 
 from __future__ import annotations
 
@@ -201,9 +202,8 @@ def open_gates(memory: Memory, written: Sequence[Written], opening: float) -> No
         shrink = old[content].sigmoid().mean(0) / new.sigmoid().mean(0)
         memory.gate[slot, :gates] *= times[:, None]
         memory.gate_bias[slot, :gates] = times * memory.gate_bias[slot, :gates] + offset
-        memory.proj[slot, 2 * c.read_width : 3 * c.read_width] *= shrink.repeat_interleave(c.read_width // gates)[
-            :, None
-        ]
+        values = memory.proj[slot, 2 * c.read_width : 3 * c.read_width]
+        values *= shrink.repeat_interleave(c.read_width // gates)[:, None]
 
 
 def logit(share: float) -> float:

@@ -132,7 +132,7 @@ class Trainer:
                 start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed, opening)
         self._share()
 
-    def open(self, opening: float) -> None:
+    def open_gates(self, opening: float) -> None:
         """Opens the gates of a trained memory for told values, by what it writes of the first process's conversations."""
         self._write(random.Random(f"{self.settings.seed} start {self._rank}"), self.settings.start_episodes)
         if not self._rank:

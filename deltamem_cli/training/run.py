@@ -100,7 +100,7 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     # built-in conversations are always new ones: the last step is the best, while validation is noisy
     fresh = options.data is None
 
-    def keep_best(event: dict[str, Any]) -> None:
+    def keep(event: dict[str, Any]) -> None:
         nonlocal best
         report(event)
         if event["event"] == "validation" and accelerator.is_main_process and (fresh or event["score"] > best):
@@ -118,14 +118,14 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
             )
             report({"event": "saved", "path": str(options.output), "score": best})
 
-    trainer.report = keep_best
+    trainer.report = keep
     if options.resume:
         trainer.load(checkpoint)
         best = max((h["score"] for h in trainer.history), default=-1.0)
     elif options.start_from is None:
         trainer.start()
     elif options.beta is not None:
-        trainer.open(options.beta)
+        trainer.open_gates(options.beta)
     trainer.run()
     return options.output
 
