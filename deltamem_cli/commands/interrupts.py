@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from types import FrameType
 
 # Sent when the terminal closes or the machine shuts down: the reply ends and is committed before the process ends.
 _LEAVE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_AGAIN = 0.05  # seconds
 
 
 @contextmanager
@@ -20,12 +22,22 @@ def ending_in_order() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        # Python drops what is raised while it clears an object away: the signal is sent once more, when that is over
+        for number in _LEAVE:
+            if isinstance(lost.exc_value, SystemExit) and lost.exc_value.code == 128 + number:
+                threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+                return
+        unraisable(lost)
+
+    unraisable, sys.unraisablehook = sys.unraisablehook, again
     previous = {number: signal.signal(number, leave) for number in _LEAVE}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = unraisable
 
 
 @contextmanager
