@@ -17,18 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from training_tiny import TALK, memory_for
 
-from deltamem_cli.adapter.format import AdapterConfig, read_adapter, training_summary
+from deltamem_cli.adapter.format import read_adapter, training_summary
 from deltamem_cli.episodes import TRAIN, Question, generate_episode
 from deltamem_cli.episodes.episode import question_about
-from deltamem_cli.episodes.kinds import BY_NAME, KINDS
+from deltamem_cli.episodes.kinds import BY_NAME
 from deltamem_cli.episodes.split import part_of_value
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.synthetic import write_model
-from deltamem_cli.training import mixing
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import (
-    Written,
     ask,
     read_answers,
     replay_answers,
@@ -39,8 +38,7 @@ from deltamem_cli.training.batch import (
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Trainer
-from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixing import Pool, Query, size_of_batch
+from deltamem_cli.training.mixing import Query
 from deltamem_cli.training.mixture import dense_source, persona_source
 from deltamem_cli.training.objective import KL_WEIGHT
 from deltamem_cli.training.own_words import TEMPERATURE, own_talk, sample
@@ -48,10 +46,6 @@ from deltamem_cli.training.retell import retell
 from deltamem_cli.training.run import RunOptions, parse_layers, run_training
 from deltamem_cli.training.tokens import GGUFTokenizer
 
-TALK = [
-    ("Tell me about tea.", "Tea is a drink. It is made of leaves and hot water."),
-    ("Hello!", "Hello, how are you?"),
-]
 SETTINGS = {"batch": 4, "round_episodes": 2, "round_steps": 2, "start_episodes": 4, "validate_every": 4, "finish": 0.0}
 
 
@@ -76,14 +70,6 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def memory_for(backbone: Backbone, **settings: object) -> Memory:
-    torch.manual_seed(0)
-    shape = backbone.shape
-    layers = tuple(range(1, shape.n_layer))
-    config = AdapterConfig(shape.architecture, shape.hidden, shape.n_layer, layers, rank=4, **settings)  # type: ignore[arg-type]
-    return Memory(config, backbone.widths, beta_bias=-2.0)
-
-
 def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: object) -> Trainer:
     backbone = Backbone(base)
     made = Settings(steps=steps, **{**SETTINGS, **settings})  # type: ignore[arg-type]
@@ -92,17 +78,6 @@ def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: 
         backbone, memory_for(backbone), persona_source(encoder, TALK), checks, made, folder,
         dense=dense_source(encoder, TALK),
     )  # fmt: skip
-
-
-def mixed_pool(base: Path, encoder: Encoder, rng: random.Random, written: int) -> tuple[Pool, list[Written]]:
-    """A pool with room for two conversations, and all that were put into it."""
-    backbone = Backbone(base)
-    memory = memory_for(backbone)
-    conversations = written_episodes(backbone, memory, dense_source(encoder, TALK)(rng, written, 0.0))
-    ask(backbone, memory, conversations)
-    pool = Pool(2, mixed=True)
-    pool.add(conversations)
-    return pool, conversations
 
 
 def test_what_a_round_writes_is_retold_before_it_is_mixed(base: Path, encoder: Encoder, tmp_path: Path) -> None:
@@ -387,55 +362,6 @@ def test_layers_are_read_as_ranges_and_refused_beyond_the_model() -> None:
     for text in ("2-9", "x", "1-y"):
         with pytest.raises(DeltamemError):
             parse_layers(text, 6)
-
-
-def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(base: Path, encoder: Encoder) -> None:
-    rng = random.Random(0)
-    pool, written = mixed_pool(base, encoder, rng, 3)
-    assert list(pool.written) == written[1:]  # the oldest left
-    assert {t.about.question.kind for t in pool.told if t.about} <= {k.name for k in KINDS}
-    repeats = [turn for turns in pool.recalled.values() for turn in turns]
-    assert repeats
-    seen_repeats = seen_talk = 0
-    for mixed in (m for _ in range(12) for m in pool.draw(rng, 12, *size_of_batch(rng, 6))):
-        told = {}
-        for n in range(int(mixed.spans.max()) // 2 + 1):
-            turn = mixed.inputs[:, mixed.spans // 2 == n]
-            for known in pool.told:
-                if known.about is not None and torch.equal(torch.cat(known.parts, 1), turn):
-                    told[known.about.question.kind] = known.about.question
-            seen_talk += any(torch.equal(torch.cat(t.parts, 1), turn) for t in pool.talk)
-            for repeat in repeats:
-                if torch.equal(torch.cat(repeat.parts, 1), turn):
-                    seen_repeats += 1
-                    assert repeat.about is not None
-                    # what is repeated is what holds by then
-                    assert told[repeat.about.question.kind].value == repeat.about.question.value
-        asked = [q for q in mixed.episode.questions if q.value_at]
-        assert {q.question.kind: q.question for q in asked} == told
-        assert all(q.plain or q.question.kind not in told for q in mixed.episode.questions if not q.value_at)
-        assert len(mixed.asked) == len(mixed.episode.questions)
-        for q in asked:
-            # the prompt may be that of another turn, but asks for this kind
-            prompts = [p.question for p in pool.prompts[q.question.kind]]
-            assert any(q.prompt in (p.prompt, p.at_value().prompt) for p in prompts)
-    assert seen_repeats
-    assert seen_talk
-
-
-def test_a_change_is_told_after_what_it_changes(base: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "UPDATED_SHARE", 1.0)
-    monkeypatch.setattr(mixing, "CORRECTED_SHARE", 1.0)
-    rng = random.Random(1)
-    pool, _ = mixed_pool(base, encoder, rng, 2)
-    assert len(pool.corrections) == sum(t.corrects for t in pool.told) == 2  # each conversation changed one fact
-    changed = 0
-    for mixed in (m for _ in range(12) for m in pool.draw(rng, 4, 1, False)):
-        (q,) = [q.question for q in mixed.episode.questions if q.value_at]
-        if q.kind in pool.corrections:
-            changed += 1
-            assert q.value == pool.corrections[q.kind][0].about.question.value  # type: ignore[union-attr]
-    assert changed
 
 
 @pytest.mark.parametrize("system", ["", "Be kind."])

@@ -29,8 +29,8 @@ class EncodedSession:
 class EncodedQuestion:
     """prompt ends with the user's turn, head opens the assistant's, answer ends with the end of the turn.
 
-    opening: leading tokens of prompt that are never written; value_at: places of the value's tokens in answer;
-    plain: ordinary talk that the memory must leave as it is
+    opening: leading tokens of prompt that are not written; value_at: places of the value's tokens in answer;
+    plain: ordinary talk that the memory must leave as it is; shown: earlier messages that the prompt begins with
     """
 
     prompt: list[int]
@@ -40,6 +40,7 @@ class EncodedQuestion:
     opening: int
     value_at: list[int] = field(default_factory=list)
     plain: bool = False
+    shown: Sequence[Message] = ()
 
     def at_value(self) -> EncodedQuestion:
         """The same, answered up to the value: what is left is the value and the token that ends it."""
@@ -104,8 +105,11 @@ class Encoder:
         inside = [any(b in content for b in range(a, z)) for a, z in offsets]
         return EncodedSession(tokens, spans, inside, self._opening(system), system, messages)
 
-    def question(self, system: str, question: Question, plain: bool = False) -> EncodedQuestion:
-        asked = _with_system(system, [Message("user", question.content)])
+    def question(
+        self, system: str, question: Question, plain: bool = False, shown: Sequence[Message] = ()
+    ) -> EncodedQuestion:
+        """shown: earlier turns, whole ones, that are shown again before it and not written again."""
+        asked = _with_system(system, [*shown, Message("user", question.content)])
         whole = self.template.render([*asked, {"role": "assistant", "content": question.answer}], reply=False)
         prompt = self.tokenizer.encode(self.template.render(asked, reply=False))
         opened = self.tokenizer.encode(self.template.render(asked, reply=True))
@@ -117,7 +121,10 @@ class Encoder:
             begin = len(question.answer[: question.answer.rfind(question.value)].encode())
             span = range(begin, begin + len(question.value.encode()))
             value_at = [i for i, (a, z) in enumerate(self._offsets(answer)) if any(b in span for b in range(a, z))]
-        return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, self._opening(system), value_at, plain)
+        opening = self._opening(system)
+        if shown:
+            opening = len(self.tokenizer.encode(self.template.render(_with_system(system, shown), reply=False)))
+        return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, opening, value_at, plain, shown)
 
     def text(self, text: str) -> EncodedQuestion:
         """Ordinary text as a question of plain talk: it goes on from its first tokens."""

@@ -232,8 +232,8 @@ class Trainer:
     def _loss_mixed(self) -> tuple[Tensor, dict[str, Any]]:
         most = 3 if self.progress() < 0.1 else 6
         # alike in all processes, or one would wait for the other
-        facts, far = size_of_batch(random.Random(f"{self.settings.seed} {self.step}"), most)
-        batch = self.pool.draw(self.rng, self.settings.batch, facts, far)
+        sizes = size_of_batch(random.Random(f"{self.settings.seed} {self.step}"), most)
+        batch = self.pool.draw(self.rng, self.settings.batch, *sizes)
         states, beta = replay_writes(self.memory, batch)
         vocabulary = self._vocabulary()
         asked = [a for w in batch for a in w.asked if a is not None]

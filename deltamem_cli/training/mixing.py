@@ -19,7 +19,7 @@ from deltamem_cli.training.batch import Asked, Written
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 
 UPDATED_SHARE, CORRECTED_SHARE = 0.4, 0.75  # of told facts, that change; of changes, that are told as such
-UNKNOWN_SHARE, PROMPT_SHARE = 0.06, 0.6
+UNKNOWN_SHARE, PROMPT_SHARE = 0.06, 0.75
 PLAIN_QUERIES = 3  # of a batch, that ask for ordinary talk
 RECALLED_SHARE = 0.3  # of told facts, that are asked for and answered in the conversation itself
 QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each
@@ -27,6 +27,7 @@ WHOLE_SHARE = 0.25  # of answers that are learned from their first word on; the 
 FEWEST = 4  # conversations of a batch
 FACTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 6)  # of a conversation: what few facts need is needed with many, too
 FAR_SHARE, FAR_TURNS = 0.25, 12  # of batches with much talk, and how many turns of it at most
+SHOWN_SHARE, SEEN_SHARE = 0.3, 0.5  # of batches asked after turns shown again; of its facts, that these turns tell
 
 
 @dataclass
@@ -51,21 +52,22 @@ class Query:
 class Turn:
     """A user's message and the reply. parts: [L, t, hidden] each; spans: [T], 0 or 1
 
-    about: what it tells, if it does; corrects: as something that has changed
+    about: what it tells, if it does; corrects: as something that has changed; seen: prompts that show this very turn again
     """
 
     parts: list[Tensor]
     spans: Tensor
     about: EncodedQuestion | None = None
     corrects: bool = False
-    queries: list[Query] = field(default_factory=list)
+    seen: Sequence[Query] = ()
+    queries: dict[bool, list[Query]] = field(default_factory=dict)
 
-    def query(self, rng: random.Random, prompts: Sequence[Query]) -> Query:
-        """One of a few ways to ask for what it tells."""
-        if not self.queries and self.about is not None:
-            for _ in range(QUERIES):
-                self.queries.append(rng.choice(prompts).about(self.about, whole=rng.random() < WHOLE_SHARE))
-        return rng.choice(self.queries)
+    def query(self, rng: random.Random, prompts: Sequence[Query], shown: bool) -> Query:
+        """One of a few ways to ask for what it tells, by these prompts unless turns are shown and it is among them."""
+        if shown not in self.queries and self.about is not None:
+            chosen = (self.seen if shown else ()) or rng.choices(prompts, k=QUERIES)
+            self.queries[shown] = [q.about(self.about, whole=rng.random() < WHOLE_SHARE) for q in chosen]
+        return rng.choice(self.queries[shown])
 
 
 class Pool:
@@ -92,14 +94,16 @@ class Pool:
         self.talk: list[Turn] = []
         self.plain: list[Query] = []
         self.unknown: dict[str, EncodedQuestion] = {}
-        self.prompts: dict[str, list[Query]] = defaultdict(list)
+        # prompts about a kind of fact, by whether they show turns again that tell none of it
+        self.prompts: dict[bool, dict[str, list[Query]]] = {shown: defaultdict(list) for shown in (False, True)}
         # turns that repeat a fact which was asked for, by the question about it
         self.recalled: dict[int, list[Turn]] = defaultdict(list)
         told: dict[str, list[Turn]] = defaultdict(list)
         for w in self.written if self.mixed else ():
             self._take(w, told)
-        self.by_kind = {kind: turns for kind, turns in told.items() if kind in self.prompts}
+        self.by_kind = {kind: turns for kind, turns in told.items() if kind in self.prompts[False]}
         self.told = [t for turns in self.by_kind.values() for t in turns]
+        self.seen = [t for t in self.told if t.seen]
         self.corrections = {kind: found for kind, turns in told.items() if (found := [t for t in turns if t.corrects])}
         episodes = [w.episode for w in self.written]
         answers = [q.answer for e in episodes for q in e.questions]
@@ -108,25 +112,33 @@ class Pool:
 
     def _take(self, w: Written, told: dict[str, list[Turn]]) -> None:
         about: dict[tuple[str, str], EncodedQuestion] = {}
+        seen: dict[tuple[str, str], list[Query]] = defaultdict(list)
         for q, asked in zip(w.episode.questions, w.asked, strict=True):
             if q.value_at:
                 about[q.question.kind, q.question.value] = q
             elif not q.plain:
                 self.unknown[q.question.kind] = q
-            if asked is not None:
-                (self.plain if q.plain else self.prompts[q.question.kind]).append(Query(q, asked))
+            if asked is None:
+                continue
+            kind = q.question.kind
+            if q.plain:
+                self.plain.append(Query(q, asked))
+            elif any(m.kind == kind for m in q.shown):
+                seen[kind, q.question.value].append(Query(q, asked))
+            else:
+                self.prompts[bool(q.shown)][kind].append(Query(q, asked))
         spans = w.spans.tolist()
         messages = [m for s in w.episode.sessions for m in s.messages]
         corrections = {n for n, m in enumerate(messages) if m.kind and m.kind in {e.kind for e in messages[:n]}}
         for n, (said, reply) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
             inside = slice(bisect_left(spans, 2 * n), bisect_right(spans, 2 * n + 1))
             fact = said if said.value else reply
-            turn = Turn(
-                [w.inputs[:, inside]], w.spans[inside] % 2, about.get((fact.kind, fact.value)), 2 * n in corrections
-            )
+            told_about = about.get((fact.kind, fact.value))
+            turn = Turn([w.inputs[:, inside]], w.spans[inside] % 2, told_about, 2 * n in corrections)
             if not fact.value:
                 self.talk.append(turn)
             elif turn.about is not None and fact is said:
+                turn.seen = seen[fact.kind, fact.value]
                 told[fact.kind].append(turn)
             elif turn.about is not None:
                 self.recalled[id(turn.about)].append(turn)
@@ -137,33 +149,36 @@ class Pool:
             else:
                 self.recalled[id(r.about)].append(turn)
 
-    def draw(self, rng: random.Random, n: int, facts: int, far: bool) -> list[Written]:
-        """Conversations that ask about n questions together; mixed ones of so many facts, and with much talk when far."""
+    def draw(self, rng: random.Random, n: int, facts: int, far: bool, shown: bool) -> list[Written]:
+        """Conversations that ask about n questions together; mixed ones of so many facts, with much talk when far, and
+        asked about after turns that are shown again when shown."""
         if not self.mixed:
             found: list[Written] = []
             while sum(len(w.asked) for w in found) < n:
                 found.append(rng.choice(self.written))
             return found
         rows = n // facts // 2 if far else n // facts
-        found = [self._mix(rng, facts, far) for _ in range(max(FEWEST, rows))]
+        found = [self._mix(rng, facts, far, shown) for _ in range(max(FEWEST, rows))]
         for mixed in rng.sample(found, PLAIN_QUERIES) if self.plain else ():
             query = rng.choice(self.plain)
             mixed.episode.questions.append(query.question)
             mixed.asked.append(query.asked)
         return found
 
-    def _mix(self, rng: random.Random, facts: int, far: bool) -> Written:
+    def _mix(self, rng: random.Random, facts: int, far: bool, shown: bool) -> Written:
         turns = rng.sample(self.told, facts)
+        if shown and self.seen:
+            turns = [rng.choice(self.seen) if rng.random() < SEEN_SHARE else t for t in turns]
         for t in list(turns):
             if t.about is not None and rng.random() < UPDATED_SHARE:
                 turns.insert(rng.randint(turns.index(t) + 1, len(turns)), self._update(rng, t.about.question.kind))
         # of two turns of one kind the later counts
         known = {t.about.question.kind: t for t in turns if t.about is not None}
         turns = self._between(rng, turns, far)
-        queries = [turn.query(rng, self.prompts[kind]) for kind, turn in known.items()]
+        queries = [turn.query(rng, self._prompts(kind, shown), shown) for kind, turn in known.items()]
         if rng.random() < UNKNOWN_SHARE:
-            kind = rng.choice([k for k in self.unknown if k not in known and k in self.prompts] or [""])
-            queries += [rng.choice(self.prompts[kind]).about(self.unknown[kind])] if kind else []
+            kind = rng.choice([k for k in self.unknown if k not in known and k in self.prompts[False]] or [""])
+            queries += [rng.choice(self._prompts(kind, shown)).about(self.unknown[kind])] if kind else []
         spans = torch.cat([t.spans + 2 * i for i, t in enumerate(turns)])
         return Written(
             torch.cat([part for t in turns for part in t.parts], 1),
@@ -173,6 +188,9 @@ class Pool:
             torch.empty(0),
             [q.asked for q in queries],
         )
+
+    def _prompts(self, kind: str, shown: bool) -> Sequence[Query]:
+        return self.prompts[shown].get(kind) or self.prompts[False][kind]
 
     def _update(self, rng: random.Random, kind: str) -> Turn:
         """Something that changes a fact, mostly told as a change."""
@@ -195,9 +213,10 @@ class Pool:
         return [turn for _, turn in sorted(placed, key=lambda item: item[0])]
 
 
-def size_of_batch(rng: random.Random, most_facts: int) -> tuple[int, bool]:
-    """facts and far of Pool.draw(): conversations of one batch are alike, since a long one makes room in all rows."""
-    return rng.choice([n for n in FACTS if n <= most_facts]), rng.random() < FAR_SHARE
+def size_of_batch(rng: random.Random, most_facts: int) -> tuple[int, bool, bool]:
+    """facts, far and shown of Pool.draw(): what is long in one conversation of a batch makes room in all of it."""
+    facts = rng.choice([n for n in FACTS if n <= most_facts])
+    return facts, rng.random() < FAR_SHARE, rng.random() < SHOWN_SHARE
 
 
 def wanted_prompts(rng: random.Random) -> Callable[[EncodedQuestion], bool]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from deltamem_cli.episodes import TRAIN, VALIDATION, Question, generate_episode
+from deltamem_cli.episodes import TRAIN, VALIDATION, Message, Question, generate_episode
 from deltamem_cli.episodes.episode import question_about
 from deltamem_cli.episodes.kinds import BY_NAME
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
 
 PLAIN_SHARE = 0.3
 PLAIN_TOKENS = 24  # of an answer that the memory must leave as it is
+SHOWN_SHARE, SHOWN_TURNS = 0.35, 5  # of questions, that come after earlier turns shown again, and of how many at most
 
 Talk = Sequence[tuple[str, str]]
 Draw = Callable[[random.Random, int, float], list[EncodedEpisode]]
@@ -28,14 +29,38 @@ def dense_source(encoder: Encoder, talk: Talk) -> Draw:
 
 def _dense(encoder: Encoder, rng: random.Random, talk: Talk) -> EncodedEpisode:
     episode = generate_episode(rng, 7, talk_turns=1, talk=talk, recalls=1, updates=1, unknown=1, max_questions=0)
-    told = [m for s in episode.sessions for m in s if m.kind and m.role == "user"]
-    episode.questions += [question_about(rng, BY_NAME[m.kind], m.value) for m in told]
-    encoded = encoder.episode(episode)
-    encoded.questions.append(plain_question(encoder, rng, episode.system, talk))
+    said = episode.sessions[0]
+    questions = episode.questions + [
+        question_about(rng, BY_NAME[m.kind], m.value) for m in said if m.kind and m.role == "user"
+    ]
+    encoded = EncodedEpisode([encoder.session(episode.system, said)], [])
+    for q in questions:
+        encoded.questions.append(encoder.question(episode.system, q, shown=_shown(rng, said, q)))
+    encoded.questions.append(plain_question(encoder, rng, episode.system, talk, _shown(rng, said)))
     return encoded
 
 
-def plain_question(encoder: Encoder, rng: random.Random, system: str, talk: Talk) -> EncodedQuestion:
+def _shown(rng: random.Random, said: Sequence[Message], asked: Question | None = None) -> Sequence[Message]:
+    """Turns that follow each other, to be shown again before a question, or none; half of them tell what is asked for.
+
+    None either where they tell it with a value that has changed since.
+    """
+    if rng.random() >= SHOWN_SHARE:
+        return ()
+    size = rng.randint(1, SHOWN_TURNS)
+    first, last = 0, len(said) // 2 - size
+    telling = [n // 2 for n, m in enumerate(said) if asked and asked.value and m.value == asked.value]
+    if telling and rng.random() < 0.5:
+        first, last = max(first, telling[0] - size + 1), min(last, telling[0])
+    start = rng.randint(first, max(first, last))
+    shown = said[2 * start : 2 * (start + size)]
+    values = [m.value for m in shown if asked and m.kind == asked.kind]
+    return shown if asked is None or not values or values[-1] == asked.value else ()
+
+
+def plain_question(
+    encoder: Encoder, rng: random.Random, system: str, talk: Talk, shown: Sequence[Message] = ()
+) -> EncodedQuestion:
     """Ordinary talk, or ordinary text with no chat around it, in the frozen model's own words."""
     asked, answer = rng.choice(talk)
     if rng.random() < 0.5:
@@ -44,7 +69,7 @@ def plain_question(encoder: Encoder, rng: random.Random, system: str, talk: Talk
         if question.answer:
             question.answer = question.answer[:PLAIN_TOKENS]
             return question
-    question = encoder.question(system, Question(asked, answer, "", "talk", "plain"), plain=True)
+    question = encoder.question(system, Question(asked, answer, "", "talk", "plain"), plain=True, shown=shown)
     question.answer = question.answer[:PLAIN_TOKENS]
     return question
 

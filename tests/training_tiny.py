@@ -1,0 +1,22 @@
+"""What training's tests train: a memory for a tiny model, and talk for its conversations."""
+
+from __future__ import annotations
+
+import torch
+
+from deltamem_cli.adapter.format import AdapterConfig
+from deltamem_cli.training.backbone import Backbone
+from deltamem_cli.training.memory import Memory
+
+TALK = [
+    ("Tell me about tea.", "Tea is a drink. It is made of leaves and hot water."),
+    ("Hello!", "Hello, how are you?"),
+]
+
+
+def memory_for(backbone: Backbone, **settings: object) -> Memory:
+    torch.manual_seed(0)
+    shape = backbone.shape
+    layers = tuple(range(1, shape.n_layer))
+    config = AdapterConfig(shape.architecture, shape.hidden, shape.n_layer, layers, rank=4, **settings)  # type: ignore[arg-type]
+    return Memory(config, backbone.widths, beta_bias=-2.0)
