@@ -80,6 +80,29 @@ def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: 
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("minutes", "steps"), [(1.0, 2), (1.1, 4)])
+def test_no_round_is_written_for_which_hardly_any_time_is_left(
+    base: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, steps: int
+) -> None:
+    now = 0.0
+
+    def takes(seconds: float, work: Any) -> Any:
+        def run(*args: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return work(*args)
+
+        return run
+
+    run = trainer(base, encoder, tmp_path, 1000, minutes=minutes)
+    monkeypatch.setattr("deltamem_cli.training.loop.time.monotonic", lambda: now)
+    monkeypatch.setattr(run, "_write", takes(20, run._write))
+    monkeypatch.setattr(run, "_loss_mixed", takes(1, run._loss_mixed))
+    run.run()
+    assert run.step == steps
+    assert [event["step"] for event in run.history] == [steps]
+
+
 def test_what_a_round_writes_is_retold_before_it_is_mixed(base: Path, encoder: Encoder, tmp_path: Path) -> None:
     run = trainer(base, encoder, tmp_path, 1)
     run.retell = partial(retell, encoder, run.backbone, run.memory, count=2)

@@ -92,7 +92,7 @@ class Trainer:
         self.rng = random.Random(f"{s.seed} {self._rank}")
         self.optimizer = Optimizer(self.memory, s.delta_lr)
         self.mean = running_mean(self.memory)
-        self.spent = self._last = 0.0
+        self.spent = self._last = self._writing = 0.0
         self.turns = self.dense or self.source
         self.pool = Pool(s.pool, mixed=self.dense is not None)
 
@@ -166,7 +166,7 @@ class Trainer:
         A checkpoint is written after every round and holds parameters and random numbers. What was written is not kept:
         a run that is resumed fills its pool anew, with one round, and so takes other steps than one that was not stopped.
         """
-        while self.progress() < 1.0:
+        while not self._over():
             self._clock(time.monotonic())
             for draw_loss in self._round():
                 loss, parts = draw_loss()
@@ -181,9 +181,18 @@ class Trainer:
                 if self.progress() >= 1.0:
                     break
             since = self.step - (self.history[-1]["step"] if self.history else 0)
-            if since >= self.settings.validate_every or self.progress() >= 1.0:
+            if since >= self.settings.validate_every or self._over():
                 self.validate()
             self.save()
+
+    def _over(self) -> bool:
+        """Between rounds: whether all is used up, or so much that most of what is left would go into writing a round."""
+        left = 60 * self.settings.minutes - self.spent if self.settings.minutes else math.inf
+        return self.progress() >= 1.0 or (not self._finishing() and left < 2 * self._writing)
+
+    def _finishing(self) -> bool:
+        """Whether the part of the run has come that trains end to end."""
+        return self.progress() >= 1.0 - self.settings.finish
 
     def _clock(self, now: float | None = None) -> float:
         """Adds the time since the last call to what was spent; with now it only starts the watch.
@@ -219,13 +228,13 @@ class Trainer:
     def _round(self) -> Iterator[Callable[[], tuple[Tensor, dict[str, Any]]]]:
         """The losses of one round: of turns written before, mixed anew in every step, or, at the end, of whole episodes."""
         s = self.settings
-        if self.progress() >= 1.0 - s.finish:
+        if self._finishing():
             for _ in range(s.round_steps):
                 yield self._loss_end_to_end
             return
         if self.step or not self.pool.written:
             self._write(self.rng, s.round_episodes if self.step else s.start_episodes)
-        self._clock()
+        self._writing = self._clock()
         for _ in range(s.round_steps):
             yield self._loss_mixed
 
