@@ -6,6 +6,7 @@ need("torch", "faker")
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,18 @@ def writes(memory: Memory, written: Written, slot: int) -> tuple[torch.Tensor, t
     return logits.detach(), logits.sigmoid().detach(), values.detach()
 
 
-def test_the_start_from_data_opens_the_gates_for_told_values_alone(tmp_path: Path) -> None:
+def conversations(tmp_path: Path, count: int) -> tuple[Backbone, Memory, list[Written]]:
+    """Of a tiny model, and a memory for it."""
     base = write_model(tmp_path / "tiny.gguf", "llama", seed=1)
     backbone, encoder, rng = Backbone(base), Encoder(GGUFTokenizer(base)), random.Random(0)
     shape = backbone.shape
     memory = Memory(AdapterConfig(shape.architecture, shape.hidden, shape.n_layer, (1,), rank=4), backbone.widths)
-    told = [encoder.episode(generate_episode(rng, 2, talk_turns=1, sessions=2, system="")) for _ in range(24)]
-    written = written_episodes(backbone, memory, told)
+    told = [encoder.episode(generate_episode(rng, 2, talk_turns=1, sessions=2, system="")) for _ in range(count)]
+    return backbone, memory, written_episodes(backbone, memory, told)
+
+
+def test_the_start_from_data_opens_the_gates_for_told_values_alone(tmp_path: Path) -> None:
+    backbone, memory, written = conversations(tmp_path, 24)
     x, content = torch.cat([w.inputs for w in written], 1)[0].float(), torch.cat([w.content for w in written])
     opened = []
     for opening in (0.1, 0.5):
@@ -109,3 +115,11 @@ def test_a_fact_told_again_replaces_more_of_what_its_key_held_when_gates_are_ope
 def test_gates_cannot_open_for_what_is_not_told() -> None:
     with pytest.raises(DeltamemError, match="leave it out"):
         open_gates(trained_memory(), [conversation(told=0)], 0.2)
+
+
+def test_an_opening_at_the_start_is_refused_where_nothing_is_told(tmp_path: Path) -> None:
+    backbone, memory, written = conversations(tmp_path, 3)
+    untold = [replace(w, content=torch.zeros_like(w.content)) for w in written]
+    start_from_data(memory, backbone, untold, seed=0)
+    with pytest.raises(DeltamemError, match="leave it out"):
+        start_from_data(memory, backbone, untold, seed=0, opening=0.1)

@@ -33,16 +33,19 @@ class Pairs:
 
 
 def start_from_data(
-    memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int, opening: float = OPENING
+    memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int, opening: float | None = None
 ) -> None:
-    """Sets the parameters of a fresh memory. written: episodes of the frozen model; opening: mean gate of told values."""
+    """Sets the parameters of a fresh memory. written: episodes of the frozen model; opening: mean gate of told values.
+
+    Raises DeltamemError when an opening is given and no told value is marked.
+    """
     set_scales(memory, backbone, written[: len(written) // 4 + 1])
     generator = torch.Generator().manual_seed(seed)
     c = memory.config
     tokens = [torch.tensor(w.episode.written) for w in written]
     # small linear algebra: on the CPU wherever the backbone runs
     x_all = torch.cat([w.inputs.cpu() for w in written], 1)
-    content = torch.cat([w.content for w in written])
+    content = told_values(written, needed=opening is not None)
     ids = torch.cat(tokens)
     pairs = find_pairs(backbone, memory, written, tokens)
     codes, basis = token_codes(backbone, ids[content] if content.any() else ids)
@@ -63,7 +66,7 @@ def start_from_data(
             )
             memory.proj[slot] = torch.cat([q, k, v])
             if content.any():
-                set_gate(memory, slot, x[picked], content[picked], opening)
+                set_gate(memory, slot, x[picked], content[picked], OPENING if opening is None else opening)
             if "o" in memory.delta:
                 memory.delta["o"][slot] = basis @ own.T
 
@@ -176,6 +179,14 @@ def set_gate(memory: Memory, slot: int, x: Tensor, content: Tensor, opening: flo
     memory.gate_bias[slot, :gates] = float(goal.mean() - w @ mean)
 
 
+def told_values(written: Sequence[Written], needed: bool) -> Tensor:
+    """[tokens] over all episodes, true at told values"""
+    content = torch.cat([w.content for w in written])
+    if needed and not content.any():
+        raise DeltamemError("These conversations tell no value that is asked for, so --beta cannot apply; leave it out")
+    return content
+
+
 @torch.no_grad()
 def open_gates(memory: Memory, written: Sequence[Written], opening: float) -> None:
     """Moves the gates of a trained memory to about `opening` at told values, and closes them elsewhere; what is written
@@ -187,9 +198,7 @@ def open_gates(memory: Memory, written: Sequence[Written], opening: float) -> No
     Raises DeltamemError when no told value is marked in them.
     """
     c = memory.config
-    content = torch.cat([w.content for w in written]).to(memory.gate.device)
-    if not content.any():
-        raise DeltamemError("These conversations tell no value that is asked for, so --beta cannot apply; leave it out")
+    content = told_values(written, needed=True).to(memory.gate.device)
     gates = c.gate_width
     for slot in range(len(c.layers)):
         x = torch.cat([w.inputs[slot] for w in written]).to(memory.gate.device).float()

@@ -32,7 +32,7 @@ from deltamem_cli.training.batch import (
     written_episodes,
 )
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
-from deltamem_cli.training.init import OPENING, open_gates, start_from_data
+from deltamem_cli.training.init import open_gates, start_from_data
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.mixing import Pool, size_of_batch, wanted_prompts
 from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
@@ -118,7 +118,6 @@ class Trainer:
         """Draws the first parameters from data: from the first process's conversations, for all of them."""
         self.report({"event": "start"})
         s = self.settings
-        opening = OPENING if s.beta is None else s.beta
         rng = random.Random(f"{s.seed} start {self._rank}")
         kept = {h: d.detach().clone() for h, d in self.memory.delta.items()}
         # the frozen model is wanted: without D there are no corrections
@@ -129,7 +128,7 @@ class Trainer:
             for head, delta in self.memory.delta.items():
                 delta.copy_(kept[head])
             if not self._rank:
-                start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed, opening)
+                start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed, s.beta)
         self._share()
 
     def open_gates(self, opening: float) -> None:
