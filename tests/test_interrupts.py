@@ -39,6 +39,13 @@ def test_the_end_of_the_terminal_is_not_lost(send: Callable[[], None]) -> None:
     assert signal.getsignal(signal.SIGHUP) is handler
 
 
+def test_the_end_of_the_terminal_waits_until_what_is_open_is_closed() -> None:
+    with pytest.raises(SystemExit) as left, ending_in_order():
+        while_an_object_is_cleared_away()
+    assert left.value.code == 128 + signal.SIGHUP
+    time.sleep(0.2)  # sent again, it would end this process
+
+
 def test_what_fails_for_another_reason_while_an_object_is_cleared_away_is_still_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

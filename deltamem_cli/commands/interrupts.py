@@ -19,25 +19,33 @@ _AGAIN = 0.05  # seconds
 def ending_in_order() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit inside, so that what is open is closed and the terminal is as it was."""
 
+    lost: list[tuple[threading.Timer, int]] = []
+
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    def again(lost: sys.UnraisableHookArgs) -> None:
+    def again(dropped: sys.UnraisableHookArgs) -> None:
         # Python drops what is raised while it clears an object away: the signal is sent once more, when that is over
         for number in _LEAVE:
-            if isinstance(lost.exc_value, SystemExit) and lost.exc_value.code == 128 + number:
-                threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+            if isinstance(dropped.exc_value, SystemExit) and dropped.exc_value.code == 128 + number:
+                timer = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+                lost.append((timer, number))
+                timer.start()
                 return
-        unraisable(lost)
+        unraisable(dropped)
 
     unraisable, sys.unraisablehook = sys.unraisablehook, again
     previous = {number: signal.signal(number, leave) for number in _LEAVE}
     try:
         yield
     finally:
+        for timer, _ in lost:
+            timer.cancel()  # what is still open outside is not to be killed
         for number, handler in previous.items():
             signal.signal(number, handler)
         sys.unraisablehook = unraisable
+    if lost:
+        raise SystemExit(128 + lost[0][1])
 
 
 @contextmanager
