@@ -38,12 +38,12 @@ from deltamem_cli.training.batch import (
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Trainer
-from deltamem_cli.training.mixing import Query
-from deltamem_cli.training.mixture import dense_source, persona_source
 from deltamem_cli.training.objective import KL_WEIGHT
 from deltamem_cli.training.own_words import TEMPERATURE, own_talk, sample
+from deltamem_cli.training.pool import Query
 from deltamem_cli.training.retell import retell
 from deltamem_cli.training.run import RunOptions, parse_layers, run_training
+from deltamem_cli.training.sources import dense_source, persona_source, shown_again
 from deltamem_cli.training.tokens import GGUFTokenizer
 
 SETTINGS = {"batch": 4, "round_episodes": 2, "round_steps": 2, "start_episodes": 4, "validate_every": 4, "finish": 0.0}
@@ -94,13 +94,41 @@ def test_no_round_is_written_for_which_hardly_any_time_is_left(
 
         return run
 
-    run = trainer(base, encoder, tmp_path, 1000, minutes=minutes)
+    run = trainer(base, encoder, tmp_path, 1000, minutes=minutes, start_episodes=2)
     monkeypatch.setattr("deltamem_cli.training.loop.time.monotonic", lambda: now)
-    monkeypatch.setattr(run, "_write", takes(20, run._write))
+    monkeypatch.setattr(run, "turns", takes(20, run.turns))
     monkeypatch.setattr(run, "_loss_mixed", takes(1, run._loss_mixed))
     run.run()
     assert run.step == steps
     assert [event["step"] for event in run.history] == [steps]
+    again = trainer(base, encoder, tmp_path, 1000, minutes=minutes)
+    again.load(tmp_path / "checkpoint.pt")
+    again.run()
+    assert again.step == steps
+
+
+@pytest.mark.parametrize("limit", [{"steps": 6}, {"minutes": 1.0}])
+def test_the_end_of_a_run_trains_end_to_end_however_long_a_round_is(
+    base: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, Any]
+) -> None:
+    now = 0.0
+    run = trainer(base, encoder, tmp_path, **{"steps": 1000, **limit}, finish=0.5, round_steps=100)
+    taken: list[str] = []
+
+    def counted(name: str, work: Any) -> Any:
+        def take() -> Any:
+            nonlocal now
+            now += 10.0
+            taken.append(name)
+            return work()
+
+        return take
+
+    monkeypatch.setattr("deltamem_cli.training.loop.time.monotonic", lambda: now)
+    monkeypatch.setattr(run, "_loss_mixed", counted("mixed", run._loss_mixed))
+    monkeypatch.setattr(run, "_loss_end_to_end", counted("end to end", run._loss_end_to_end))
+    run.run()
+    assert taken == ["mixed"] * 3 + ["end to end"] * 3
 
 
 def test_what_a_round_writes_is_retold_before_it_is_mixed(base: Path, encoder: Encoder, tmp_path: Path) -> None:
@@ -190,17 +218,26 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(base: Path, encoder: Enco
     run = trainer(base, encoder, tmp_path, 1)
     path = run.save()
     saved = torch.load(path, weights_only=True)
-    del saved["mean"]
+    del saved["writing"]
     torch.save(saved, path)
     with pytest.raises(DeltamemError, match="earlier version"):
         run.load(path)
 
 
-@pytest.mark.parametrize("granularity", ["token", "message_mean"])
-def test_replay_equals_the_real_passes_in_states_and_answers(base: Path, encoder: Encoder, granularity: str) -> None:
+@pytest.mark.parametrize(
+    ("granularity", "system", "shown"),
+    [("token", "", False), ("message_mean", "", False), ("token", "Be kind.", False), ("token", "Be kind.", True)],
+)
+def test_replay_equals_the_real_passes_in_states_and_answers(
+    base: Path, encoder: Encoder, granularity: str, system: str, shown: bool
+) -> None:
+    """The real ones go by what is marked as not written, the replay by what was left out."""
     backbone = Backbone(base)
     memory = memory_for(backbone, write_granularity=granularity)
-    told = episodes(encoder, 3)
+    rng = random.Random(0)
+    made = [generate_episode(rng, 2, talk_turns=1, sessions=2, system=system) for _ in range(3)]
+    told = [shown_again(encoder, e) if shown else encoder.episode(e) for e in made]
+    assert all((q.opening > 0) == bool(system or shown) for e in told for q in e.questions)
     pool = written_episodes(backbone, memory, told)
     ask(backbone, memory, pool)
     states, _ = run_writes(backbone, memory, told)
@@ -287,6 +324,24 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
     again = RunOptions(base, tmp_path / "more.gguf", data=data, steps=1, start_from=tmp_path / "out.gguf", **small)  # type: ignore[arg-type]
     run_training(again, events.append)
     assert read_adapter(tmp_path / "more.gguf").config == read_adapter(tmp_path / "out.gguf").config
+
+
+def test_minutes_alone_set_no_end_by_steps_and_beta_needs_told_values_before_any_work(
+    base: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    told, asked = [{"role": "user", "content": "My boat is red."}], [{"content": "My boat?", "answer": "Red."}]
+    data.write_text(json.dumps({"messages": told, "questions": asked}))
+    events: list[dict[str, Any]] = []
+    options = RunOptions(base, tmp_path / "a.gguf", data=data, minutes=0.01, batch=2, start_episodes=1, beta=0.3)
+    with pytest.raises(DeltamemError, match="leave it out"):
+        run_training(options, events.append)
+    assert not events
+    options.beta = None
+    run_training(options, events.append)
+    made = training_summary(read_adapter(tmp_path / "a.gguf").provenance)
+    assert made["settings"]["steps"] is None  # type: ignore[index]
+    assert events[-1]["event"] == "saved"
 
 
 def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from training_tiny import TALK, memory_for
 from deltamem_cli.episodes import generate_episode
 from deltamem_cli.episodes.kinds import KINDS
 from deltamem_cli.synthetic import write_model
-from deltamem_cli.training import mixing
+from deltamem_cli.training import pool as pooling
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, written_episodes
-from deltamem_cli.training.encode import Encoder
-from deltamem_cli.training.mixing import Pool, size_of_batch
-from deltamem_cli.training.mixture import dense_source
+from deltamem_cli.training.encode import EncodedQuestion, Encoder
+from deltamem_cli.training.pool import Pool, size_of_batch
+from deltamem_cli.training.sources import dense_source, persona_source, recall_checks
 from deltamem_cli.training.tokens import GGUFTokenizer
 
-REPLY = "<|im_start|>assistant"
+MARK = "<|im_start|>assistant"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,11 @@ def mixed_pool(
     return pool, conversations
 
 
+def shown_values(q: EncodedQuestion) -> list[str]:
+    """What is told, in the turns that are shown before it, of what it asks for."""
+    return [m.value for m in q.shown if m.kind == q.question.kind]
+
+
 def words(encoder: Encoder, tokens: list[int]) -> str:
     return b"".join(encoder.tokenizer.piece(t) for t in tokens).decode()
 
@@ -66,32 +71,35 @@ def test_turns_shown_again_are_what_the_conversation_held_and_are_not_written(en
 def test_what_is_shown_again_before_a_question_never_tells_another_value(base: Path, encoder: Encoder) -> None:
     rng = random.Random(3)
     pool, written = mixed_pool(base, encoder, rng, 16, room=16)
-    shown = [q for w in written for q in w.episode.questions if q.shown and not q.plain]
     assert any(q.plain and q.shown for w in written for q in w.episode.questions)
-    telling = [q for q in shown if any(m.kind == q.question.kind for m in q.shown)]
-    assert 0 < len(telling) < len(shown)
-    for q in telling:
-        assert [m.value for m in q.shown if m.kind == q.question.kind][-1] == q.question.value
     seen = others = 0
     for mixed in (m for _ in range(8) for m in pool.draw(rng, 12, 3, False, True)):
-        for q in (q for q in mixed.episode.questions if q.value_at and q.prompt):
-            (context, known) = words(encoder, q.prompt[: q.opening]), q.question
-            tellings = [m for w in written for m in w.episode.sessions[0].messages if m.kind == known.kind]
-            told = {m.value for m in tellings if m.content in context}
-            if told:
-                seen += 1
-                assert known.value in told
-            others += not told and REPLY in context
+        for q in (q for q in mixed.episode.questions if q.value_at):
+            told = shown_values(q)
+            assert told[-1:] in ([], [q.question.value])
+            seen += bool(told)
+            others += not told and bool(q.shown)
+            assert all(m.content in words(encoder, q.prompt[: q.opening]) for m in q.shown)
     assert seen > 20
     assert others > 10
+
+
+def test_whole_episodes_and_a_check_show_turns_again_too(encoder: Encoder) -> None:
+    asked = [q for e in persona_source(encoder, TALK)(random.Random(0), 40, 1.0) for q in e.questions]
+    assert any(q.shown for q in asked)
+    for q in (q for q in asked if q.value_at):
+        assert shown_values(q)[-1:] in ([], [q.question.value])
+    for q in (q for e in recall_checks(encoder, cases=6)["shown again 3"] for q in e.questions):
+        assert shown_values(q) == [q.question.value]
 
 
 def test_only_batches_that_show_turns_again_show_any(base: Path, encoder: Encoder) -> None:
     rng = random.Random(4)
     pool, _ = mixed_pool(base, encoder, rng, 6, room=6)
     for mixed in (m for _ in range(8) for m in pool.draw(rng, 12, 3, False, False)):
-        for q in (q for q in mixed.episode.questions if not q.plain):
-            assert REPLY not in words(encoder, q.prompt[: q.opening])
+        for q in mixed.episode.questions:
+            assert not q.shown
+            assert MARK not in words(encoder, q.prompt[: q.opening])
 
 
 def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(base: Path, encoder: Encoder) -> None:
@@ -122,7 +130,7 @@ def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(b
         assert len(mixed.asked) == len(mixed.episode.questions)
         for q in asked:
             kind = q.question.kind
-            seen = [p for t in pool.seen if t.about and t.about.question.kind == kind for p in t.seen]
+            seen = [p for t in pool.shown_again if t.about and t.about.question.kind == kind for p in t.showing]
             # the prompt may be that of another turn, but asks for this kind
             prompts = [p.question for p in (*pool.prompts[False][kind], *pool.prompts[True][kind], *seen)]
             assert any(q.prompt in (p.prompt, p.at_value().prompt) for p in prompts)
@@ -131,8 +139,8 @@ def test_a_mixed_conversation_asks_for_what_was_told_last_and_for_nothing_else(b
 
 
 def test_a_change_is_told_after_what_it_changes(base: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "UPDATED_SHARE", 1.0)
-    monkeypatch.setattr(mixing, "CORRECTED_SHARE", 1.0)
+    monkeypatch.setattr(pooling, "UPDATED_SHARE", 1.0)
+    monkeypatch.setattr(pooling, "CORRECTED_SHARE", 1.0)
     rng = random.Random(1)
     pool, _ = mixed_pool(base, encoder, rng, 2)
     assert len(pool.corrections) == sum(t.corrects for t in pool.told) == 2  # each conversation changed one fact

@@ -69,8 +69,8 @@ def test_the_start_from_data_opens_the_gates_for_told_values_alone(tmp_path: Pat
     backbone, memory, written = conversations(tmp_path, 24)
     x, content = torch.cat([w.inputs for w in written], 1)[0].float(), torch.cat([w.content for w in written])
     opened = []
-    for opening in (0.1, 0.5):
-        start_from_data(memory, backbone, written, seed=0, opening=opening)
+    for beta in (0.1, 0.5):
+        start_from_data(memory, backbone, written, seed=0, beta=beta)
         gates = memory.project(x, 0)[:, -memory.config.gate_width :] + memory.gate_bias[0]
         assert gates[content].mean() > gates[~content].mean() + 0.5
         opened.append(gates[content].mean())
@@ -122,4 +122,4 @@ def test_an_opening_at_the_start_is_refused_where_nothing_is_told(tmp_path: Path
     untold = [replace(w, content=torch.zeros_like(w.content)) for w in written]
     start_from_data(memory, backbone, untold, seed=0)
     with pytest.raises(DeltamemError, match="leave it out"):
-        start_from_data(memory, backbone, untold, seed=0, opening=0.1)
+        start_from_data(memory, backbone, untold, seed=0, beta=0.1)

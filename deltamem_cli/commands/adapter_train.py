@@ -24,7 +24,10 @@ def train(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="Conversations (.jsonl) instead of invented ones.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = 1000,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Steps of the optimizer.  [default: 1000, or as many as --minutes allow]"),
+    ] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.01, help="Stop after this time.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of data and parameters.")] = 0,
     rank: Annotated[int, typer.Option("--rank", min=1, max=64, help="Width of a state.")] = 8,

@@ -184,10 +184,12 @@ def ask(
     for at in range(0, len(todo), rows):
         part = todo[at : at + rows]
         states = torch.stack([state for state, _, _ in part]).to(backbone.device)
-        _, past, session = run_prompts(backbone, memory, states, [shown for _, _, shown in part], keep_inputs=True)
+        _, past, session = run_prompts(
+            backbone, memory, states, [at_value for _, _, at_value in part], keep_inputs=True
+        )
         seen = torch.stack(session.inputs, 1)
-        for row, (_, q, shown) in enumerate(part):
-            size = len(shown.prompt)
+        for row, (_, q, at_value) in enumerate(part):
+            size = len(at_value.prompt)
             keys, values = ({n: t[row, :, :size].clone() for n, t in side.items()} for side in (past.keys, past.values))
             found[id(q)] = Asked(seen[row, :, q.opening : size].clone(), keys, values)
     plain = [q for _, q, _ in todo if q.plain]

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from deltamem_cli.episodes import Episode, Message, Question
-from deltamem_cli.training.tokens import ChatTemplate, Tokenizer
+from deltamem_cli.training.tokens import Tokenizer
+
+# stand for what is said, where its place in a rendered template is looked for
+USER, REPLY = "\u2402u\u2403", "\u2402r\u2403"
 
 
 @dataclass
@@ -71,7 +74,6 @@ class EncodedEpisode:
 class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.template = ChatTemplate(tokenizer.template)
 
     def episode(self, episode: Episode) -> EncodedEpisode:
         return EncodedEpisode(
@@ -82,7 +84,7 @@ class Encoder:
     def session(self, system: str, messages: Sequence[Message]) -> EncodedSession:
         """One conversation as it stands in the context when it ends."""
         rendered = _with_system(system, messages)
-        text = self.template.render(rendered, reply=False)
+        text = self._rendered(rendered)
         tokens = self.tokenizer.encode(text)
         offsets = self._offsets(tokens)
         starts: list[int] = []
@@ -110,9 +112,11 @@ class Encoder:
     ) -> EncodedQuestion:
         """shown: earlier turns, whole ones, that are shown again before it and not written again."""
         asked = _with_system(system, [*shown, Message("user", question.content)])
-        whole = self.template.render([*asked, {"role": "assistant", "content": question.answer}], reply=False)
-        prompt = self.tokenizer.encode(self.template.render(asked, reply=False))
-        opened = self.tokenizer.encode(self.template.render(asked, reply=True))
+        whole = self._rendered([*asked, {"role": "assistant", "content": question.answer}])
+        prompt = self.tokenizer.encode(self._rendered(asked))
+        # with what a template puts before every last reply, as the empty thought of Qwen3's
+        head = self._rendered([*asked, {"role": "assistant", "content": REPLY}]).split(REPLY)[0]
+        opened = self.tokenizer.encode(head)
         answer = self.tokenizer.encode(whole)[len(opened) :]
         end = next((i for i, t in enumerate(answer) if self.tokenizer.ends_reply(t)), len(answer) - 1)
         answer = answer[: end + 1]
@@ -123,7 +127,8 @@ class Encoder:
             value_at = [i for i, (a, z) in enumerate(self._offsets(answer)) if any(b in span for b in range(a, z))]
         opening = self._opening(system)
         if shown:
-            opening = len(self.tokenizer.encode(self.template.render(_with_system(system, shown), reply=False)))
+            before = self._rendered(_with_system(system, [*shown, Message("user", USER)])).split(USER)[0]
+            opening = len(self.tokenizer.encode(before.removesuffix(self._mark(system))))
         return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, opening, value_at, plain, shown)
 
     def text(self, text: str) -> EncodedQuestion:
@@ -136,13 +141,21 @@ class Encoder:
     @cache  # noqa: B019 (an encoder lives as long as its run, and there are few system prompts)
     def _opening(self, system: str) -> int:
         """How many tokens stand before the mark of the first user message, where that is marked as later ones are."""
-        user, reply = "\u2402u\u2403", "\u2402r\u2403"
-        messages = _with_system(system, [Message("user", user), Message("assistant", reply)])
-        closed = self.template.render(messages, reply=False).split(reply)[-1]
-        whole = self.template.render([*messages, {"role": "user", "content": user}], reply=False)
-        before, between = whole.split(user)[:2]
-        mark = between.split(reply)[-1].removeprefix(closed)
+        mark = self._mark(system)
+        before = self._rendered(_with_system(system, [Message("user", USER)])).split(USER)[0]
         return len(self.tokenizer.encode(before.removesuffix(mark))) if mark and before.endswith(mark) else 0
+
+    @cache  # noqa: B019
+    def _mark(self, system: str) -> str:
+        """What the template puts before a later message of the user."""
+        messages = _with_system(system, [Message("user", USER), Message("assistant", REPLY)])
+        closed = self._rendered(messages).split(REPLY)[-1]
+        between = self._rendered([*messages, {"role": "user", "content": USER}]).split(USER)[1]
+        return between.split(REPLY)[-1].removeprefix(closed)
+
+    def _rendered(self, messages: Sequence[dict[str, str]]) -> str:
+        # a tokenizer adds none of these marks, and inference strips the first
+        return self.tokenizer.template.render(messages, reply=False, bos_token="", eos_token="")
 
     def _offsets(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
         at, found = 0, []

@@ -21,7 +21,7 @@ PAIRED = 48  # conversations whose questions are read to see what agrees
 MIXED = 24  # canonical directions that the keys of a layer are drawn from
 SHARE_OF_STREAM = 0.15
 CLOSED = -5.5  # gate logit for other tokens than those of a told value
-OPENING = 0.5  # mean gate of these
+BETA = 0.5  # mean gate of these
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Pairs:
 
 
 def start_from_data(
-    memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int, opening: float | None = None
+    memory: Memory, backbone: Backbone, written: Sequence[Written], seed: int, beta: float | None = None
 ) -> None:
-    """Sets the parameters of a fresh memory. written: episodes of the frozen model; opening: mean gate of told values.
+    """Sets the parameters of a fresh memory. written: episodes of the frozen model; beta: mean gate of told values.
 
-    Raises DeltamemError when an opening is given and no told value is marked.
+    Raises DeltamemError when beta is given and no told value is marked.
     """
     set_scales(memory, backbone, written[: len(written) // 4 + 1])
     generator = torch.Generator().manual_seed(seed)
@@ -45,7 +45,7 @@ def start_from_data(
     tokens = [torch.tensor(w.episode.written) for w in written]
     # small linear algebra: on the CPU wherever the backbone runs
     x_all = torch.cat([w.inputs.cpu() for w in written], 1)
-    content = told_values(written, needed=opening is not None)
+    content = told_values(written, needed=beta is not None)
     ids = torch.cat(tokens)
     pairs = find_pairs(backbone, memory, written, tokens)
     codes, basis = token_codes(backbone, ids[content] if content.any() else ids)
@@ -66,7 +66,7 @@ def start_from_data(
             )
             memory.proj[slot] = torch.cat([q, k, v])
             if content.any():
-                set_gate(memory, slot, x[picked], content[picked], OPENING if opening is None else opening)
+                set_gate(memory, slot, x[picked], content[picked], BETA if beta is None else beta)
             if "o" in memory.delta:
                 memory.delta["o"][slot] = basis @ own.T
 
@@ -79,7 +79,7 @@ def find_pairs(backbone: Backbone, memory: Memory, written: Sequence[Written], t
             (i, q)
             for i in range(at, min(at + 16, len(written), PAIRED))
             for q in written[i].episode.questions
-            if q.value_at
+            if q.value_at and not q.shown  # where the value is in sight, nothing has to be looked up
         ]
         if not asked:
             continue
@@ -167,8 +167,8 @@ def ridge(x: Tensor, target: Tensor, weight: float = 0.02) -> Tensor:
     return without_mean(w, mean)
 
 
-def set_gate(memory: Memory, slot: int, x: Tensor, content: Tensor, opening: float) -> None:
-    goal = torch.where(content, logit(opening), CLOSED)[:, None].float()
+def set_gate(memory: Memory, slot: int, x: Tensor, content: Tensor, beta: float) -> None:
+    goal = torch.where(content, logit(beta), CLOSED)[:, None].float()
     mean = x.mean(0)
     c = x - mean
     cov = c.T @ c / len(c)
@@ -188,8 +188,8 @@ def told_values(written: Sequence[Written], needed: bool) -> Tensor:
 
 
 @torch.no_grad()
-def open_gates(memory: Memory, written: Sequence[Written], opening: float) -> None:
-    """Moves the gates of a trained memory to about `opening` at told values, and closes them elsewhere; what is written
+def open_gates(memory: Memory, written: Sequence[Written], beta: float) -> None:
+    """Moves the gates of a trained memory to about `beta` at told values, and closes them elsewhere; what is written
     shrinks in proportion, so that a read keeps its size.
 
     With small gates and large values a write adds without replacing what its key held, and values hardly learn beside
@@ -205,8 +205,8 @@ def open_gates(memory: Memory, written: Sequence[Written], opening: float) -> No
         old = x @ memory.gate[slot, :gates].T + memory.gate_bias[slot, :gates]  # [tokens, gates]
         told, other = old[content].mean(0), old[~content].mean(0)
         # bounded, for a gate that hardly tells them apart
-        times = (logit(opening) - CLOSED) / (told - other).clamp_min(1.0)
-        offset = logit(opening) - times * told
+        times = (logit(beta) - CLOSED) / (told - other).clamp_min(1.0)
+        offset = logit(beta) - times * told
         new = times * old[content] + offset
         shrink = old[content].sigmoid().mean(0) / new.sigmoid().mean(0)
         memory.gate[slot, :gates] *= times[:, None]

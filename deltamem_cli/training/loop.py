@@ -34,9 +34,10 @@ from deltamem_cli.training.batch import (
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.init import open_gates, start_from_data
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixing import Pool, size_of_batch, wanted_prompts
 from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
 from deltamem_cli.training.optimizer import Optimizer, running_mean
+from deltamem_cli.training.pool import Pool, size_of_batch, wanted_prompts
+from deltamem_cli.training.sources import Source
 
 __all__ = ["Settings", "Trainer"]
 
@@ -48,7 +49,7 @@ LENGTHS = (3, 6)  # tokens of an answer up to which it is read among short ones,
 class Settings:
     """What a run is made of; stored in checkpoints and in the adapter's training summary."""
 
-    steps: int = 1000
+    steps: int | None = None
     minutes: float | None = None
     seed: int = 0
     beta: float | None = None  # mean gate of told values at the start
@@ -62,9 +63,6 @@ class Settings:
     pool: int = 128  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
     validate_every: int = 384
-
-
-Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
 
 
 @dataclass
@@ -131,11 +129,11 @@ class Trainer:
                 start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed, s.beta)
         self._share()
 
-    def open_gates(self, opening: float) -> None:
+    def open_gates(self, beta: float) -> None:
         """Opens the gates of a trained memory for told values, by what it writes of the first process's conversations."""
         self._write(random.Random(f"{self.settings.seed} start {self._rank}"), self.settings.start_episodes)
         if not self._rank:
-            open_gates(self.memory, list(self.pool.written), opening)
+            open_gates(self.memory, list(self.pool.written), beta)
         self._share()
 
     @torch.no_grad()
@@ -147,17 +145,22 @@ class Trainer:
 
     def _write(self, rng: random.Random, episodes: int) -> None:
         """Fresh conversations for the pool, written and asked with the memory as it is."""
+        begin = time.monotonic()
         drawn = self.turns(rng, episodes, self.progress())
         written = written_episodes(self.backbone, self.memory, drawn, keep_past=self.retell is not None)
         if self.retell is not None:
             self.retell(rng, written)
         ask(self.backbone, self.memory, written, wanted_prompts(rng) if self.dense else lambda question: True)
         self.pool.add(written)
+        # what a round will take; alike in all processes, or they would not agree on the last one
+        taken = torch.tensor(time.monotonic() - begin, device=self.backbone.device)
+        self._writing = float(self._mean(taken)) * self.settings.round_episodes / episodes
 
     def progress(self) -> float:
         s = self.settings
         by_time = self.spent / (60 * s.minutes) if s.minutes else 0.0
-        return min(1.0, max(by_time, self.step / s.steps))
+        by_steps = self.step / s.steps if s.steps else 0.0
+        return min(1.0, max(by_time, by_steps))
 
     def run(self) -> None:
         """Trains until the steps or minutes are used up.
@@ -185,9 +188,14 @@ class Trainer:
             self.save()
 
     def _over(self) -> bool:
-        """Between rounds: whether all is used up, or so much that most of what is left would go into writing a round."""
-        left = 60 * self.settings.minutes - self.spent if self.settings.minutes else math.inf
-        return self.progress() >= 1.0 or (not self._finishing() and left < 2 * self._writing)
+        """Between rounds: whether all is used up, or so much that another one is not worth its writing."""
+        return self.progress() >= 1.0 or (not self.settings.finish and self._hardly_left())
+
+    def _hardly_left(self) -> bool:
+        """Whether most of the time that is left for mixed turns would go into writing a round of them."""
+        s = self.settings
+        left = 60 * s.minutes * (1.0 - s.finish) - self.spent if s.minutes else math.inf
+        return left < 2 * self._writing
 
     def _finishing(self) -> bool:
         """Whether the part of the run has come that trains end to end."""
@@ -227,14 +235,16 @@ class Trainer:
     def _round(self) -> Iterator[Callable[[], tuple[Tensor, dict[str, Any]]]]:
         """The losses of one round: of turns written before, mixed anew in every step, or, at the end, of whole episodes."""
         s = self.settings
-        if self._finishing():
+        if self._finishing() or self._hardly_left():
             for _ in range(s.round_steps):
                 yield self._loss_end_to_end
             return
         if self.step or not self.pool.written:
             self._write(self.rng, s.round_episodes if self.step else s.start_episodes)
-        self._writing = self._clock()
+        self._clock()
         for _ in range(s.round_steps):
+            if self._finishing():
+                return
             yield self._loss_mixed
 
     def _loss_mixed(self) -> tuple[Tensor, dict[str, Any]]:
@@ -318,8 +328,9 @@ class Trainer:
             own = episodes[self._rank :: self._processes] or episodes[:1]  # each has something to do
             states, _ = run_writes(self.backbone, memory, own)
             result[name] = self._recall(memory, states, own)
-            if name == next(iter(self.checks)):
+            if name == next(iter(self.checks)) and len(episodes) >= 2 * self._processes:
                 result[f"{name} donor"] = self._recall(memory, states.roll(1, 0), own)
+            if name == next(iter(self.checks)):
                 result[f"{name} zero"] = self._recall(memory, torch.zeros_like(states), own)
         unseen = [v for name, v in result.items() if name in self.checks and not name.startswith("seen")]
         result["score"] = round(sum(unseen) / max(1, len(unseen)), 4)
@@ -348,6 +359,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "spent": self.spent,
+                "writing": self._writing,
                 "random": json.dumps(self.rng.getstate()),
                 "settings": asdict(self.settings),
                 "config": asdict(self.memory.config),
@@ -362,7 +374,7 @@ class Trainer:
         """Continues from a checkpoint of the same memory."""
         # what is loaded is copied to where it belongs; several processes on a CPU call it cpu:0, which nothing loads to
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        if "mean" not in saved:
+        if "writing" not in saved:
             raise DeltamemError(
                 f"{path} holds a run of an earlier version; start in another folder, from its adapter with --from"
             )
@@ -374,6 +386,7 @@ class Trainer:
         self.mean.load_state_dict(saved["mean"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.spent, self.history = saved["step"], saved["spent"], saved["history"]
+        self._writing = saved["writing"]
         version, internal, gauss = json.loads(saved["random"])
         self.rng.setstate((version, tuple(internal), gauss))
         if self._rank:  # the state is the first process's

@@ -27,7 +27,7 @@ WHOLE_SHARE = 0.25  # of answers that are learned from their first word on; the 
 FEWEST = 4  # conversations of a batch
 FACTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 6)  # of a conversation: what few facts need is needed with many, too
 FAR_SHARE, FAR_TURNS = 0.25, 12  # of batches with much talk, and how many turns of it at most
-SHOWN_SHARE, SEEN_SHARE = 0.3, 0.5  # of batches asked after turns shown again; of its facts, that these turns tell
+SHOWN_BATCHES, SHOWN_FACTS = 0.3, 0.5  # batches asked after turns shown again; their facts that these turns tell
 
 
 @dataclass
@@ -40,11 +40,10 @@ class Query:
     def about(self, other: EncodedQuestion, whole: bool = True) -> Query:
         """The same words asked, with the answer of another question of this kind; whole, or from the value on."""
         q = self.question
-        words = replace(other, prompt=q.prompt, head=q.head, opening=q.opening)
-        shown = words.at_value()
-        own = q.at_value()
-        if not whole and (shown.prompt, shown.head) == (own.prompt, own.head):
-            return Query(shown, self.asked.shortened(0))
+        words = replace(other, prompt=q.prompt, head=q.head, opening=q.opening, shown=q.shown)
+        from_value, own = words.at_value(), q.at_value()
+        if not whole and (from_value.prompt, from_value.head) == (own.prompt, own.head):
+            return Query(from_value, self.asked.shortened(0))
         return Query(words, self.asked.shortened(len(own.prompt) - len(q.prompt)))
 
 
@@ -52,20 +51,21 @@ class Query:
 class Turn:
     """A user's message and the reply. parts: [L, t, hidden] each; spans: [T], 0 or 1
 
-    about: what it tells, if it does; corrects: as something that has changed; seen: prompts that show this very turn again
+    about: what it tells, if it does; corrects: as something that has changed
+    showing: prompts that show it again, or where it was repeated; with its own value, so no others show it
     """
 
     parts: list[Tensor]
     spans: Tensor
     about: EncodedQuestion | None = None
     corrects: bool = False
-    seen: Sequence[Query] = ()
+    showing: Sequence[Query] = ()
     queries: dict[bool, list[Query]] = field(default_factory=dict)
 
     def query(self, rng: random.Random, prompts: Sequence[Query], shown: bool) -> Query:
         """One of a few ways to ask for what it tells, by these prompts unless turns are shown and it is among them."""
         if shown not in self.queries and self.about is not None:
-            chosen = (self.seen if shown else ()) or rng.choices(prompts, k=QUERIES)
+            chosen = rng.choices((self.showing if shown else ()) or prompts, k=QUERIES)
             self.queries[shown] = [q.about(self.about, whole=rng.random() < WHOLE_SHARE) for q in chosen]
         return rng.choice(self.queries[shown])
 
@@ -73,7 +73,8 @@ class Turn:
 class Pool:
     """The turns of the last `size` written conversations. mixed: False leaves conversations whole.
 
-    Any prompt about a kind of fact may ask for any turn that tells one, so that no pair of the two is learned by heart.
+    Any prompt about a kind of fact may ask for any turn that tells one, so that no pair of the two is learned by heart;
+    but for prompts that show the fact again, which fit the turn that told it alone.
     """
 
     def __init__(self, size: int, mixed: bool) -> None:
@@ -103,7 +104,7 @@ class Pool:
             self._take(w, told)
         self.by_kind = {kind: turns for kind, turns in told.items() if kind in self.prompts[False]}
         self.told = [t for turns in self.by_kind.values() for t in turns]
-        self.seen = [t for t in self.told if t.seen]
+        self.shown_again = [t for t in self.told if t.showing]
         self.corrections = {kind: found for kind, turns in told.items() if (found := [t for t in turns if t.corrects])}
         episodes = [w.episode for w in self.written]
         answers = [q.answer for e in episodes for q in e.questions]
@@ -112,7 +113,7 @@ class Pool:
 
     def _take(self, w: Written, told: dict[str, list[Turn]]) -> None:
         about: dict[tuple[str, str], EncodedQuestion] = {}
-        seen: dict[tuple[str, str], list[Query]] = defaultdict(list)
+        showing: dict[tuple[str, str], list[Query]] = defaultdict(list)
         for q, asked in zip(w.episode.questions, w.asked, strict=True):
             if q.value_at:
                 about[q.question.kind, q.question.value] = q
@@ -124,7 +125,7 @@ class Pool:
             if q.plain:
                 self.plain.append(Query(q, asked))
             elif any(m.kind == kind for m in q.shown):
-                seen[kind, q.question.value].append(Query(q, asked))
+                showing[kind, q.question.value].append(Query(q, asked))
             else:
                 self.prompts[bool(q.shown)][kind].append(Query(q, asked))
         spans = w.spans.tolist()
@@ -138,7 +139,7 @@ class Pool:
             if not fact.value:
                 self.talk.append(turn)
             elif turn.about is not None and fact is said:
-                turn.seen = seen[fact.kind, fact.value]
+                turn.showing = showing[fact.kind, fact.value]
                 told[fact.kind].append(turn)
             elif turn.about is not None:
                 self.recalled[id(turn.about)].append(turn)
@@ -150,8 +151,8 @@ class Pool:
                 self.recalled[id(r.about)].append(turn)
 
     def draw(self, rng: random.Random, n: int, facts: int, far: bool, shown: bool) -> list[Written]:
-        """Conversations that ask about n questions together; mixed ones of so many facts, with much talk when far, and
-        asked about after turns that are shown again when shown."""
+        """Conversations that ask about n questions together; mixed ones of so many facts, with much talk and half as many
+        questions when far, and asked about after turns that are shown again when shown."""
         if not self.mixed:
             found: list[Written] = []
             while sum(len(w.asked) for w in found) < n:
@@ -159,16 +160,17 @@ class Pool:
             return found
         rows = n // facts // 2 if far else n // facts
         found = [self._mix(rng, facts, far, shown) for _ in range(max(FEWEST, rows))]
-        for mixed in rng.sample(found, PLAIN_QUERIES) if self.plain else ():
-            query = rng.choice(self.plain)
+        plain = [q for q in self.plain if shown or not q.question.shown]
+        for mixed in rng.sample(found, PLAIN_QUERIES) if plain else ():
+            query = rng.choice(plain)
             mixed.episode.questions.append(query.question)
             mixed.asked.append(query.asked)
         return found
 
     def _mix(self, rng: random.Random, facts: int, far: bool, shown: bool) -> Written:
         turns = rng.sample(self.told, facts)
-        if shown and self.seen:
-            turns = [rng.choice(self.seen) if rng.random() < SEEN_SHARE else t for t in turns]
+        if shown and self.shown_again:
+            turns = [rng.choice(self.shown_again) if rng.random() < SHOWN_FACTS else t for t in turns]
         for t in list(turns):
             if t.about is not None and rng.random() < UPDATED_SHARE:
                 turns.insert(rng.randint(turns.index(t) + 1, len(turns)), self._update(rng, t.about.question.kind))
@@ -216,7 +218,7 @@ class Pool:
 def size_of_batch(rng: random.Random, most_facts: int) -> tuple[int, bool, bool]:
     """facts, far and shown of Pool.draw(): what is long in one conversation of a batch makes room in all of it."""
     facts = rng.choice([n for n in FACTS if n <= most_facts])
-    return facts, rng.random() < FAR_SHARE, rng.random() < SHOWN_SHARE
+    return facts, rng.random() < FAR_SHARE, rng.random() < SHOWN_BATCHES
 
 
 def wanted_prompts(rng: random.Random) -> Callable[[EncodedQuestion], bool]:

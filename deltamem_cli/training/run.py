@@ -17,14 +17,15 @@ from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
-from deltamem_cli.training.loop import Settings, Source, Trainer
+from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixture import dense_source, persona_source, recall_checks
 from deltamem_cli.training.own_words import own_talk
 from deltamem_cli.training.retell import retell
+from deltamem_cli.training.sources import Source, dense_source, persona_source, recall_checks
 from deltamem_cli.training.tokens import tokenizer_of
 
 TALK_PAIRS = 192
+DEFAULT_STEPS = 1000
 
 
 @dataclass
@@ -34,7 +35,7 @@ class RunOptions:
     base: Path
     output: Path
     data: Path | None = None
-    steps: int = 1000
+    steps: int | None = None  # 1000, or as many as the minutes allow
     minutes: float | None = None
     seed: int = 0
     rank: int = 8
@@ -86,12 +87,13 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         checks = recall_checks(encoder)
     else:
         dense = None
-        source, checks = _from_file(options.data, encoder)
+        source, checks = _from_file(options.data, encoder, told=options.beta is not None)
     torch.manual_seed(options.seed)
     start = None if options.start_from is None else read_adapter(options.start_from)
     memory = _memory(options, backbone, start).to(device)
+    steps = options.steps or (DEFAULT_STEPS if options.minutes is None else None)
     settings = Settings(
-        steps=options.steps, minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch,
+        steps=steps, minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch,
         lr=options.lr, finish=options.finish, start_episodes=options.start_episodes,
     )  # fmt: skip
     more_values = None if dense is None else partial(retell, encoder, backbone, memory)
@@ -163,10 +165,12 @@ def _cpu_has_bf16() -> bool:
     return "AVX512" in capability and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _from_file(path: Path, encoder: Encoder) -> tuple[Source, dict[str, list[EncodedEpisode]]]:
-    """Episodes to train on, and those to validate with."""
+def _from_file(path: Path, encoder: Encoder, told: bool) -> tuple[Source, dict[str, list[EncodedEpisode]]]:
+    """Episodes to train on, and those to validate with. told: values must be told in them, for gates to open at."""
     train, validation = read_episodes(path)
     known = [encoder.episode(e) for e in train]
+    if told and not any(any(s.content) for e in known for s in e.sessions):
+        raise DeltamemError(f"{path} tells no value that is asked for, so --beta cannot apply; leave it out")
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
         return [rng.choice(known) for _ in range(n)]

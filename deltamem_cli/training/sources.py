@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from deltamem_cli.episodes import TRAIN, VALIDATION, Message, Question, generate_episode
+from deltamem_cli.episodes import TRAIN, VALIDATION, Episode, Message, Question, generate_episode
 from deltamem_cli.episodes.episode import question_about
 from deltamem_cli.episodes.kinds import BY_NAME
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
 
 PLAIN_SHARE = 0.3
 PLAIN_TOKENS = 24  # of an answer that the memory must leave as it is
-SHOWN_SHARE, SHOWN_TURNS = 0.35, 5  # of questions, that come after earlier turns shown again, and of how many at most
+SHOWN_SHARE, SHOWN_TURNS = 0.35, 5  # of questions, that come after earlier turns shown again; of how many at most
 
 Talk = Sequence[tuple[str, str]]
-Draw = Callable[[random.Random, int, float], list[EncodedEpisode]]
+# (random numbers, how many, progress 0..1) -> fresh episodes
+Source = Callable[[random.Random, int, float], list[EncodedEpisode]]
 
 
-def dense_source(encoder: Encoder, talk: Talk) -> Draw:
+def dense_source(encoder: Encoder, talk: Talk) -> Source:
     """Episodes to take apart and mix: many facts, each asked about, some recalled, one updated, one never told, some talk."""
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
@@ -30,18 +32,24 @@ def dense_source(encoder: Encoder, talk: Talk) -> Draw:
 def _dense(encoder: Encoder, rng: random.Random, talk: Talk) -> EncodedEpisode:
     episode = generate_episode(rng, 7, talk_turns=1, talk=talk, recalls=1, updates=1, unknown=1, max_questions=0)
     said = episode.sessions[0]
-    questions = episode.questions + [
-        question_about(rng, BY_NAME[m.kind], m.value) for m in said if m.kind and m.role == "user"
-    ]
-    encoded = EncodedEpisode([encoder.session(episode.system, said)], [])
-    for q in questions:
-        encoded.questions.append(encoder.question(episode.system, q, shown=_shown(rng, said, q)))
+    told = [m for m in said if m.kind and m.role == "user"]
+    episode.questions += [question_about(rng, BY_NAME[m.kind], m.value) for m in told]
+    encoded = _encoded(encoder, rng, episode)
     encoded.questions.append(plain_question(encoder, rng, episode.system, talk, _shown(rng, said)))
     return encoded
 
 
+def _encoded(encoder: Encoder, rng: random.Random, episode: Episode) -> EncodedEpisode:
+    """Some of its questions come after turns of the last session that are shown again."""
+    sessions = [encoder.session(episode.system, messages) for messages in episode.sessions]
+    last = episode.sessions[-1]
+    return EncodedEpisode(
+        sessions, [encoder.question(episode.system, q, shown=_shown(rng, last, q)) for q in episode.questions]
+    )
+
+
 def _shown(rng: random.Random, said: Sequence[Message], asked: Question | None = None) -> Sequence[Message]:
-    """Turns that follow each other, to be shown again before a question, or none; half of them tell what is asked for.
+    """Turns that follow each other, to be shown again before a question, or none; most tell what is asked for.
 
     None either where they tell it with a value that has changed since.
     """
@@ -74,7 +82,7 @@ def plain_question(
     return question
 
 
-def persona_source(encoder: Encoder, talk: Talk) -> Draw:
+def persona_source(encoder: Encoder, talk: Talk) -> Source:
     """Episodes of the training part; more facts, more talk, more sessions and updates as progress goes from 0 to 1."""
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
@@ -97,25 +105,34 @@ def encoder_episode(encoder: Encoder, rng: random.Random, progress: float, talk:
         sessions=2 if late and rng.random() < 0.2 else 1,
         max_questions=4,
     )
-    encoded = encoder.episode(episode)
+    encoded = _encoded(encoder, rng, episode)
     if rng.random() < PLAIN_SHARE:
         encoded.questions.append(plain_question(encoder, rng, episode.system, talk))
     return encoded
 
 
+def shown_again(encoder: Encoder, episode: Episode) -> EncodedEpisode:
+    """All questions after all turns of the last session."""
+    encoded = encoder.episode(episode)
+    last = episode.sessions[-1]
+    encoded.questions = [encoder.question(episode.system, q, shown=last) for q in episode.questions]
+    return encoded
+
+
 def recall_checks(encoder: Encoder, seed: int = 777, cases: int = 24) -> dict[str, list[EncodedEpisode]]:
-    """Validation episodes: phrasings of the validation part, values never trained on (unseen) or trained on (seen)."""
+    """Validation episodes: phrasings of the validation part, values never trained on (unseen) or trained on (seen), and never
+    trained on after all turns, which are shown again."""
     checks = {}
-    for name, facts, part, n in (
-        ("unseen 1", 1, VALIDATION, cases),
-        ("unseen 3", 3, VALIDATION, 2 * cases // 3),
-        ("unseen 6", 6, VALIDATION, cases // 3),
-        ("seen 1", 1, TRAIN, cases),
-        ("seen 3", 3, TRAIN, cases // 2),
+    for name, facts, part, n, encode in (
+        ("unseen 1", 1, VALIDATION, cases, encoder.episode),
+        ("unseen 3", 3, VALIDATION, 2 * cases // 3, encoder.episode),
+        ("unseen 6", 6, VALIDATION, cases // 3, encoder.episode),
+        ("shown again 3", 3, VALIDATION, cases // 3, partial(shown_again, encoder)),
+        ("seen 1", 1, TRAIN, cases, encoder.episode),
+        ("seen 3", 3, TRAIN, cases // 2, encoder.episode),
     ):
         rng = random.Random(f"{seed} {name}")
         checks[name] = [
-            encoder.episode(generate_episode(rng, facts, value_part=part, phrasing_part=VALIDATION, system=""))
-            for _ in range(n)
+            encode(generate_episode(rng, facts, value_part=part, phrasing_part=VALIDATION, system="")) for _ in range(n)
         ]
     return checks

@@ -5,17 +5,17 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.errors import DeltamemError
 
 
 class Tokenizer(Protocol):
     """What training needs of a tokenizer, whichever library it comes from."""
 
-    template: str
+    template: ChatTemplate
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -40,7 +40,7 @@ class GGUFTokenizer:
         template = lib.llama_model_chat_template(self._model, None)
         if not template:
             raise DeltamemError(f"{path} has no chat template, and training needs one; choose an instruct model")
-        self.template = template.decode()
+        self.template = ChatTemplate(template.decode(), f"the chat template of {path.name}")
 
     def encode(self, text: str) -> list[int]:
         raw = text.encode()
@@ -57,30 +57,6 @@ class GGUFTokenizer:
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
 
-class ChatTemplate:
-    """Renders messages as inference does: with the model's Jinja template."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-
-    @cached_property
-    def _template(self) -> Any:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(text: str) -> None:
-            raise ValueError(text)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        environment.filters["tojson"] = lambda x, **_: json.dumps(x, ensure_ascii=False)
-        return environment.from_string(self._source)
-
-    def render(self, messages: list[dict[str, str]], reply: bool) -> str:
-        """reply: end with the head of an assistant's turn"""
-        text: str = self._template.render(messages=messages, add_generation_prompt=reply, bos_token="", eos_token="")
-        return text
-
-
 class DirectoryTokenizer:
     """tokenizer.json of a Hugging Face directory."""
 
@@ -94,11 +70,10 @@ class DirectoryTokenizer:
         settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         self._fast: Any = fast.Tokenizer.from_file(str(directory / "tokenizer.json"))
         template = directory / "chat_template.jinja"
-        self.template: str = (
-            template.read_text(encoding="utf-8") if template.exists() else settings.get("chat_template", "")
-        )
-        if not self.template:
+        source = template.read_text(encoding="utf-8") if template.exists() else settings.get("chat_template", "")
+        if not source:
             raise DeltamemError(f"{directory} has no chat template, and training needs one; choose an instruct model")
+        self.template = ChatTemplate(source, f"the chat template of {directory.name}")
         end = settings.get("eos_token")
         self._end = self._fast.token_to_id(end["content"] if isinstance(end, dict) else end)
 

@@ -24,9 +24,9 @@ from deltamem_cli.training.encode import Encoder
 from deltamem_cli.training.init import start_from_data
 from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.mixing import wanted_prompts
-from deltamem_cli.training.mixture import dense_source, persona_source, recall_checks
 from deltamem_cli.training.own_words import own_talk
+from deltamem_cli.training.pool import wanted_prompts
+from deltamem_cli.training.sources import dense_source, persona_source, recall_checks
 from deltamem_cli.training.tokens import tokenizer_of
 
 UPPER = tuple(range(17, 30))
