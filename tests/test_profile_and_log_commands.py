@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import stored
 
-from deltamem_cli.store import conversations
+from deltamem_cli.store import conversations, profiles
 from deltamem_cli.store.database import Store
+from deltamem_cli.store.records import Profile
 
 Dmem = Callable[..., str]
 
@@ -45,7 +48,9 @@ def test_deleted_profile_leaves_no_word_in_the_files(home: Path, dmem: Dmem) -> 
     [
         (["-o", "topk", "5"], 2, "did you mean top_k"),
         (["-o", "seed", "x"], 2, "whole number"),
-        (["-o", "temperature", "-1"], 1, "temperature"),
+        (["-o", "temperature", "-1"], 2, "must be a number, 0 or more"),
+        (["-o", "top_k", "4294967297"], 2, "top_k"),
+        (["-o", "max_tokens", "0"], 2, "max_tokens"),
         (["-o", "nonsense", "1"], 2, "known are"),
         (["--unset", "seed"], 2, "not set"),
         ([], 2, "Nothing to set"),
@@ -59,6 +64,64 @@ def test_wrong_setting_is_refused_and_changes_nothing(
     text = dmem("profile", "set", "work", *arguments, code=code)
     assert part in text and text.count("\n") == 1
     assert dmem("profile", "show", "work", "--json") == before
+
+
+def test_every_option_of_replies_can_be_a_profiles(dmem: Dmem) -> None:
+    dmem("profile", "create", "work", "-o", "max-tokens", "30", "-o", "seed", "4294967295")
+    assert json.loads(dmem("profile", "show", "work", "--json"))["options"] == {"max_tokens": 30, "seed": 4294967295}
+
+
+def test_a_profile_that_is_being_changed_is_not_changed_elsewhere(
+    home: Path, dmem: Dmem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dmem("profile", "create", "work", "-o", "top_p", "0.5")
+    get = profiles.get
+    refused = []
+
+    def meanwhile(store: Store, name: str) -> Profile:
+        with closing(sqlite3.connect(home / "memory.db", timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                refused.append(str(error))
+        return get(store, name)
+
+    monkeypatch.setattr(profiles, "get", meanwhile)
+    dmem("profile", "set", "work", "-o", "seed", "7")
+    assert refused and "locked" in refused[0]
+
+
+def test_a_backup_is_whole_while_the_database_is_open(home: Path, dmem: Dmem, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    with Store.open(home / "memory.db") as store:
+        stored.conversation(store, 3)
+        dmem("log", "backup", str(copy))
+    assert copy.stat().st_mode & 0o077 == 0
+    assert [one["turns"] for one in json.loads(dmem("log", "list", "-p", "work", "-d", str(copy), "--json"))] == [3]
+    before = copy.read_bytes()
+    assert "--force" in dmem("log", "backup", str(copy), code=2)
+    with Store.open(copy) as open_copy:
+        stored.conversation(open_copy, 1)
+        for used in (copy, home / "memory.db"):
+            assert "in use" in dmem("log", "backup", str(used), "--force", code=1)
+    assert "does not exist" in dmem("log", "backup", str(tmp_path / "nowhere" / "x.db"), code=1)
+    dmem("log", "backup", str(copy), "--force")
+    assert len(copy.read_bytes()) == len(before)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_without_a_database_there_is_nothing_to_back_up(dmem: Dmem, tmp_path: Path) -> None:
+    assert "nothing to copy" in dmem("log", "backup", str(tmp_path / "copy.db"), code=1)
+    assert not (tmp_path / "copy.db").exists()
+
+
+def test_a_file_that_is_not_there_is_not_called_damaged(home: Path, dmem: Dmem, tmp_path: Path) -> None:
+    with Store.open(home / "memory.db") as store:
+        stored.conversation(store, 1)
+    for command in (["memory", "import", str(tmp_path / "no.dmem")],
+                    ["log", "export", "-p", "work", str(tmp_path / "nowhere" / "x.md")]):  # fmt: skip
+        text = dmem(*command, code=1)
+        assert "does not exist" in text and "damaged" not in text and text.count("\n") == 1
 
 
 def test_log_lists_shows_and_exports_transcripts(home: Path, dmem: Dmem, tmp_path: Path) -> None:

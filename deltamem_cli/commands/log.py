@@ -25,7 +25,7 @@ from deltamem_cli.commands.shared import (
     profile_name,
     refuse_existing,
 )
-from deltamem_cli.errors import UsageError
+from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -194,16 +194,40 @@ def export(
 
 @app.command()
 def path(database: DatabaseOption = None) -> None:
-    """Print where the database is.
+    """Print where the database is. While a dmem is open, the newest turns are in a file beside it: see dmem log backup.
 
     \b
     Examples:
       dmem log path
-      cp "$(dmem log path)" backup.db
+      ls -l "$(dmem log path)"
     """
     from deltamem_cli.store.location import default_path
 
     typer.echo(str(database or default_path()))
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Database to write.")],
+    force: ForceOption = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Write a copy of the database, whole even while a chat is open. It is used with --database, or put in its place.
+
+    \b
+    Examples:
+      dmem log backup backup.db
+      dmem log list --database backup.db
+    """
+    refuse_existing(file, force)
+    with open_store(database) as store:
+        if store.path is None:
+            raise DeltamemError("There is no database yet, so there is nothing to copy")
+        if Path(f"{file}-wal").exists() or (file.exists() and file.samefile(store.path)):
+            raise DeltamemError(f"{file} is a database that is in use; give another name")
+        store.copy_to(file)
+        turns = store.counts()["turns"]
+    note(f"wrote {file}: {count(turns, 'turn')}")
 
 
 def _scope(store: Store, profile: str | None, all_: bool) -> Profile | None:

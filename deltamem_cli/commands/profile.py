@@ -154,8 +154,9 @@ def set_(
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changes and not option and not unset:
         raise UsageError(f"Nothing to set for profile {name}; say what, see: dmem profile set --help")
-    with open_store(database) as store:
-        options = {**profiles.get(store, name).options, **parse_options(option or [])}
+    asked = parse_options(option or [])
+    with open_store(database) as store, store.transaction():
+        options = {**profiles.get(store, name).options, **asked}
         for key in unset or []:
             if key in given:
                 changes[key] = None
@@ -218,14 +219,10 @@ def delete(
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Sampling options, KEY=VALUE each, as numbers that the engine's own rules have passed."""
-    if not pairs:
-        return {}
-    from dataclasses import fields
+    """Options of replies, KEY=VALUE each, as numbers that the rules of the configuration's own have passed."""
+    from deltamem_cli.config.keys import KEYS
 
-    from deltamem_cli.engine.sampling import Sampling
-
-    known = {field.name: int if isinstance(field.default, int) else float for field in fields(Sampling)}
+    known = {name.removeprefix("options."): key.kind for name, key in KEYS.items() if name.startswith("options.")}
     options: dict[str, Any] = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
@@ -235,12 +232,9 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise UsageError(f"There is no sampling option {key}; {hint}")
         try:
-            options[name] = known[name](text)
+            options[name] = known[name].from_text(text)
         except ValueError:
-            kind = "a whole number" if known[name] is int else "a number"
-            raise UsageError(f"The option {key} needs {kind}, not {text!r}; such as: -o {name} "
-                             f"{getattr(Sampling, name)}") from None  # fmt: skip
-    Sampling(**options)  # raises when a number is out of its range
+            raise UsageError(f"The option {key} can't be {text!r}; it must be {known[name].expects}") from None
     return options
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli import config, models
-from deltamem_cli.engine import ChatTemplate, Engine, EngineOptions, Model, Sampling, fingerprint
+from deltamem_cli.engine import ChatTemplate, Engine, EngineError, EngineOptions, Model, Sampling, fingerprint
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.prompt import Prompt
@@ -113,7 +113,10 @@ def sampling(options: Mapping[str, Any]) -> tuple[Sampling, int | None]:
     max_tokens = values.pop("max_tokens", None)
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"The option max_tokens is {max_tokens}: it must be 1 or more.")
-    return Sampling(**values), max_tokens
+    try:
+        return Sampling(**values), max_tokens
+    except EngineError as error:
+        raise UsageError(str(error)) from None
 
 
 def engine_options(request: Request) -> EngineOptions:

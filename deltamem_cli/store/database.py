@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,21 @@ class Store:
     @property
     def name(self) -> str:
         return str(self.path) if self.path else "the temporary database"
+
+    def copy_to(self, path: Path) -> None:
+        """Write what is committed as another database, whole or not at all, readable by its owner alone."""
+        part = path.with_name(path.name + ".part")
+        try:
+            with as_sentences(path):
+                os.close(os.open(part, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600))
+            with as_sentences(path), closing(sqlite3.connect(part)) as copy:
+                self.connection.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")  # one file, that a backup may be moved as
+            with as_sentences(path):
+                os.replace(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
 
     def close(self) -> None:
         """Let go of every conversation and close, everything being on the disk. The last to close empties the WAL."""

@@ -72,7 +72,9 @@ _SENTENCES = {
         "is not a dmem database; name another one with --database, or move it away and dmem begins a new one"
     ),
     "malformed": "is damaged; put a backup in its place, or move it away and dmem begins a new one",
-    "no such ": "is damaged ({error}); put a backup in its place, or move it away and dmem begins a new one",
+    "no such table": "is damaged ({error}); put a backup in its place, or move it away and dmem begins a new one",
+    "no such column": "is damaged ({error}); put a backup in its place, or move it away and dmem begins a new one",
+    "no such file": "could not be used because it or its folder does not exist; check the path",
     "lock": "is being written by another dmem that does not come to an end; close the other one and try again",
     "disk i/o error": (
         "could not be read or written (I/O error, often a full or failing disk); "
@@ -87,6 +89,7 @@ _AS_SQLITE_SAYS = {
     errno.EPERM: "readonly database",
     errno.EROFS: "readonly database",
     errno.EIO: "disk i/o error",
+    errno.ENOENT: "no such file",
 }
 
 
