@@ -230,6 +230,16 @@ def test_a_conversation_in_use_is_refused_with_the_holder_and_the_ways_out(tiny:
     assert len(tiny.json("log", "list")) == 2
 
 
+@pytest.mark.parametrize("option", ["--read-only", "--temporary"])
+def test_where_nothing_is_saved_what_is_typed_is_not_either(tiny: Dmem, option: str) -> None:
+    tiny.chat("Begin.")
+    with tiny.terminal(option) as chat:
+        chat.line("The word is xylophone.")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert not any(b"xylophone" in data for data in files(tiny.home).values())
+
+
 def test_a_pipe_gets_the_reply_alone(tiny: Dmem) -> None:
     done = tiny.chat("What is this?", stdin="the piped text\n")
     assert done.stdout.endswith("\n")

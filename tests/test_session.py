@@ -226,6 +226,17 @@ def test_read_only_reads_the_memory_and_leaves_it_while_another_one_holds_it(cha
         assert holder.n_turns == 2
 
 
+def test_what_a_read_only_chat_saw_is_not_taken_for_what_another_one_stored_since(chats: Chats) -> None:
+    with chats.open() as (holder, _):
+        say(holder, "My name is Ana.")
+        with chats.open(read_only=True) as (reader, _):
+            say(reader, "Who am I?")
+            seen = [reader.window.tokens(number) for number in reader.window.turns]
+            say(holder, "This is the second turn that is stored.")
+            reader.set_system("Be kind.")
+            assert [reader.window.tokens(number) for number in reader.window.turns] == seen
+
+
 def test_without_memory_the_model_is_the_plain_one(chats: Chats) -> None:
     with chats.open() as (session, _):
         say(session, "One.")

@@ -53,7 +53,9 @@ COMMANDS: dict[str, Command] = {
     "/help": Command(_help, "[COMMAND]", "Show the commands, or one of them."),
     "/exit": Command(_exit, "", "Leave. What was said is saved already."),
     "/clear": Command(
-        chat_do.clear, "", "Empty what the model sees. The memory stays.\nOnly /memory reset and /forget change it."
+        chat_do.clear,
+        "",
+        "Empty what the model sees. The memory stays.\nWhat takes from it is /undo, /forget and /memory reset.",
     ),
     "/new": Command(chat_do.new, "", "Begin a new conversation with an empty memory.\nThe old one is kept."),
     "/regen": Command(

@@ -111,7 +111,7 @@ def _prompt(talk: Talk) -> PromptSession[str]:
     request = talk.request
     typed = _Typed()
     prompt: PromptSession[str] = PromptSession(
-        history=open_history(keep=request.log and not request.temporary),
+        history=open_history(keep=request.log and not request.temporary and not request.read_only),
         completer=ChatCompleter(talk),
         complete_while_typing=False,
         key_bindings=_keys(typed),

@@ -323,6 +323,8 @@ class ChatSession:
 
     def _whole(self, visible: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
         """The same turns with all their tokens where they are stored, as a replay feeds them."""
+        if not self.settings.write:  # another terminal may have stored others by these numbers
+            return visible
         stored = {turn.number: recent.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
         return [(number, stored.get(number) or tokens) for number, tokens in visible]
 
