@@ -319,11 +319,29 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
     assert {e["event"] for e in events} == {"start", "step", "validation", "saved"}
     with pytest.raises(DeltamemError, match="--resume"):
         run_training(options, events.append)
-    options.resume, options.steps = True, 3
+    options.resume = True
+    with pytest.raises(DeltamemError, match="complete"):
+        run_training(options, events.append)
+    options.steps = 3
     run_training(options, events.append)
     again = RunOptions(base, tmp_path / "more.gguf", data=data, steps=1, start_from=tmp_path / "out.gguf", **small)  # type: ignore[arg-type]
     run_training(again, events.append)
     assert read_adapter(tmp_path / "more.gguf").config == read_adapter(tmp_path / "out.gguf").config
+
+
+def test_a_run_writes_over_nothing_that_it_was_not_told_to_go_on_with(base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "a.gguf"
+    adapter.write_bytes(b"hours of work")
+    for options in (
+        RunOptions(base, base),
+        RunOptions(base, adapter, start_from=adapter),
+        RunOptions(base, adapter),
+        RunOptions(base, adapter, start_from=base),
+    ):
+        with pytest.raises(DeltamemError, match="give -o another name"):
+            run_training(options, print)
+    assert adapter.read_bytes() == b"hours of work"
+    assert not list(tmp_path.glob("*.run"))
 
 
 def test_minutes_alone_set_no_end_by_steps_and_beta_needs_told_values_before_any_work(
@@ -437,7 +455,7 @@ def test_two_processes_train_one_adapter_and_resume(base: Path, tmp_path: Path) 
 def test_layers_are_read_as_ranges_and_refused_beyond_the_model() -> None:
     assert parse_layers("", 3) == (0, 1, 2)
     assert parse_layers("0,2-4", 6) == (0, 2, 3, 4)
-    for text in ("2-9", "x", "1-y"):
+    for text in ("2-9", "x", "1-y", "²", "0-99999999999"):
         with pytest.raises(DeltamemError):
             parse_layers(text, 6)
 

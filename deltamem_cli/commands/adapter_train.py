@@ -28,7 +28,9 @@ def train(
         int | None,
         typer.Option("--steps", min=1, help="Steps of the optimizer.  [default: 1000, or as many as --minutes allow]"),
     ] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", min=0.01, help="Stop after this time.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.01, help="Stop after this time of writing and steps.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of data and parameters.")] = 0,
     rank: Annotated[int, typer.Option("--rank", min=1, max=64, help="Width of a state.")] = 8,
     state_heads: Annotated[int, typer.Option("--state-heads", min=1, max=64, help="States per layer; 4 is MSW.")] = 1,
@@ -62,7 +64,9 @@ def train(
     license: Annotated[str | None, typer.Option("--license", metavar="ID", help="License that FILE states.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per event.")] = False,
 ) -> None:
-    """Train an adapter; needs the extra "train". Checkpoints go to FILE.run beside the adapter.
+    """Train an adapter; needs the extra "train".
+
+    After every round of 192 steps a checkpoint goes to a folder beside FILE: to x.run for x.gguf.
 
     Several GPUs, or several processes on a CPU, train one adapter together; --batch counts for each.
 

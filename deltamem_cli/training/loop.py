@@ -168,7 +168,7 @@ class Trainer:
         A checkpoint is written after every round and holds parameters and random numbers. What was written is not kept:
         a run that is resumed fills its pool anew, with one round, and so takes other steps than one that was not stopped.
         """
-        while not self._over():
+        while not self.over():
             self._clock(time.monotonic())
             for draw_loss in self._round():
                 loss, parts = draw_loss()
@@ -183,11 +183,11 @@ class Trainer:
                 if self.progress() >= 1.0:
                     break
             since = self.step - (self.history[-1]["step"] if self.history else 0)
-            if since >= self.settings.validate_every or self._over():
+            if since >= self.settings.validate_every or self.over():
                 self.validate()
             self.save()
 
-    def _over(self) -> bool:
+    def over(self) -> bool:
         """Between rounds: whether all is used up, or so much that another one is not worth its writing."""
         return self.progress() >= 1.0 or (not self.settings.finish and self._hardly_left())
 

@@ -62,6 +62,11 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     """
     if not options.base.exists():
         raise DeltamemError(f"{options.base} does not exist; give --base a GGUF file or a Hugging Face directory")
+    for origin in (options.base, options.start_from):
+        if origin and origin.exists() and options.output.exists() and options.output.samefile(origin):
+            raise UsageError(f"{options.output} is what the run starts from; give -o another name")
+    if options.output.exists() and not options.resume:
+        raise DeltamemError(f"{options.output} exists already; delete it, or give -o another name")
     folder = options.output.with_suffix(".run")
     checkpoint = folder / "checkpoint.pt"
     if options.resume and not checkpoint.exists():
@@ -75,9 +80,12 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     device = accelerator.device
     if not accelerator.is_main_process:
         report = _silence
+    start = None if options.start_from is None else read_adapter(options.start_from)
     encoder = Encoder(tokenizer_of(options.base))
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
+    torch.manual_seed(options.seed)
+    memory = _memory(options, backbone, start).to(device)
     # every process samples its own part of the talk
     talk_seed, pairs = options.seed + accelerator.process_index, TALK_PAIRS // accelerator.num_processes
     if options.data is None:
@@ -88,9 +96,6 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     else:
         dense = None
         source, checks = _from_file(options.data, encoder, told=options.beta is not None)
-    torch.manual_seed(options.seed)
-    start = None if options.start_from is None else read_adapter(options.start_from)
-    memory = _memory(options, backbone, start).to(device)
     steps = options.steps or (DEFAULT_STEPS if options.minutes is None else None)
     settings = Settings(
         steps=steps, minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch,
@@ -123,6 +128,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     trainer.report = keep
     if options.resume:
         trainer.load(checkpoint)
+        if trainer.over():
+            raise DeltamemError(f"The run in {folder} is complete; to go on, give it more --steps or --minutes")
         best = max((h["score"] for h in trainer.history), default=-1.0)
     elif options.start_from is None:
         trainer.start()
@@ -214,9 +221,10 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
     chosen: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+        if not first.strip().isdecimal() or (last and not last.strip().isdecimal()):
             raise UsageError(f"--layers {text} is not a list of layers; write for example 12-29 or 3,5,8-10")
-        chosen |= set(range(int(first), int(last or first) + 1))
+        # one beyond the last is as wrong as a billion, and is made at once
+        chosen |= set(range(min(int(first), count), min(int(last or first), count) + 1))
     if not chosen or max(chosen) >= count:
         raise UsageError(f"--layers {text} goes beyond the model's layers 0 to {count - 1}; name layers within them")
     return tuple(sorted(chosen))
