@@ -99,6 +99,7 @@ def test_ctrl_c_shows_what_was_measured_so_far(run: Run, monkeypatch: pytest.Mon
         (["--facts", "0"], "--facts"),
         (["--facts", "1,x"], "--facts"),
         (["--facts", "21"], "--facts"),
+        (["--facts", "²"], "--facts"),
         (["--image", "recall.gif"], ".svg"),
         (["--limit", "0"], "--limit"),
     ],

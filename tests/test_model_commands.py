@@ -134,6 +134,18 @@ def test_the_default_model_is_the_one_that_talks(dmem: Run, pair: tuple[Path, Pa
     assert "1 conversation in which mine wrote the memory can't go on" in dmem("model", "rm", "mine", "--dry-run")[2]
 
 
+def test_a_name_is_not_pointed_at_another_file_unasked(dmem: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    model, _ = pair
+    other = tmp_path / "other" / model.name
+    other.parent.mkdir()
+    other.write_bytes(model.read_bytes())
+    for _ in range(2):  # the same file again is fine
+        assert dmem("model", "import", model)[0] == 0
+    code, _, err = dmem("model", "import", other)
+    assert code == 1 and "There is a model m already" in err
+    assert dmem("model", "import", other, "--name", "n")[0] == 0
+
+
 def test_rm_forgets_an_import_and_leaves_its_file(dmem: Run, pair: tuple[Path, Path], home: Path) -> None:
     model, adapter = pair
     dmem("model", "import", model, "--name", "mine")

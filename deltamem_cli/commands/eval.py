@@ -114,7 +114,7 @@ _MOST_FACTS = 20
 
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and 1 <= int(part) <= _MOST_FACTS for part in parts):
+    if not all(part.isdecimal() and 1 <= int(part) <= _MOST_FACTS for part in parts):
         raise UsageError(f"--facts is {text}: write numbers from 1 to {_MOST_FACTS}, for example 1,3,6")
     return tuple(sorted({int(part) for part in parts}))
 

@@ -61,6 +61,9 @@ def register(file: Path, name: str | None) -> Record:
     name = name or stem(file.name)
     entries = catalogue()
     _check_name(name, entries, None, file.name)
+    known = entries[name].record if name in entries else None
+    if known is not None and known.files[0].absolute() != file.absolute():
+        raise _taken(name)
     record = Record(name, files, sum(part.stat().st_size for part in files), facts, license=facts.license)
     records.write(record)
     return record
@@ -133,4 +136,8 @@ def _check_name(name: str, entries: dict[str, Entry], repo: str | None, file: st
         return
     lies = taken.path or (taken.record.files[0] if taken.record else None)
     if taken.repo != repo or (lies is not None and lies.name != file):
-        raise ModelError(f"There is a model {name} already: choose another name with --name, or: dmem model rm {name}")
+        raise _taken(name)
+
+
+def _taken(name: str) -> ModelError:
+    return ModelError(f"There is a model {name} already: choose another name with --name, or: dmem model rm {name}")
