@@ -65,8 +65,6 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     for origin in (options.base, options.start_from):
         if origin and origin.exists() and options.output.exists() and options.output.samefile(origin):
             raise UsageError(f"{options.output} is what the run starts from; give -o another name")
-    if options.output.exists() and not options.resume:
-        raise DeltamemError(f"{options.output} exists already; delete it, or give -o another name")
     folder = options.output.with_suffix(".run")
     checkpoint = folder / "checkpoint.pt"
     if options.resume and not checkpoint.exists():
@@ -75,6 +73,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         raise DeltamemError(
             f"{checkpoint} holds an earlier run; go on with --resume, delete {folder}, or give -o another name"
         )
+    if options.output.exists() and not options.resume:
+        raise DeltamemError(f"{options.output} exists already; delete it, or give -o another name")
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = _accelerator()
     device = accelerator.device
