@@ -7,7 +7,6 @@ import math
 import os
 import random
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,22 +18,12 @@ from torch import Tensor
 from deltamem_cli.adapter.format import AdapterConfig
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
-from deltamem_cli.training.batch import (
-    Read,
-    Written,
-    ask,
-    frozen_answers,
-    joined,
-    read_answers,
-    replay_answers,
-    replay_writes,
-    run_writes,
-    written_episodes,
-)
+from deltamem_cli.training.batch import Written, ask, read_answers, run_writes, written_episodes
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.init import open_gates, start_from_data
+from deltamem_cli.training.losses import Loss, end_to_end_loss, mixed_loss
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
+from deltamem_cli.training.objective import exact
 from deltamem_cli.training.optimizer import Optimizer, running_mean
 from deltamem_cli.training.pool import Pool, size_of_batch, wanted_prompts
 from deltamem_cli.training.sources import Source
@@ -42,7 +31,6 @@ from deltamem_cli.training.sources import Source
 __all__ = ["Settings", "Trainer"]
 
 OTHER_TOKENS = 2048
-LENGTHS = (3, 6)  # tokens of an answer up to which it is read among short ones, and among longer ones
 
 
 @dataclass
@@ -232,7 +220,7 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / self.settings.warmup)
         return warm * (0.05 + 0.475 * (1 + math.cos(math.pi * self.progress())))
 
-    def _round(self) -> Iterator[Callable[[], tuple[Tensor, dict[str, Any]]]]:
+    def _round(self) -> Iterator[Callable[[], Loss]]:
         """The losses of one round: of turns written before, mixed anew in every step, or, at the end, of whole episodes."""
         s = self.settings
         if self._finishing() or self._hardly_left():
@@ -247,77 +235,21 @@ class Trainer:
                 return
             yield self._loss_mixed
 
-    def _loss_mixed(self) -> tuple[Tensor, dict[str, Any]]:
+    def _loss_mixed(self) -> Loss:
         most = 3 if self.progress() < 0.1 else 6
         # alike in all processes, or one would wait for the other
         sizes = size_of_batch(random.Random(f"{self.settings.seed} {self.step}"), most)
         batch = self.pool.draw(self.rng, self.settings.batch, *sizes)
-        states, beta = replay_writes(self.memory, batch)
-        vocabulary = self._vocabulary()
-        asked = [a for w in batch for a in w.asked if a is not None]
-
-        def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
-            # the frozen model's own choice is among all tokens
-            among = None if questions[0].plain else vocabulary
-            return replay_answers(self.backbone, self.memory, states, [asked[i] for i in chosen], questions, among)
-
-        def frozen(chosen: list[int], questions: list[EncodedQuestion]) -> list[Tensor]:
-            return [f for i in chosen if (f := asked[i].frozen) is not None]
-
-        tokens = sum(len(w.spans) for w in batch)
-        return self._loss(states, beta, [w.episode for w in batch], tokens, answer, frozen)
+        return mixed_loss(self.backbone, self.memory, batch, self._vocabulary())
 
     def _vocabulary(self) -> Tensor:
         """The tokens that a mixed step chooses answers from, sorted: those of the pool, and some others that change."""
         others = self.rng.sample(range(len(self.backbone.head)), min(OTHER_TOKENS, len(self.backbone.head)))
         return torch.tensor(sorted({*self.pool.tokens, *others}), device=self.backbone.device)
 
-    def _loss_end_to_end(self) -> tuple[Tensor, dict[str, Any]]:
+    def _loss_end_to_end(self) -> Loss:
         episodes = self.source(self.rng, max(2, self.settings.batch // 6), self.progress())
-        states, beta = run_writes(self.backbone, self.memory, episodes)
-
-        def answer(chosen: list[int], states: Tensor, questions: list[EncodedQuestion]) -> Read:
-            return read_answers(self.backbone, self.memory, states, questions)
-
-        def frozen(chosen: list[int], questions: list[EncodedQuestion]) -> list[Tensor]:
-            return frozen_answers(self.backbone, questions)
-
-        tokens = sum(len(e.written) for e in episodes)
-        return self._loss(states, beta, episodes, tokens, answer, frozen)
-
-    def _loss(
-        self,
-        states: Tensor,
-        beta: Tensor,
-        episodes: list[EncodedEpisode],
-        tokens: int,
-        answer: Callable[..., Read],
-        frozen: Callable[..., list[Tensor]],
-    ) -> tuple[Tensor, dict[str, Any]]:
-        own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
-        questions = [q for e in episodes for q in e.questions]
-        plain = [i for i, q in enumerate(questions) if q.plain]
-        # answers of like length are read together: a short one beside a long one is mostly padding
-        groups: list[list[int]] = [[] for _ in range(len(LENGTHS) + 1)]
-        for i, q in enumerate(questions):
-            if not q.plain:
-                groups[bisect_left(LENGTHS, len(q.answer))].append(i)
-        facts = [i for group in groups for i in group]
-        asked = [questions[i] for i in facts]
-        read = joined([answer(group, states[own[group]], [questions[i] for i in group]) for group in groups if group])
-        loss = answer_loss(read, asked) + gate_loss(beta)
-        parts = {
-            "beta": round(float(beta.detach().mean()), 4),
-            "exact": _share(exact(read, asked)),
-            "tokens": tokens + sum(len(q.prompt) + len(q.head) + len(q.answer) for q in questions),
-        }
-        if plain:
-            asked = [questions[i] for i in plain]
-            with torch.no_grad():
-                wanted = self.backbone.logits(torch.cat(frozen(plain, asked)))
-            kl = kl_loss(answer(plain, states[own[plain]], asked), wanted)
-            loss, parts["kl"] = loss + KL_WEIGHT * kl, round(kl.item(), 4)
-        return loss, parts
+        return end_to_end_loss(self.backbone, self.memory, episodes)
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -395,7 +327,3 @@ class Trainer:
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def _share(hits: list[bool]) -> float:
-    return round(sum(hits) / max(1, len(hits)), 3)
