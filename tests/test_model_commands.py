@@ -160,7 +160,7 @@ def test_rm_forgets_an_import_and_leaves_its_file(dmem: Run, pair: tuple[Path, P
     assert model.is_file() and "own" not in listed(dmem)
     assert "comes with the package" in dmem("model", "rm", "starter")[2]
     assert "nothing to remove" in dmem("model", "rm", "qwen3-4b")[2]
-    assert dmem("model", "rm", "nonsense")[0] == 2
+    assert dmem("model", "rm", "nonsense")[0] == 1
 
 
 def test_adapters_are_listed_with_where_they_come_from(dmem: Run, pair: tuple[Path, Path], home: Path) -> None:
@@ -191,6 +191,7 @@ def test_adapters_are_listed_with_where_they_come_from(dmem: Run, pair: tuple[Pa
         assert name not in listed(dmem, "adapter") and path.is_file() is kept
     assert "comes with the package" in dmem("adapter", "rm", "starter", "-y")[2]
     assert f"delete {beside}" in dmem("adapter", "rm", beside, "-y")[2] and beside.is_file()
+    assert dmem("adapter", "rm", "nonsense", "-y")[0] == 1
 
 
 def test_a_default_adapter_must_fit_and_can_be_taken_back(dmem: Run, pair: tuple[Path, Path]) -> None:

@@ -75,7 +75,7 @@ def rm(
 
     known = next((one for one in known_adapters() if one.name == name), None)
     if known is None:
-        raise UsageError(f"There is no adapter {name}; see: dmem adapter list")
+        raise DeltamemError(f"There is no adapter {name}; see: dmem adapter list")
     deletes = known.origin == "converted"
     waiting = _written_with(known, database)
     if waiting:

@@ -23,7 +23,7 @@ from deltamem_cli.commands.shared import (
     printable,
     size,
 )
-from deltamem_cli.errors import UsageError
+from deltamem_cli.errors import DeltamemError
 
 if TYPE_CHECKING:
     from deltamem_cli.models.entries import Entry
@@ -182,7 +182,7 @@ def rm(
 
     entry = models.catalogue().get(name)
     if entry is None:
-        raise UsageError(f"There is no model {name}; see: dmem model list")
+        raise DeltamemError(f"There is no model {name}; see: dmem model list")
     deletes = entry.record is not None and entry.record.repo is not None and entry.path is None
     what = f"{name} ({size(entry.size)})" if deletes and entry.size else name
     waiting = _written_with(entry, database)
