@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from adapter_files import SMALL, tensors_of
 from published_files import GOLDEN
@@ -153,3 +154,36 @@ def test_converting_needs_no_pytorch(tmp_path: Path) -> None:
     arguments = ["adapter", "convert", folder, "-o", str(tmp_path / "a.gguf"), "--base", base]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
     assert read_adapter(tmp_path / "a.gguf").config.architecture == "qwen3"
+
+
+def written(path: Path, factor: float, **provenance: str) -> Path:
+    tensors = {name: weight.scaled(factor) for name, weight in tensors_of(SMALL).items()}
+    write_adapter(path, SMALL, tensors, Provenance(**provenance))
+    return path
+
+
+def test_a_merged_adapter_is_the_mean_and_tells_what_it_is_made_of(tmp_path: Path) -> None:
+    one = written(tmp_path / "one.gguf", 1.0, training='{"seed": 1}', license="MIT")
+    two = written(tmp_path / "two.gguf", 4.0, training='{"seed": 2}')
+    assert cli.main(["adapter", "merge", str(one), str(two), "-o", str(tmp_path / "out.gguf")]) == 0
+    merged = read_adapter(tmp_path / "out.gguf")
+    for name, weight in read_adapter(one).tensors.items():
+        np.testing.assert_allclose(merged.tensors[name].float32, 2.5 * weight.float32, rtol=2e-3)
+        assert merged.tensors[name].type == weight.type
+    assert json.loads(merged.provenance.training or "") == {"mean of": [{"seed": 1}, {"seed": 2}]}
+    assert merged.provenance.license == "MIT"
+
+
+def test_what_does_not_belong_together_is_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = written(tmp_path / "one.gguf", 1.0, base_model="a")
+    other = written(tmp_path / "other.gguf", 1.0, base_model="b")
+    out = tmp_path / "out.gguf"
+    for arguments, code, says in (
+        ([one, other, "-o", out], 1, "another base model"),
+        ([one, CASE / "model.gguf", "-o", out], 1, "model.gguf"),
+        ([one, "-o", out], 2, "two or more"),
+        ([one, other, "-o", one, "--force"], 2, "is one of the adapters itself"),
+    ):
+        assert cli.main(["adapter", "merge", *map(str, arguments)]) == code
+        assert says in capsys.readouterr().err
+    assert not out.exists()

@@ -14,6 +14,8 @@ from deltamem_cli.commands.adapter_verify import verify
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deltamem_cli.adapter.format import Adapter
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -49,19 +51,32 @@ def convert(
     from deltamem_cli.adapter.convert import convert as convert_adapter
     from deltamem_cli.models import resolve
 
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; give -o the name of a file, such as {output / 'adapter.gguf'}")
     model = resolve(base).path
-    if output.exists() and output.samefile(model):
-        raise UsageError(f"{output} is the base model itself; give -o another name")
-    if output.exists() and not force:
-        raise DeltamemError(f"{output} exists already; replace it with --force or give -o another name")
+    _check_output(output, [model], "the base model", force)
     adapter = convert_adapter(folder, model, output)
-    if as_json:
-        typer.echo(json.dumps(_facts(output, adapter), indent=2))
-    else:
-        typer.echo(f"wrote {output}")
-        _print_facts(output, adapter)
+    _report(output, adapter, as_json)
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Adapters of one base model, two or more.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
+    force: Annotated[bool, typer.Option("-f", "--force", help="Replace the file if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Write the mean of adapters of which one went on from the other: it may recall more than each.
+
+    \b
+    Examples:
+      dmem adapter merge first.gguf second.gguf -o both.gguf
+    """
+    from deltamem_cli.adapter.merge import merge as merge_adapters
+
+    if len(files) < 2:
+        raise UsageError("One adapter is its own mean; name two or more")
+    _check_output(output, files, "one of the adapters", force)
+    adapter = merge_adapters(files, output)
+    _report(output, adapter, as_json)
 
 
 @app.command()
@@ -91,6 +106,23 @@ app.command()(rm)
 app.command()(default)
 app.command()(verify)
 app.command()(train)
+
+
+def _check_output(output: Path, sources: Sequence[Path], what: str, force: bool) -> None:
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; give -o the name of a file, such as {output / 'adapter.gguf'}")
+    if output.exists() and any(source.exists() and output.samefile(source) for source in sources):
+        raise UsageError(f"{output} is {what} itself; give -o another name")
+    if output.exists() and not force:
+        raise DeltamemError(f"{output} exists already; replace it with --force or give -o another name")
+
+
+def _report(output: Path, adapter: Adapter, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_facts(output, adapter), indent=2))
+    else:
+        typer.echo(f"wrote {output}")
+        _print_facts(output, adapter)
 
 
 def _facts(file: Path, adapter: Adapter) -> dict[str, Any]:
