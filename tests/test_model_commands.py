@@ -144,6 +144,8 @@ def test_a_name_is_not_pointed_at_another_file_unasked(dmem: Run, pair: tuple[Pa
     code, _, err = dmem("model", "import", other)
     assert code == 1 and "There is a model m already" in err
     assert dmem("model", "import", other, "--name", "n")[0] == 0
+    model.unlink()
+    assert dmem("model", "import", other)[0] == 0, "moved"
 
 
 def test_rm_forgets_an_import_and_leaves_its_file(dmem: Run, pair: tuple[Path, Path], home: Path) -> None:

@@ -219,7 +219,7 @@ def delete(
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Options of replies, KEY=VALUE each, as numbers that the rules of the configuration's own have passed."""
+    """Options of replies, KEY=VALUE each, as numbers that the configuration would take."""
     from deltamem_cli.config.keys import KEYS
 
     known = {name.removeprefix("options."): key.kind for name, key in KEYS.items() if name.startswith("options.")}

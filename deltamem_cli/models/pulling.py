@@ -62,7 +62,8 @@ def register(file: Path, name: str | None) -> Record:
     entries = catalogue()
     _check_name(name, entries, None, file.name)
     known = entries[name].record if name in entries else None
-    if known is not None and known.files[0].absolute() != file.absolute():
+    # a file that was moved is followed
+    if known is not None and known.files[0].exists() and known.files[0].absolute() != file.absolute():
         raise _taken(name)
     record = Record(name, files, sum(part.stat().st_size for part in files), facts, license=facts.license)
     records.write(record)
