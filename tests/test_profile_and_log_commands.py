@@ -25,7 +25,7 @@ def test_profile_is_made_changed_renamed_and_deleted(home: Path, dmem: Dmem) -> 
     dmem("profile", "rename", "work", "office")
     shown = json.loads(dmem("profile", "show", "office", "--json"))
     assert shown.pop("created")
-    assert shown == {"name": "office", "model": "m.gguf", "adapter": "a.gguf", "system": None, "template": None,
+    assert shown == {"name": "office", "model": "m.gguf", "adapter": "a.gguf", "system": None, "template": None, "write": None,
                      "options": {"top_k": 5, "seed": 7}, "conversations": 0, "turns": 0}  # fmt: skip
     assert "office" in dmem("profile", "list")
     dmem("profile", "delete", "office", "-y")

@@ -23,6 +23,7 @@ MAX_BLOCKS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 WRITE_GRANULARITIES = ("token", "message_mean", "sentence_mean")
 STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")
 DELTA_HEADS = ("q", "k", "v", "o")
+WRITES = ("all", "user")
 
 _PREFIX = "adapter.deltamem."
 _TYPE_NUMBERS = {"F32": 0, "F16": 1, "BF16": 30}  # ggml's
@@ -366,6 +367,15 @@ def _tensor_problem(config: AdapterConfig, tensors: Mapping[str, Weight]) -> str
         if not weight.is_finite:
             return f"its tensor {name} holds NaN or infinite numbers"
     return None
+
+
+def trained_writes(path: Path) -> str:
+    """What of a turn the adapter was trained to write: all of it, as published, or what the user says. Reads the header."""
+    header = read_header(path)
+    training = header.get(_PROVENANCE_KEYS["training"])
+    summary = training_summary(Provenance(training=training)) if isinstance(training, str) else None
+    said = summary.get("write") if isinstance(summary, dict) else None
+    return said if said in WRITES else WRITES[0]
 
 
 def training_summary(provenance: Provenance) -> Any:

@@ -20,6 +20,7 @@ from deltamem_cli.commands.model_options import (
     SystemOption,
     TemplateOption,
     Thinking,
+    WriteOption,
     grouped,
     key_values,
 )
@@ -59,6 +60,7 @@ def ask(
     cid: CidOption = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory and leave it as it is.")] = False,
     no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
+    write: WriteOption = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     system: SystemOption = None,
@@ -105,6 +107,7 @@ def ask(
         temporary=not named,
         brief=True,
         log=not no_log,
+        write=write,
         system=system,
         options=key_values(option),
         template=template,

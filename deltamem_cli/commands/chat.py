@@ -21,6 +21,7 @@ from deltamem_cli.commands.model_options import (
     SystemOption,
     TemplateOption,
     Thinking,
+    WriteOption,
     grouped,
     key_values,
 )
@@ -66,6 +67,7 @@ def chat(
     system: SystemOption = None,
     option: OptionOption = None,
     no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
+    write: WriteOption = None,
     template: TemplateOption = None,
     thinking: Thinking = DEFAULT_THINKING,
     ctx_size: ContextOption = None,
@@ -96,6 +98,7 @@ def chat(
         read_only=read_only,
         temporary=temporary,
         log=not no_log,
+        write=write,
         system=system,
         options=key_values(option),
         replay_tokens=replay,

@@ -209,7 +209,9 @@ def _word(text: str) -> tuple[str, str]:
 
 
 def _warn_once(talk: Talk) -> None:
-    text = chat_turn.warn_of_dropped(talk.session)
-    if text and not talk.warned:
-        talk.warned = True
-        tell(text)
+    """Each warning is said once in a chat."""
+    for warn in (chat_turn.warn_of_loop, chat_turn.warn_of_dropped):
+        text = warn(talk.session)
+        if text and warn.__name__ not in talk.warned:
+            talk.warned.add(warn.__name__)
+            tell(text)

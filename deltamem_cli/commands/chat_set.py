@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _SWITCHES = {"on": True, "off": False, "true": True, "false": False, "yes": True, "no": False}
 # name: the values that Tab offers; all other names are sampling options
 THINKING = {"think": ("on", "off", "auto"), "show_thinking": ("on", "off"), "remember_thinking": ("on", "off")}
+WRITE = ("all", "user")
 
 
 def set_option(talk: Talk, argument: str) -> None:
@@ -24,6 +25,10 @@ def set_option(talk: Talk, argument: str) -> None:
             raise UsageError("/set takes an option and its value, such as: /set temperature 0.7")
         if name in THINKING:
             talk.set_thinking(name, _switch(name, value))
+        elif name == "write":
+            if value not in WRITE:
+                raise UsageError(f"The option write is {value}: it must be {' or '.join(WRITE)}.")
+            talk.set_write(value)
         else:
             talk.set_option(name, value)
     for label, current in _values(talk).items():
@@ -35,7 +40,7 @@ def names() -> list[str]:
 
     from deltamem_cli.engine import Sampling
 
-    return [*(field.name for field in fields(Sampling)), "max_tokens", *THINKING]
+    return [*(field.name for field in fields(Sampling)), "max_tokens", "loop_guard", *THINKING, "write"]
 
 
 def _switch(name: str, value: str) -> bool | None:
@@ -51,9 +56,10 @@ def _values(talk: Talk) -> dict[str, object]:
 
     settings = talk.session.settings
     values = {**asdict(settings.sampling), "max_tokens": settings.max_tokens or "as many as fit the context"}
+    values["loop_guard"] = settings.loop_guard or "off"
     if values["seed"] == RANDOM_SEED:
         values["seed"] = "random"
-    return {**values, **thinking(talk)}
+    return {**values, **thinking(talk), "write": settings.write}
 
 
 def thinking(talk: Talk) -> dict[str, str]:

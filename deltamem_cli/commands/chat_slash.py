@@ -79,7 +79,7 @@ COMMANDS: dict[str, Command] = {
         "[KEY VALUE]",
         "Show the sampling options and those of thinking, or change one.\nFor this chat; for always: dmem profile set "
         "NAME -o KEY VALUE, dmem config set KEY VALUE. think on, off or auto: for models that can do both. "
-        "show_thinking, remember_thinking: on or off.",
+        "show_thinking, remember_thinking: on or off. write all or user: what goes into the memory.",
     ),
     "/show": Command(chat_about.show, "", "Show model, adapter, profile and conversation."),
     "/context": Command(chat_about.context, "", "Show what the model sees and how full its context is."),

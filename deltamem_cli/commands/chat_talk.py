@@ -27,7 +27,7 @@ class Talk:
         self.store = store
         self.request = request
         self.stream = stream  # replies are shown as they grow
-        self.warned = False  # that turns leave the context
+        self.warned: set[str] = set()  # of what is told once
         self.taken_back = False  # turns, whose bytes are still in the database's files
         self._model = ExitStack()
         self._start: Future[None] | None = None
@@ -102,12 +102,17 @@ class Talk:
 
     def set_option(self, name: str, value: str) -> None:
         """Raises DeltamemError for a name or a value that makes no sense."""
-        from deltamem_cli.session.opening import sampling, settle
+        from deltamem_cli.session.opening import replies, settle
 
         request = replace(self.request, options={**self.request.options, name.replace("-", "_"): value})
-        drawn, max_tokens = sampling(settle(request, self.session.profile).options)
+        options = replies({**self.loaded.options, **settle(request, self.session.profile).options})
         self.request = request
-        self.session.settings = replace(self.session.settings, sampling=drawn, max_tokens=max_tokens)
+        self.session.settings = replace(self.session.settings, **options)
+
+    def set_write(self, write: str) -> None:
+        """What of the coming turns goes into the memory: "all" or "user"."""
+        self.request = replace(self.request, write=write)
+        self.session.settings = replace(self.session.settings, write=write)
 
     def set_thinking(self, name: str, value: bool | None) -> None:
         """name: think, show_thinking or remember_thinking. Raises DeltamemError for a model that has no such switch."""

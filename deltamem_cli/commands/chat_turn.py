@@ -61,6 +61,13 @@ def remember(session: ChatSession, text: str) -> None:
         session.remember(text, progress=progress)
 
 
+def warn_of_loop(session: ChatSession) -> str | None:
+    """What to tell when the last reply was ended because it repeated itself."""
+    if not session.stats.looped:
+        return None
+    return "The reply went round in circles, so it was ended here. To let replies run on: -o loop_guard 0"
+
+
 def warn_of_dropped(session: ChatSession) -> str | None:
     """What to tell when turns have left the window since it was asked last."""
     if not session.take_dropped():

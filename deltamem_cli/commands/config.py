@@ -184,8 +184,12 @@ def _report(key: Key, as_json: bool) -> None:
 def _facts(key: Key, *, documented: bool = False) -> dict[str, Any]:
     from deltamem_cli.config import source, value
 
-    said = value(key.name)
-    facts = {"key": key.name, "value": str(said) if isinstance(said, Path) else said, "source": source(key.name)}
+    said, origin = value(key.name), source(key.name)
+    if key.name.startswith("options.") and origin == "default":
+        from deltamem_cli.models.recommending import recommended_for
+
+        said, origin = recommended_for(value("model")).get(key.name.removeprefix("options."), (said, origin))
+    facts = {"key": key.name, "value": str(said) if isinstance(said, Path) else said, "source": origin}
     if documented:
         facts |= {
             "default": key.default,

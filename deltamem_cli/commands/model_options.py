@@ -38,6 +38,10 @@ TemplateOption = Annotated[
         help="Chat template (jinja) in place of the model's own.  [config: template]",
     ),
 ]
+WriteOption = Annotated[
+    Literal["all", "user"] | None,
+    typer.Option("--write", help="Remember all that is said, or what the user says.  [config: write]"),
+]
 ContextOption = Annotated[
     int | None,
     typer.Option(

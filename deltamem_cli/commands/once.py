@@ -70,8 +70,9 @@ def answer(
             )
     except Cancelled:
         raise typer.Exit(130) from None
-    if warning := chat_turn.warn_of_dropped(session):
-        note(warning)
+    for warning in (chat_turn.warn_of_loop(session), chat_turn.warn_of_dropped(session)):
+        if warning:
+            note(warning)
     if session.stats.interrupted:
         raise typer.Exit(130)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -42,6 +42,9 @@ AdapterOption = Annotated[str | None, adapter_option("Adapter that it uses: a na
 TemplateOption = Annotated[
     Path | None,
     typer.Option("--template", metavar="FILE", help="Chat template (jinja) that it uses in place of its model's own."),
+]
+WriteOption = Annotated[
+    Literal["all", "user"] | None, typer.Option("--write", help="Remember all that is said, or what the user says.")
 ]
 SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
 
@@ -109,6 +112,7 @@ def create(
     adapter: AdapterOption = None,
     system: SystemOption = None,
     template: TemplateOption = None,
+    write: WriteOption = None,
     option: OptionOption = None,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
@@ -121,7 +125,7 @@ def create(
     """
     from deltamem_cli.store import profiles
 
-    options, given = parse_options(option or []), _texts(model, adapter, system, template)
+    options, given = parse_options(option or []), _texts(model, adapter, system, template, write)
     with open_store(database, create=True) as store:
         made = profiles.create(store, name, **given, options=options)
     _report(made, as_json)
@@ -134,10 +138,11 @@ def set_(
     adapter: AdapterOption = None,
     system: SystemOption = None,
     template: TemplateOption = None,
+    write: WriteOption = None,
     option: OptionOption = None,
     unset: Annotated[
         list[str] | None,
-        typer.Option("--unset", metavar="KEY", help="model, adapter, system, template or a sampling option."),
+        typer.Option("--unset", metavar="KEY", help="model, adapter, system, template, write or a sampling option."),
     ] = None,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
@@ -150,7 +155,7 @@ def set_(
     """
     from deltamem_cli.store import profiles
 
-    given = _texts(model, adapter, system, template)
+    given = _texts(model, adapter, system, template, write)
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changes and not option and not unset:
         raise UsageError(f"Nothing to set for profile {name}; say what, see: dmem profile set --help")
@@ -238,7 +243,9 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _texts(model: str | None, adapter: str | None, system: str | None, template: Path | None) -> dict[str, str | None]:
+def _texts(
+    model: str | None, adapter: str | None, system: str | None, template: Path | None, write: str | None
+) -> dict[str, str | None]:
     """The settings as a profile keeps them, see store.profiles.SETTINGS. Raises EngineError for what is no template."""
     if template is not None:
         from deltamem_cli.engine import ChatTemplate
@@ -250,6 +257,7 @@ def _texts(model: str | None, adapter: str | None, system: str | None, template:
         "adapter": _from_anywhere(adapter),
         "system": system,
         "template": str(template) if template else None,
+        "write": write,
     }
 
 
@@ -270,6 +278,7 @@ def _facts(one: Profile) -> dict[str, Any]:
         "adapter": one.adapter,
         "system": one.system,
         "template": one.template,
+        "write": one.write,
         "options": dict(one.options),
         "created": one.created,
     }
@@ -289,6 +298,7 @@ def _print(one: Profile) -> None:
         "adapter": one.adapter,
         "system": one.system,
         "template": one.template,
+        "write": one.write,
         **{f"-o {key}": json.dumps(value) for key, value in one.options.items()},
         "created": moment(one.created),
     }

@@ -34,9 +34,9 @@ def source(name: str) -> str:
 
 
 def options() -> dict[str, Any]:
-    """The sampling options that are not left to the engine. Raises ConfigError."""
-    named = {name.removeprefix("options."): value(name) for name in KEYS if name.startswith("options.")}
-    return {name: one for name, one in named.items() if one is not None}
+    """The options of replies that are set: others are the model's to choose. Raises ConfigError."""
+    chosen = [name for name in KEYS if name.startswith("options.") and source(name) != "default"]
+    return {name.removeprefix("options."): value(name) for name in chosen}
 
 
 def checked() -> dict[str, Any]:

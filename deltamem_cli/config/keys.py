@@ -11,6 +11,7 @@ from typing import Any
 from deltamem_cli.config.kinds import Kind, name, number, one_of, path, switch, text, whole
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+WRITES = ("all", "user")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ KEYS: dict[str, Key] = {
             "Tokens of the last messages to show the model again when a chat goes on; 0: the memory alone.",
             otherwise="a quarter of the context",
         ),
+        Key(
+            "write",
+            one_of(*WRITES),
+            None,
+            "What of a chat goes into the memory: all of it, or only what the user says.",
+            otherwise="as the adapter was trained",
+        ),
         Key("cache_type_k", one_of(*CACHE_TYPES), "f16", "Type of the numbers in the KV cache: keys."),
         Key("cache_type_v", one_of(*CACHE_TYPES), "f16", "Type of the numbers in the KV cache: values."),
         Key("flash_attention", one_of("auto", "on", "off"), "auto", "Flash attention."),
@@ -110,6 +118,12 @@ KEYS: dict[str, Key] = {
             None,
             "Longest reply, in tokens.",
             otherwise="until the model ends it",
+        ),
+        Key(
+            "options.loop_guard",
+            whole(0),
+            3,
+            "End a reply that repeats its last words so many times; 0: never.",
         ),
     )
 }

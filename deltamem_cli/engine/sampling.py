@@ -39,6 +39,35 @@ class Sampling:
                 raise EngineError(f"The option {name} is {getattr(self, name)}: it must be {allowed}.")
 
 
+# what a model's file calls the options that it recommends
+_IN_FILES = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "penalty_repeat",
+    "repeat_last_n": "penalty_last_n",
+}
+
+
+def recommended(metadata: Callable[[str], Any]) -> dict[str, float | int]:
+    """The options that a model's file recommends, by our names. metadata: its value of a key, as number or text, or None.
+
+    What makes no sense is left out.
+    """
+    found: dict[str, float | int] = {}
+    for name, key in _IN_FILES.items():
+        said = metadata(f"general.sampling.{key}")
+        kind: Any = type(getattr(Sampling, name))
+        try:
+            value = kind(said)
+            Sampling(**{name: value})
+        except (TypeError, ValueError, EngineError):
+            continue
+        found[name] = value
+    return found
+
+
 class Sampler:
     """One chain of llama.cpp's samplers; it remembers the tokens that it accepted.
 

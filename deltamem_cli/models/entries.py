@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Entry:
     size: int | None = None
     facts: Facts | None = None
     record: Record | None = None  # of what was pulled or imported
+    options: Mapping[str, float | int] = field(default_factory=dict)  # of replies, that suit it; see session.opening
 
     @property
     def model(self) -> Path | None:
@@ -46,6 +48,7 @@ _STARTER = Entry(
     "packaged",
     license="apache-2.0",
     facts=Facts("SmolLM2-135M-Instruct", "llama", 134_515_008, "Q4_1", 8192, 576, 30, 23_040),
+    options={"temperature": 0.2, "top_p": 0.9},
 )
 _KNOWN = (
     Entry(
@@ -92,7 +95,7 @@ def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
                 f"The configuration sets models.{entry.name}.{key}{what}. Correct it with: dmem config edit"
             )
     if said.keys() & {"repo", "file", "path"}:  # another file than ours: what we knew of ours is void
-        entry = replace(entry, license=None, size=None, facts=None, path=None)
+        entry = replace(entry, license=None, size=None, facts=None, path=None, options={})
     if said.keys() & {"repo", "adapter", "path"}:
         entry = replace(entry, adapter=None, adapter_license=None)
     if "path" in said:

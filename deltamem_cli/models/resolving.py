@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class ModelFile:
     path: Path
     adapter: Path | None  # the one that belongs to it
     name: str
+    options: Mapping[str, float | int] = field(default_factory=dict)  # of replies, that we recommend for it
 
 
 def resolve(said: str | Path) -> ModelFile:
@@ -115,7 +117,7 @@ def _model_file(entry: Entry) -> ModelFile:
             f"The file of the model {entry.name} is gone from {gone}: put it back, or forget it with: "
             f"dmem model rm {entry.name}"
         )
-    return ModelFile(path, find_adapter(path, entry), entry.name)
+    return ModelFile(path, find_adapter(path, entry), entry.name, entry.options)
 
 
 def entry_of(path: Path, entries: dict[str, Entry]) -> Entry | None:

@@ -85,7 +85,8 @@ class ChatSession:
 
     @property
     def writes(self) -> bool:
-        return self.settings.write and self.engine.has_memory
+        """Whether the memory keeps what is said."""
+        return self.engine.has_memory and not self.settings.read_only
 
     def ask(
         self,
@@ -135,7 +136,7 @@ class ChatSession:
 
         Returns their numbers. A session that does not write can take back its own turns only: others are stored.
         """
-        if self.settings.write:
+        if not self.settings.read_only:
             gone = [turn.number for turn in turns.undo(self.store, self.conversation.id, count)]
             self._number = turns.last_number(self.store, self.conversation.id)
             put_state(self.engine, states.latest(self.store, self.conversation.id))
@@ -155,7 +156,7 @@ class ChatSession:
         last = self._number
         text = self._question(last)
         visible = self._visible()
-        if self.settings.write:
+        if not self.settings.read_only:
             put_state(self.engine, states.before(self.store, self.conversation.id, last))
         self.window.cut(last)
         self._number = last - 1
@@ -166,7 +167,7 @@ class ChatSession:
         finally:
             if not replaced and self._number < last:  # the old turn still stands
                 self._number = last
-                if self.settings.write:
+                if not self.settings.read_only:
                     put_state(self.engine, states.latest(self.store, self.conversation.id))
                 self._begin(visible)
 
@@ -175,7 +176,7 @@ class ChatSession:
 
         Raises engine.Cancelled when stopped; then everything is as it was before.
         """
-        if not self.settings.write:
+        if self.settings.read_only:
             raise DeltamemError(
                 "This chat is read-only, so nothing can be forgotten in it: open it without --read-only."
             )
@@ -268,7 +269,9 @@ class ChatSession:
             )
             snapshot = Snapshot(state, self.engine.layers, self.model, self.adapter)
         self._asked.pop(mark.turn, None)
-        if not self.settings.write:
+        if self.settings.read_only:
+            if mark.state is not None:
+                self.engine.set_state(mark.state)
             self._number += 1
             return
         turn = NewTurn(
@@ -323,7 +326,7 @@ class ChatSession:
 
     def _whole(self, visible: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
         """The same turns with all their tokens where they are stored, as a replay feeds them."""
-        if not self.settings.write:  # another terminal may have stored others by these numbers
+        if self.settings.read_only:  # another terminal may have stored others by these numbers
             return visible
         stored = {turn.number: recent.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
         return [(number, stored.get(number) or tokens) for number, tokens in visible]
@@ -331,7 +334,7 @@ class ChatSession:
     def _question(self, number: int) -> str:
         if number in self._asked:
             return self._asked[number]
-        last = turns.get(self.store, self.conversation.id, number) if number and self.settings.write else None
+        last = turns.get(self.store, self.conversation.id, number) if number and not self.settings.read_only else None
         if last is None or last.kind != "chat" or not last.messages:
             raise DeltamemError("There is no question of which the reply could be made again: ask one first.")
         return last.messages[0].text

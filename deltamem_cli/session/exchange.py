@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from deltamem_cli.engine import Cancelled, Engine
+from deltamem_cli.engine.loops import is_looping
 from deltamem_cli.session import spans as span_ids
 from deltamem_cli.session.prompt import Piece, Prompt
 from deltamem_cli.session.records import Settings, TurnStats
@@ -51,7 +52,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self._engine = self.window.engine
-        self._writes = self.settings.write and self._engine.has_memory
+        self._writes = self._engine.has_memory
         self._granularity = self._engine.granularity
 
     def ask(self, text: str) -> Generator[str, None, None]:
@@ -66,6 +67,7 @@ class Exchange:
                 self._engine,
                 begun=self.prompt.marks.begun,
                 first_span=free,
+                write_answer=self.settings.write == "all",
                 write_thinking=self.settings.remember_thinking,
             )
             begun_spans = [free if self.settings.remember_thinking else span_ids.NOT_WRITTEN] * len(begun)
@@ -107,6 +109,9 @@ class Exchange:
             yield from reply.news()
             if self.stop.wanted:
                 self.stats.interrupted = True
+                break
+            if self.given is None and is_looping(reply.tokens, self.settings.loop_guard):
+                self.stats.looped = True
                 break
         yield from reply.finish()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli import config, models
+from deltamem_cli.adapter.format import trained_writes
 from deltamem_cli.engine import ChatTemplate, Engine, EngineError, EngineOptions, Model, Sampling, fingerprint
+from deltamem_cli.engine.sampling import recommended
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.prompt import Prompt
@@ -51,6 +53,7 @@ class Request:
     think: bool | None = None  # what to tell a template that can switch thinking; None: nothing
     show_thinking: bool | None = None
     remember_thinking: bool | None = None
+    write: str | None = None  # what of a turn is written: "all" or "user"; None: as the adapter was trained
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Loaded:
     adapter: Identity | None
     why_no_memory: str | None  # a sentence, when there is no adapter
     why_no_gpu: str | None = None  # a sentence, when one was asked for and there is none
+    write: str = "all"  # what of a turn the adapter was trained to write
+    options: Mapping[str, Any] = field(default_factory=dict)  # of replies, that the model's file or we recommend
 
 
 def settle(request: Request, profile: Profile | None) -> Request:
@@ -92,12 +97,15 @@ def settle(request: Request, profile: Profile | None) -> Request:
         flash_attention=_first(request.flash_attention, "flash_attention"),
         template=template,
         remember_thinking=_first(request.remember_thinking, "remember_thinking"),
+        write=_first(request.write or own.write, "write"),
     )
 
 
-def sampling(options: Mapping[str, Any]) -> tuple[Sampling, int | None]:
-    """Sampling and max_tokens from named options. Raises UsageError for a name or a value that makes no sense."""
-    types: dict[str, Any] = {f.name: type(f.default) for f in fields(Sampling)} | {"max_tokens": int}
+def replies(options: Mapping[str, Any]) -> dict[str, Any]:
+    """sampling, max_tokens and loop_guard of Settings from named options. Raises UsageError for a name or a value that
+    makes no sense."""
+    types: dict[str, Any] = {f.name: type(f.default) for f in fields(Sampling)}
+    types |= {"max_tokens": int, "loop_guard": int}
     values: dict[str, Any] = {}
     for name, value in options.items():
         if name not in types:
@@ -110,11 +118,12 @@ def sampling(options: Mapping[str, Any]) -> tuple[Sampling, int | None]:
             values[name] = types[name](value)
         except (TypeError, ValueError):
             raise UsageError(f"The option {name} takes a number, not {value!r}.") from None
-    max_tokens = values.pop("max_tokens", None)
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"The option max_tokens is {max_tokens}: it must be 1 or more.")
+    others: dict[str, int] = {n: values.pop(n) for n in ("max_tokens", "loop_guard") if n in values}
+    for name, least in (("max_tokens", 1), ("loop_guard", 0)):
+        if others.get(name, least) < least:
+            raise UsageError(f"The option {name} is {others[name]}: it must be {least} or more.")
     try:
-        return Sampling(**values), max_tokens
+        return {"sampling": Sampling(**values), **others}
     except EngineError as error:
         raise UsageError(str(error)) from None
 
@@ -147,7 +156,10 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     engine = stack.enter_context(Engine(model, adapter, options))
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
-    return Loaded(engine, Identity(path.stem, fingerprint(path, remember=keep)), identity, why, why_no_gpu)
+    recommends = {**found.options, **recommended(model.metadata)}
+    model_identity = Identity(path.stem, fingerprint(path, remember=keep))
+    write = trained_writes(adapter) if adapter else "all"
+    return Loaded(engine, model_identity, identity, why, why_no_gpu, write, recommends)
 
 
 def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
@@ -193,7 +205,7 @@ def open_chat(
     profile = find_profile(store, request)
     conversation = pick(store, profile, request, waiting=waiting)
     settled = settle(request, profile)
-    sampling(settled.options)
+    replies(settled.options)
     engine_options(settled)
     _template(settled)
     loaded = load(stack, request, profile)
@@ -214,7 +226,6 @@ def begin(
     Without `start` the caller calls the session's own start(), which may take a while.
     """
     request = settle(request, profile)
-    drawn, max_tokens = sampling(request.options)
     restore(store, conversation, loaded)
     session = ChatSession(
         store,
@@ -225,10 +236,10 @@ def begin(
         adapter=loaded.adapter,
         prompt=Prompt(loaded.engine.model, request.system or None, _template(request), request.think),
         settings=Settings(
-            drawn,
-            max_tokens,
-            request.replay_tokens,
-            write=not request.read_only,
+            **replies({**loaded.options, **request.options}),
+            replay_tokens=request.replay_tokens,
+            read_only=request.read_only,
+            write=request.write or loaded.write,
             log=request.log,
             remember_thinking=bool(request.remember_thinking),
         ),

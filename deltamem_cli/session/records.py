@@ -13,8 +13,10 @@ class Settings:
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
+    loop_guard: int = 3  # a reply ends when its last words were repeated so many times; 0: never
     replay_tokens: int | None = None  # of earlier turns shown to the model at the start; None: a quarter of the context
-    write: bool = True  # False: the memory is read and stays as it was, and nothing is committed
+    read_only: bool = False  # what a turn writes is thrown away with it, and nothing is committed
+    write: str = "all"  # what of a turn is written: "all" of it, or what the "user" says
     log: bool = True  # False: texts are not committed, states are
     remember_thinking: bool = False  # what a model thinks is written into the memory, too
 
@@ -30,4 +32,5 @@ class TurnStats:
     prompt_seconds: float = 0.0
     reply_seconds: float = 0.0
     interrupted: bool = False
+    looped: bool = False  # the loop guard ended the reply
     changed: float = 0.0

@@ -12,12 +12,14 @@ from deltamem_cli.session.thinking import Splitter
 class Reply:
     """Its tokens, their span ids, and its text: what is thought apart from what is answered."""
 
-    def __init__(self, engine: Engine, *, begun: str, first_span: int, write_thinking: bool) -> None:
+    def __init__(
+        self, engine: Engine, *, begun: str, first_span: int, write_answer: bool, write_thinking: bool
+    ) -> None:
         """begun: what the template has begun the reply with. first_span: id of what is written first."""
         self._model = engine.model
         self._by_sentence = engine.has_memory and engine.granularity == "sentence_mean"
         self._first_span = first_span
-        self._write_thinking = write_thinking
+        self._write_answer, self._write_thinking = write_answer, write_thinking
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._splitter = Splitter(begun)
         self._pieces: list[str] = []
@@ -36,19 +38,24 @@ class Reply:
 
     def take(self, token: int) -> int:
         """Adds a token that is about to be fed. Returns its span id."""
-        span = self.next_span()
+        span = self._next_id()
         self._pieces += self._splitter.add(self._decoder.decode(self._model.piece(token)))
         self.tokens.append(token)
         if self._splitter.thinking:
             self.n_thinking = len(self.tokens)
-            span = span if self._write_thinking else span_ids.NOT_WRITTEN
-        elif not self._splitter.began:  # what looked like a tag was none
-            self.n_thinking = 0
-        self.spans.append(span)
-        return span
+            written = self._write_thinking
+        else:
+            written = self._write_answer
+            if not self._splitter.began:  # what looked like a tag was none
+                self.n_thinking = 0
+        self.spans.append(span if written else span_ids.NOT_WRITTEN)
+        return self.spans[-1]
 
     def next_span(self) -> int:
-        """Span id of what is written next."""
+        """Span id of what follows the answer."""
+        return self._next_id() if self._write_answer else span_ids.NOT_WRITTEN
+
+    def _next_id(self) -> int:
         if not self._by_sentence:
             return self._first_span
         # the answer begins a sentence of its own, however the thought before it ended

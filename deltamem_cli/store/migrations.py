@@ -108,12 +108,17 @@ def m005_templates_of_profiles(db: Database) -> None:
     db.execute("ALTER TABLE profiles ADD COLUMN template TEXT")
 
 
+def m006_writes_of_profiles(db: Database) -> None:
+    db.execute("ALTER TABLE profiles ADD COLUMN write TEXT")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_profiles_and_conversations,
     m002_turns_and_messages,
     m003_states,
     m004_full_text_search,
     m005_templates_of_profiles,
+    m006_writes_of_profiles,
 )
 LATEST = len(MIGRATIONS)
 

@@ -18,7 +18,7 @@ from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Profile
 
 DEFAULT = "default"
-SETTINGS = ("model", "adapter", "system", "template")  # texts; the sampling options stand beside them
+SETTINGS = ("model", "adapter", "system", "template", "write")  # texts; the sampling options stand beside them
 NEW = "NEW"  # in `memory copy --to NEW`: a new conversation, so no profile may be called that
 _NAME = re.compile(r"[^\W_][\w.@+-]{0,63}")
 
@@ -60,6 +60,7 @@ def create(
     adapter: str | None = None,
     system: str | None = None,
     template: str | None = None,
+    write: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Profile:
     check_name(name)
@@ -73,6 +74,7 @@ def create(
             adapter=adapter,
             system=system,
             template=template,
+            write=write,
             options=json.dumps(dict(options or {})),
             created=now(),
         )

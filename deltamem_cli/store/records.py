@@ -30,6 +30,7 @@ class Profile:
     options: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     template: str | None = None  # path of a chat template
+    write: str | None = None  # what of a turn goes into the memory: all, or user
 
 
 @dataclass(frozen=True)
