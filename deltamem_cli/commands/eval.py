@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltamem_cli.commands.model_options import DEFAULT_HARDWARE, AdapterOption, Hardware, ModelOption, grouped
+from deltamem_cli.commands.model_options import (
+    DEFAULT_HARDWARE,
+    AdapterOption,
+    Hardware,
+    ModelOption,
+    WriteOption,
+    grouped,
+)
 from deltamem_cli.commands.shared import JsonOption, check_picture, print_json, write_picture
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -28,6 +35,7 @@ def eval_() -> None:
     \b
     Examples:
       dmem eval recall --limit 20
+      dmem eval talk --limit 60
     """
 
 
@@ -109,6 +117,84 @@ def recall(
         raise typer.Exit(130)
 
 
+@app.command()
+@grouped
+def talk(
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Conversations; else all of them.")
+    ] = None,
+    write: WriteOption = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers", metavar="FILE", help="Keep each answer in FILE (.jsonl); the same command goes on from there."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="Draw the shares as bars (.svg or .png).")
+    ] = None,
+    ctx_size: Annotated[
+        int, typer.Option("--ctx-size", metavar="N", min=512, help="Tokens that the model sees at once.")
+    ] = 2048,
+    hardware: Hardware = DEFAULT_HARDWARE,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold conversations as people talk, and ask about them in other sessions.
+
+    The conversations are written by hand and never trained on; the model replies in its own words, always the likeliest
+    ones. An answer counts when its first two sentences hold the value, or say that it is not known where nothing was
+    told. Beside the memory alone and the memory with the last turns stand no memory, an empty one, another
+    conversation's, and the whole conversation in the context. Nothing of it touches your own memories. Ctrl-C shows what
+    was measured so far.
+
+    \b
+    Examples:
+      dmem eval talk
+      dmem eval talk --limit 60 --answers answers.jsonl
+      dmem eval talk -m MODEL.gguf --adapter ADAPTER.gguf --json
+    """
+    from deltamem_cli.engine import Engine
+    from deltamem_cli.evaluation import talk as talking
+    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.evaluation.talk_cases import conversations
+    from deltamem_cli.session.opening import Request, load
+
+    if image:
+        check_picture(image)
+    chosen = conversations(limit)
+    with ExitStack() as stack:
+        request = Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
+        loaded = load(stack, request)
+        if loaded.adapter is None:
+            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
+        about = {
+            "model": asdict(loaded.model),
+            "adapter": asdict(loaded.adapter),
+            "write": write or loaded.write,
+            "ctx_size": ctx_size,
+        }
+        found = talking.Answers.kept(answers, about) if answers else talking.Answers(about)
+        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        subject = Subject(loaded, plain, folder / "memory.db", write or loaded.write)
+        complete = _run_all(talking.measure(subject, chosen, found), len(chosen))
+    title = f"{loaded.model.name} with {loaded.adapter.name}"
+    if as_json:
+        print_json({**found.document(), "complete": complete})
+    else:
+        from deltamem_cli.commands.eval_talk_render import show
+
+        show(found, title)
+    if image:
+        from deltamem_cli.evaluation.talk_picture import draw
+
+        write_picture(image, draw(found, title))
+    if not complete:
+        raise typer.Exit(130)
+
+
 _MOST_FACTS = 20
 
 
@@ -121,18 +207,28 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _run(steps: Iterable[tuple[str, Step]]) -> bool:
     """Takes the steps, with a bar on stderr. False when Ctrl-C ended that."""
+    planned = list(steps)
+
+    def taken() -> Iterator[str]:
+        for name, step in planned:
+            step()
+            yield name
+
+    return _run_all(taken(), len(planned))
+
+
+def _run_all(steps: Iterator[str], total: int) -> bool:
+    """Takes all steps, each of which tells its name, with a bar on stderr. False when Ctrl-C ended that."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    planned = list(steps)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=len(planned))
-        for name, step in planned:
-            progress.update(bar, description=name)
-            try:
-                step()
-            except KeyboardInterrupt:
-                return False
-            progress.advance(bar)
+        bar = progress.add_task("", total=total)
+        try:
+            for name in steps:
+                progress.update(bar, description=name)
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            return False
     return True

@@ -32,7 +32,9 @@ class Answer:
 class Subject:
     """A model with its adapter, the same model without, and the database of their conversations."""
 
-    def __init__(self, loaded: Loaded, plain: Engine, database: Path) -> None:
+    def __init__(self, loaded: Loaded, plain: Engine, database: Path, write: str | None = None) -> None:
+        """write: what of a turn is written; None: as the adapter was trained."""
+        self.write = write
         self.with_memory = loaded
         self.without_memory = Loaded(plain, loaded.model, None, "It is measured without.")
         self.database = database
@@ -61,18 +63,27 @@ class Subject:
 
     @contextmanager
     def session(
-        self, cid: str | None = None, *, system: str = "", memory: bool = True, replay_tokens: int = 0
+        self,
+        cid: str | None = None,
+        *,
+        system: str = "",
+        memory: bool = True,
+        replay_tokens: int = 0,
+        read_only: bool = False,
+        max_tokens: int = ANSWER_TOKENS,
     ) -> Iterator[ChatSession]:
         """A session of conversation `cid`, or of a new one. It writes, as a chat does.
 
-        replay_tokens: how much of the earlier turns the model is shown again.
+        replay_tokens: how much of the earlier turns the model is shown again. max_tokens: of a reply.
         """
         request = Request(
             cid=cid,
             new=cid is None,
             system=system,
             replay_tokens=replay_tokens,
-            options={"temperature": 0, "repeat_penalty": 1, "max_tokens": ANSWER_TOKENS},
+            read_only=read_only,
+            write=self.write,
+            options={"temperature": 0, "repeat_penalty": 1, "max_tokens": max_tokens},
             # what is thought would be cut off before the answer begins
             think=False if self.with_memory.engine.model.template.can_switch_thinking else None,
         )

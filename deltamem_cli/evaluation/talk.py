@@ -1,0 +1,177 @@
+"""Tells the hand-written conversations, with the model's own replies, and asks about them in other sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.evaluation import report as r
+from deltamem_cli.evaluation.statistics import Share
+from deltamem_cli.evaluation.subject import Subject
+from deltamem_cli.evaluation.talk_cases import CATEGORIES, NEVER, Asked, Conversation, is_over, is_right
+from deltamem_cli.session.chat import ChatSession
+from deltamem_cli.session.thinking import Thought
+
+REPLY_TOKENS = 80  # of the model's own replies while it is told
+ANSWER_TOKENS = 60  # two sentences count
+EVERYTHING = 1_000_000  # tokens: more than fit
+MODES = (r.NONE, r.ZERO, r.DONOR, r.MEMORY, r.REPLAY, r.CONTEXT)
+ALL_TOLD = "told"  # the column of all categories but what was never told
+
+
+class EvaluationError(DeltamemError):
+    """What keeps a measurement from being made, or from going on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """tokens: all that the session processed for it, from an empty context on."""
+
+    conversation: str
+    category: str
+    mode: str
+    question: str
+    answer: str
+    right: bool
+    tokens: int
+
+
+@dataclass
+class Answers:
+    """What was measured, kept in a file line by line where there is one, so that a run goes on where it was stopped."""
+
+    about: dict[str, Any]
+    path: Path | None = None
+    records: list[Answer] = field(default_factory=list)
+
+    @classmethod
+    def kept(cls, path: Path, about: dict[str, Any]) -> Answers:
+        """Those of a file, whose first line says what they are about; the file is made when it is not there.
+
+        Raises EvaluationError for the answers of another model, adapter or setting, and for what is no such file.
+        """
+        found = cls(about, path)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            if not lines:
+                path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+                return found
+            # the last line may be half of one, when it was being written at a kill
+            whole = [json.loads(line) for i, line in enumerate(lines) if i + 1 < len(lines) or line.endswith("}")]
+            said, answers = whole[0], [Answer(**line) for line in whole[1:]]
+        except OSError as error:
+            raise EvaluationError(f"{path} can't be used ({error.strerror}): give --answers another file.") from None
+        except (ValueError, TypeError, IndexError):
+            raise EvaluationError(f"{path} holds no answers of dmem eval talk: give --answers another file.") from None
+        if said != about:
+            raise EvaluationError(
+                f"{path} holds the answers of another model, adapter or setting: give --answers another file."
+            )
+        found.records += answers
+        if len(whole) < len(lines):
+            path.write_text("".join(json.dumps(line) + "\n" for line in whole), encoding="utf-8")
+        return found
+
+    def add(self, answer: Answer) -> None:
+        self.records.append(answer)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(answer), ensure_ascii=True) + "\n")
+
+    def has(self, conversation: str, mode: str, question: str) -> bool:
+        return any((a.conversation, a.mode, a.question) == (conversation, mode, question) for a in self.records)
+
+    def share(self, mode: str, category: str) -> Share:
+        """category: one of CATEGORIES, or ALL_TOLD"""
+        return Share.of(a.right for a in self._of(mode, category))
+
+    def tokens(self, mode: str) -> float:
+        """Mean per answer."""
+        found = [a.tokens for a in self.records if a.mode == mode]
+        return sum(found) / max(1, len(found))
+
+    def _of(self, mode: str, category: str) -> list[Answer]:
+        def wanted(a: Answer) -> bool:
+            return a.category != NEVER if category == ALL_TOLD else a.category == category
+
+        return [a for a in self.records if a.mode == mode and wanted(a)]
+
+    def document(self) -> dict[str, Any]:
+        """Everything as one JSON document."""
+        columns = (ALL_TOLD, *CATEGORIES)
+        modes = [m for m in MODES if any(a.mode == m for a in self.records)]
+
+        def each(of: Any) -> dict[str, Any]:
+            return {m: {c: of(self.share(m, c)) for c in columns if self.share(m, c).n} for m in modes}
+
+        return {
+            **self.about,
+            "right": each(lambda s: round(s.value, 4)),
+            "intervals": each(lambda s: [round(end, 4) for end in s.interval]),
+            "questions": each(lambda s: s.n),
+            "tokens": {m: round(self.tokens(m), 1) for m in modes},
+            "answers": [asdict(a) for a in self.records],
+        }
+
+
+def measure(subject: Subject, chosen: Sequence[Conversation], answers: Answers) -> Iterator[str]:
+    """Adds to `answers` what they lack. Yields after each conversation, with its name."""
+    donor: tuple[Conversation, str] | None = None
+    for conversation in chosen:
+        missing = {m: [q for q in conversation.asked if not answers.has(conversation.id, m, q.ask)] for m in MODES}
+        if any(missing.values()):
+            cid = _tell(subject, conversation)
+            if donor is None:
+                other = next((c for c in reversed(chosen) if c.id != conversation.id), conversation)
+                donor = other, _tell(subject, other)
+            for mode, questions in missing.items():
+                asked_of = donor[1] if mode == r.DONOR else None if mode in (r.ZERO, r.NONE) else cid
+                _ask(subject, conversation, mode, questions, asked_of, answers)
+            donor = conversation, cid
+        yield conversation.id
+
+
+def _tell(subject: Subject, conversation: Conversation) -> str:
+    with subject.session(None, max_tokens=REPLY_TOKENS) as session:
+        for said in (*conversation.told, *conversation.talk):
+            for _ in session.ask(said):
+                pass
+        return session.conversation.id
+
+
+def _ask(
+    subject: Subject,
+    conversation: Conversation,
+    mode: str,
+    questions: Sequence[Asked],
+    cid: str | None,
+    answers: Answers,
+) -> None:
+    if not questions:
+        return
+    replayed = {r.REPLAY: subject.with_memory.engine.n_ctx_seq // 4, r.CONTEXT: EVERYTHING}.get(mode, 0)
+    memory = mode not in (r.NONE, r.CONTEXT)
+    with subject.session(
+        cid, memory=memory, replay_tokens=replayed, read_only=True, max_tokens=ANSWER_TOKENS
+    ) as session:
+        for question in questions:
+            text, tokens = _answer(session, question)
+            right = is_right(text, question)
+            answers.add(Answer(conversation.id, conversation.category, mode, question.ask, text, right, tokens))
+
+
+def _answer(session: ChatSession, question: Asked) -> tuple[str, int]:
+    """Its text and the tokens in sight; afterwards the session is as if nothing had been asked."""
+    text = ""
+    for piece in session.ask(question.ask):
+        if not isinstance(piece, Thought):
+            text += piece
+        if is_over(text):
+            session.stop()
+    tokens, _ = session.context_filled
+    session.undo()
+    return text.strip(), tokens
