@@ -1,15 +1,19 @@
-"""Training, validation and held-out cases share nothing; episodes say what they later ask."""
+"""Training, validation and held-out cases share nothing; episodes and conversations say what they later ask."""
 
 import random
+from collections.abc import Iterator
 from itertools import combinations
+from typing import Any
 
 import pytest
 
-from deltamem_cli.episodes import HELD_OUT, TRAIN, VALIDATION, generate_episode
+from deltamem_cli.episodes import HELD_OUT, TRAIN, VALIDATION, Episode, Fact, Message, generate_episode, spoken
 from deltamem_cli.episodes import phrasings as p
+from deltamem_cli.episodes.conversation import draw_conversation, draw_kinds, other_values, told_prompt
 from deltamem_cli.episodes.episode import talk_prompt
 from deltamem_cli.episodes.kinds import KINDS, Kind, kinds_of
 from deltamem_cli.episodes.split import phrasings_of
+from deltamem_cli.episodes.spoken import Everyday, Short
 from deltamem_cli.episodes.values import values, vocabulary
 
 PARTS = (TRAIN, VALIDATION, HELD_OUT)
@@ -69,22 +73,6 @@ def test_the_models_own_talk_is_asked_for_in_words_of_its_part() -> None:
         assert not any(said == t.replace("{t}", v) for t in p.TOPICS for v in held_out)
 
 
-def test_what_is_recalled_in_a_conversation_was_told_before_and_holds_then() -> None:
-    rng = random.Random(6)
-    for _ in range(40):
-        episode = generate_episode(rng, 3, talk_turns=1, recalls=2, updates=1, sessions=2)
-        now: dict[str, str] = {}
-        recalled = 0
-        for message in (m for s in episode.sessions for m in s if m.value):
-            if message.role == "user":
-                now[message.kind] = message.value
-            else:
-                recalled += 1
-                assert now[message.kind] == message.value
-                assert message.value in message.content
-        assert recalled == 2
-
-
 @pytest.mark.parametrize("part", PARTS)
 def test_an_episode_uses_phrasings_of_its_part_alone(part: str) -> None:
     rng = random.Random(2)
@@ -92,8 +80,9 @@ def test_an_episode_uses_phrasings_of_its_part_alone(part: str) -> None:
     for _ in range(60):
         episode = generate_episode(rng, 3, phrasing_part=part, talk_turns=1, updates=1)
         for message in (m for s in episode.sessions for m in s if m.role == "user"):
-            known = sayings(by_name[message.kind], part) if message.kind else other_texts(part)
-            assert any(t.replace("{v}", message.value) == message.content for t in known), message.content
+            (fact,) = message.facts or (Fact("", ""),)
+            known = sayings(by_name[fact.kind], part) if fact.kind else other_texts(part)
+            assert any(t.replace("{v}", fact.value) == message.content for t in known), message.content
         for question in episode.questions:
             assert question.content in sayings(by_name[question.kind], part)
 
@@ -117,20 +106,26 @@ def test_what_is_asked_was_told_and_the_last_telling_counts(part: str) -> None:
         assert len(episode.sessions) == 2
         for q in episode.questions:
             if q.about == "unknown":
-                assert "not known" in q.answer
+                assert q.answer.startswith("I don't know")
+                assert not q.value
                 continue
             assert q.value in q.answer
             assert any(q.value in m.content for m in told)
             if q.old_value:
-                last = max(i for i, m in enumerate(told) if m.value == q.value)
-                assert last > max(i for i, m in enumerate(told) if m.value == q.old_value)
+                last = max(i for i, m in enumerate(told) if Fact(q.kind, q.value) in m.facts)
+                assert last > max(i for i, m in enumerate(told) if Fact(q.kind, q.old_value) in m.facts)
 
 
-def test_what_is_not_known_is_answered_in_the_same_words_up_to_the_value() -> None:
+def test_an_answer_holds_its_value_once_and_what_is_not_told_is_not_known() -> None:
+    rng = random.Random(8)
     for kind in KINDS:
-        known = kind.answer_for("|")
-        unknown = p.UNKNOWN.replace("{n}", kind.noun)
-        assert unknown.startswith(known[: known.index("|")])
+        assert kind.answer_for("|").count("|") == 1, kind.name
+        assert kind.answer.count("{}") == bool(kind.answer), kind.name
+        assert Short(kind).unknown == f"I don't know your {kind.noun}."
+        for part in (TRAIN, HELD_OUT):
+            asked, answer = Short(kind).ask(rng, part)
+            assert asked in sayings(kind, part)
+            assert answer.count("{v}") == 1
 
 
 def test_values_come_from_the_part_that_was_asked_for() -> None:
@@ -144,3 +139,127 @@ def test_values_come_from_the_part_that_was_asked_for() -> None:
 def test_the_same_seed_draws_the_same_episode() -> None:
     assert generate_episode(random.Random(3), 3) == generate_episode(random.Random(3), 3)
     assert generate_episode(random.Random(3), 3) != generate_episode(random.Random(4), 3)
+
+
+# conversations as people hold them
+
+
+def conversations(
+    count: int, seed: int = 0, facts: int = 4, **settings: Any
+) -> Iterator[tuple[Episode, list[Message]]]:
+    """Conversations and what their user says."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        episode = draw_conversation(rng, facts, **settings)
+        (session,) = episode.sessions
+        assert [m.role for m in session] == ["user", "assistant"] * (len(session) // 2)
+        assert not any(m.facts or m.asks or m.corrects for m in session[1::2])
+        yield episode, session[::2]
+
+
+def test_every_fact_is_told_word_for_word_and_asked_about_as_it_was_told_last() -> None:
+    together = alone = 0
+    for episode, said in conversations(60, talk_turns=1, updates=1):
+        now: dict[str, str] = {}
+        for message in said:
+            assert len(message.facts) <= 3
+            together += len(message.facts) > 1
+            alone += len(message.facts) == 1
+            assert all(f.value in message.content for f in message.facts)
+            now |= dict(message.facts)
+        assert len(now) == len(set(now.values())) == 4  # the answer must say which fact was meant
+        assert {q.kind: q.value for q in episode.questions} == now
+        assert all(q.value in q.answer for q in episode.questions)
+        assert not any(spoken.names(q.content, q.value) for q in episode.questions)
+        assert sum(not (m.facts or m.asks) for m in said) == 1  # talk
+    assert together > 30
+    assert alone > 60
+
+
+def test_a_correction_names_what_was_told_before_and_counts_from_then_on() -> None:
+    named = 0
+    for episode, said in conversations(60, updates=2, asks=1):
+        corrections = [(n, m) for n, m in enumerate(said) if m.corrects]
+        assert len(corrections) == 2
+        for n, message in corrections:
+            (fact,) = message.facts
+            assert message.corrects != fact.value
+            before = [f.value for m in said[:n] for f in m.facts if f.kind == fact.kind]
+            assert before == [message.corrects]
+            assert [q.value for q in episode.questions if q.kind == fact.kind] == [fact.value]
+            named += message.corrects in message.content
+    assert named > 20
+
+
+def test_what_is_asked_for_in_a_conversation_was_told_before_and_is_answered_as_it_holds_then() -> None:
+    for episode, said in conversations(60, facts=3, talk_turns=1, updates=1, asks=2):
+        now: dict[str, str] = {}
+        asked = 0
+        for n, message in enumerate(said):
+            now |= dict(message.facts)
+            if message.asks:
+                asked += 1
+                assert not message.facts
+                assert now[message.asks] in episode.sessions[0][2 * n + 1].content
+        assert asked == 2
+
+
+def test_a_kind_that_is_not_told_is_asked_for_and_not_known() -> None:
+    for episode, said in conversations(60, facts=2, unknown=2):
+        told = {f.kind for m in said for f in m.facts}
+        unknown = [q for q in episode.questions if q.kind not in told]
+        assert len(unknown) == 2
+        for q in unknown:
+            assert q.answer == spoken.by_name(q.kind).unknown
+            assert q.answer.startswith("I don't know")
+            assert not q.value
+
+
+def test_some_facts_of_a_conversation_are_alike_but_for_whom_they_are_about() -> None:
+    rng = random.Random(0)
+    alike = 0
+    for _ in range(40):
+        kinds = draw_kinds(rng, 4)
+        assert len({kind.name for kind in kinds}) == 4
+        alike += len({kind.base for kind in kinds}) < 4
+    assert 10 < alike < 40
+
+
+@pytest.mark.parametrize("part", [TRAIN, VALIDATION])
+def test_a_conversation_has_kinds_of_the_training_and_values_and_phrasings_of_its_part(part: str) -> None:
+    kinds = {k.name for k in (*spoken.short(TRAIN), *spoken.everyday(TRAIN))}
+    checked = 0
+    for episode, said in conversations(60, part=part, updates=1, unknown=1):
+        assert {q.kind for q in episode.questions} <= kinds
+        for message in said:
+            for kind, value in ((spoken.by_name(f.kind), f.value) for f in message.facts):
+                assert kind.name in kinds
+                # a part with hardly any values of a kind runs out of them
+                assert value in kind.values(part) or (len(kind.values(part)) < 6 and value in kind.values(TRAIN))
+                if isinstance(kind, Everyday) and len(message.facts) == 1:
+                    checked += 1
+                    said_so = spoken._of_part(kind.corrected if message.corrects else kind.said, part)
+                    texts = (t.replace("{old}", message.corrects).replace("{v}", value) for t in said_so)
+                    assert message.content in texts
+    assert checked > 60
+
+
+def test_what_the_model_answers_without_memory_tells_a_fact() -> None:
+    rng = random.Random(0)
+    prompts = {told_prompt(rng) for _ in range(40)}
+    assert len(prompts) > 30
+    assert not any("{" in prompt for prompt in prompts)
+
+
+def test_the_other_values_of_a_kind_are_trained_on_and_not_taken() -> None:
+    rng = random.Random(0)
+    for kind in spoken.everyday(TRAIN)[::20]:
+        taken = set(kind.values(TRAIN)[:3])
+        found = other_values(rng, kind, taken, 8)
+        assert len(set(found)) == len(found) == min(8, len(kind.values(TRAIN)) - 3)
+        assert set(found) <= set(kind.values(TRAIN)) - taken
+
+
+def test_the_same_seed_draws_the_same_conversation() -> None:
+    drawn = [draw_conversation(random.Random(seed), 3, updates=1, asks=1) for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]

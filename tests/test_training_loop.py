@@ -17,18 +17,18 @@ from typing import Any
 
 import pytest
 import torch
-from training_tiny import TALK, memory_for
+from training_tiny import TALK, memory_for, words
 
 from deltamem_cli.adapter.format import read_adapter, training_summary
-from deltamem_cli.episodes import TRAIN, Question, generate_episode
-from deltamem_cli.episodes.episode import question_about
-from deltamem_cli.episodes.kinds import BY_NAME
-from deltamem_cli.episodes.split import part_of_value
+from deltamem_cli.episodes import TRAIN, Fact, Message, Question, generate_episode
+from deltamem_cli.episodes.conversation import draw_conversation, told_prompt
+from deltamem_cli.episodes.spoken import by_name
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import (
     ask,
+    frozen_answers,
     read_answers,
     replay_answers,
     replay_writes,
@@ -39,13 +39,15 @@ from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.objective import KL_WEIGHT
-from deltamem_cli.training.own_words import TEMPERATURE, own_talk, sample
+from deltamem_cli.training.own_words import CANDIDATES, TEMPERATURE, own_talk, sample
 from deltamem_cli.training.pool import Query
-from deltamem_cli.training.retell import retell
+from deltamem_cli.training.retell import SETTLED, retell
 from deltamem_cli.training.run import RunOptions, parse_layers, run_training
 from deltamem_cli.training.sources import dense_source, persona_source, shown_again
 from deltamem_cli.training.tokens import GGUFTokenizer
 
+# after a message: its end, and what leads to the reply
+MARKS_BEHIND = len("\nassistant\n") + 2
 SETTINGS = {"batch": 4, "round_episodes": 2, "round_steps": 2, "start_episodes": 4, "validate_every": 4, "finish": 0.0}
 
 
@@ -75,7 +77,7 @@ def trainer(base: Path, encoder: Encoder, folder: Path, steps: int, **settings: 
     made = Settings(steps=steps, **{**SETTINGS, **settings})  # type: ignore[arg-type]
     checks = {"unseen 2": episodes(encoder, 4, seed=9)}
     return Trainer(
-        backbone, memory_for(backbone), persona_source(encoder, TALK), checks, made, folder,
+        backbone, memory_for(backbone), encoder, persona_source(encoder, TALK), checks, made, folder,
         dense=dense_source(encoder, TALK),
     )  # fmt: skip
 
@@ -135,8 +137,23 @@ def test_what_a_round_writes_is_retold_before_it_is_mixed(base: Path, encoder: E
     run = trainer(base, encoder, tmp_path, 1)
     run.retell = partial(retell, encoder, run.backbone, run.memory, count=2)
     run.run()
-    told = {id(t.about) for t in run.pool.told}
-    assert any(id(r.about) in told for w in run.pool.written for r in w.retold)
+    told = {f for t in run.pool.told for f in t.facts}
+    own = {f for w in run.pool.written for m in w.episode.sessions[0].messages for f in m.facts}
+    assert told - own
+    assert told - own <= {f for w in run.pool.written for r in w.retold for f in r.facts}
+
+
+def test_a_step_chooses_among_the_tokens_of_its_answers_whatever_the_pool_knows(
+    base: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem_cli.training.loop.OTHER_TOKENS", 3)
+    run = trainer(base, encoder, tmp_path, 1)
+    run.run()
+    run.pool.tokens = []  # a value and what follows it may be one token that no other answer has
+    batch = run.pool.draw(run.rng, 8, 2, False, False)
+    tokens = run._vocabulary(batch).tolist()
+    assert tokens == sorted(set(tokens))
+    assert {t for w in batch for q in w.episode.questions for t in q.answer} < set(tokens)
 
 
 def test_a_run_killed_within_a_round_goes_on_from_the_last_whole_one(
@@ -237,7 +254,7 @@ def test_replay_equals_the_real_passes_in_states_and_answers(
     rng = random.Random(0)
     made = [generate_episode(rng, 2, talk_turns=1, sessions=2, system=system) for _ in range(3)]
     told = [shown_again(encoder, e) if shown else encoder.episode(e) for e in made]
-    assert all((q.opening > 0) == bool(system or shown) for e in told for q in e.questions)
+    assert all((q.written[0] > 0) == bool(system or shown) for e in told for q in e.questions)
     pool = written_episodes(backbone, memory, told)
     ask(backbone, memory, pool)
     states, _ = run_writes(backbone, memory, told)
@@ -248,19 +265,64 @@ def test_replay_equals_the_real_passes_in_states_and_answers(
     real = read_answers(backbone, memory, states[own], questions)
     prompts = [a for w in pool for a in w.asked if a is not None]
     assert len(prompts) == len(questions)
-    whole = [Query(q, a).about(q) for q, a in zip(questions, prompts, strict=True)]
+    own_facts = [Fact(q.question.kind, q.question.value) for q in questions]
+    pairs = [(Query(q, a), fact) for q, a, fact in zip(questions, prompts, own_facts, strict=True)]
+    whole = [query.about(fact, encoder) for query, fact in pairs]
+    assert [w.question.answer for w in whole] == [q.answer for q in questions]
     for _ in range(2):  # the second time with what was kept of the layers below the memory
         again = replay_answers(backbone, memory, states[own], [w.asked for w in whole], [w.question for w in whole])
         torch.testing.assert_close(again.logits, real.logits, atol=2e-2, rtol=5e-2)
     assert real.lengths == [len(q.answer) for q in questions]
     # from the value on: the last rows of the same answers, among some tokens only
-    part = [Query(q, a).about(q, whole=False) for q, a in zip(questions, prompts, strict=True)]
+    part = [query.about(fact, encoder, whole=False) for query, fact in pairs]
     some = torch.tensor(sorted({t for q in questions for t in q.answer} | {0, 1}))
     values = replay_answers(backbone, memory, states[own], [p.asked for p in part], [p.question for p in part], some)
     rows = real.logits.split(real.lengths)
     wanted = [row[q.value_at[0] : q.value_at[-1] + 2] for row, q in zip(rows, questions, strict=True)]
     torch.testing.assert_close(values.logits, torch.cat(wanted)[:, some], atol=2e-2, rtol=5e-2)
     assert [some[i] for i in values.labels] == [t for p in part for t in p.question.answer]
+    # and another answer to the same words
+    unknown = [query.unknown(encoder) for query, _ in pairs]
+    real = read_answers(backbone, memory, states[own], [u.question for u in unknown])
+    again = replay_answers(backbone, memory, states[own], [u.asked for u in unknown], [u.question for u in unknown])
+    torch.testing.assert_close(again.logits, real.logits, atol=2e-2, rtol=5e-2)
+
+
+def test_only_what_the_user_says_changes_the_state(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    said = draw_conversation(random.Random(0), 2).sessions[0]
+
+    def state(messages: list[Message]) -> torch.Tensor:
+        states, _ = run_writes(backbone, memory, [EncodedEpisode([encoder.session("", messages)], [])])
+        return states
+
+    own = state(said)
+    torch.testing.assert_close(state([*said[:-1], Message("assistant", "Another reply, a longer one.")]), own)
+    assert not torch.allclose(state([*said[:-2], Message("user", "Something else."), said[-1]]), own)
+    # of an earlier reply what is told later sees something, as a system prompt is seen
+    other = [*said[:1], Message("assistant", "Another reply, a longer one."), *said[2:]]
+    rows = [EncodedEpisode([encoder.session("", messages)], []) for messages in (said, other)]
+    assert rows[0].written == rows[1].written
+    sizes = [w.inputs.shape[1] for w in written_episodes(backbone, memory, rows)]
+    assert sizes == [len(rows[0].written)] * 2
+
+
+def test_an_answer_reads_what_the_question_left_and_writes_nothing(base: Path, encoder: Encoder) -> None:
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    told = episodes(encoder, 2)
+    questions = [q for e in told for q in e.questions]
+    states = memory.zero_states(len(questions))
+    # an empty memory changes nothing, unless something is written into it
+    silent = [replace(q, written=(0, 0)) for q in questions]
+    wanted = [backbone.logits(h) for h in frozen_answers(backbone, questions)]
+    torch.testing.assert_close(
+        read_answers(backbone, memory, states, silent).logits, torch.cat(wanted), atol=1e-4, rtol=1e-4
+    )
+    assert not torch.allclose(
+        read_answers(backbone, memory, states, questions).logits, torch.cat(wanted), atol=1e-2, rtol=1e-2
+    )
 
 
 def test_the_gradient_of_an_answer_reaches_what_wrote_the_state(base: Path, encoder: Encoder) -> None:
@@ -467,36 +529,32 @@ def test_a_retold_fact_is_as_if_it_had_been_told_with_the_other_value(
     backbone = Backbone(base)
     memory = memory_for(backbone)
     rng = random.Random(2)
-    told = generate_episode(rng, 3, talk_turns=1, talk=TALK, recalls=1, updates=1, max_questions=0, system=system)
-    facts = [m for m in told.sessions[0] if m.value and m.role == "user"]
-    told.questions += [question_about(rng, BY_NAME[m.kind], m.value) for m in facts]
+    told = draw_conversation(rng, 4, talk_turns=1, talk=TALK, updates=1, asks=1, system=system)
+    said = told.sessions[0]
+    assert any(len(m.facts) > 1 for m in said)
     (w,) = written_episodes(backbone, memory, [encoder.episode(told)], keep_past=True)
     retell(encoder, backbone, memory, rng, [w], 2)
     assert w.past is None
-    assert sorted({r.message for r in w.retold}) == [n for n, m in enumerate(told.sessions[0]) if m.value]
+    values = {f.value for m in said for f in m.facts}
+    assert sorted({r.message for r in w.retold}) == [n for n, m in enumerate(said) if m.facts]
+    assert len(w.retold) == 2 * sum(len(m.facts) for m in said)
     for r in w.retold:
-        value, old = r.about.question.value, told.sessions[0][r.message].value
-        assert part_of_value(value) == TRAIN and value not in {m.value for m in told.sessions[0]}
-        messages = [
-            replace(m, content=value.join(m.content.rsplit(old, 1))) if n >= r.message else m
-            for n, m in enumerate(told.sessions[0])
-        ]
-        (real,) = written_episodes(backbone, memory, [EncodedEpisode([encoder.session(system, messages)], [])])
-        turn = real.inputs[:, real.spans // 2 == r.message // 2]
+        ((old, new),) = [pair for pair in zip(said[r.message].facts, r.facts, strict=True) if pair[0] != pair[1]]
+        assert new.kind == old.kind
+        assert new.value in by_name(new.kind).values(TRAIN) and new.value not in values
+        again = [*said]
+        content = new.value.join(said[r.message].content.rsplit(old.value, 1))
+        again[r.message] = replace(said[r.message], content=content, facts=r.facts)
+        (real,) = written_episodes(backbone, memory, [EncodedEpisode([encoder.session(system, again)], [])])
+        turn, own = (x.inputs[:, x.spans == r.message] for x in (real, w))
         inputs = torch.cat(r.parts, 1)
-        named = r.message % 2 == 0 and old in told.sessions[0][r.message + 1].content
-        within = int((real.spans == r.message).sum()) if named else turn.shape[1]
-        assert r.spans.tolist() == (real.spans[real.spans // 2 == r.message // 2] % 2)[:within].tolist()
+        assert inputs.shape == turn.shape
         # run again are the value and what settles after it; the rest is the conversation's
-        own = w.inputs[:, w.spans // 2 == r.message // 2]
-        left = next(n for n in range(within) if not torch.allclose(inputs[:, n].float(), own[:, n].float(), atol=0.02))
-        until = left + len(encoder.tokenizer.encode(value)) - 1
+        behind = len(encoder.tokenizer.encode(said[r.message].content.rpartition(old.value)[2]))
+        until = inputs.shape[1] - behind - MARKS_BEHIND
         torch.testing.assert_close(inputs[:, :until], turn[:, :until], atol=0.05, rtol=0.05)
-    asked = {r.message: r.about for r in w.retold}
-    (again,) = [n for n, m in enumerate(told.sessions[0]) if m.value and m.role == "assistant"]
-    fact = (told.sessions[0][again].kind, told.sessions[0][again].value)
-    first = next(n for n, m in enumerate(told.sessions[0]) if (m.kind, m.value) == fact)
-    assert asked[again] is asked[first]  # what was told and what is repeated have the same other values
+        rest = inputs.shape[1] - until - SETTLED - 1
+        assert torch.equal(inputs[:, -rest:], own[:, -rest:])
 
 
 def test_messages_are_counted_from_the_first_one_whatever_the_system_prompt(encoder: Encoder) -> None:
@@ -538,6 +596,13 @@ def test_own_talk_is_what_the_frozen_model_says_and_repeats_by_seed(base: Path, 
     assert redrawn == row
 
 
+def test_what_told_facts_are_answered_with_is_sampled_too(base: Path, encoder: Encoder) -> None:
+    pairs = own_talk(Backbone(base), encoder, 0, 4, tokens=8, prompt=told_prompt)
+    assert pairs
+    rng = random.Random("0 talk")
+    assert {said for said, _ in pairs} <= {told_prompt(rng) for _ in range(4 * CANDIDATES)}
+
+
 def test_plain_answers_keep_what_the_frozen_model_would_say(base: Path, encoder: Encoder) -> None:
     backbone = Backbone(base)
     memory = memory_for(backbone)
@@ -558,17 +623,19 @@ def test_the_system_prompt_is_seen_and_never_written(base: Path, encoder: Encode
     backbone = Backbone(base)
     memory = memory_for(backbone)
     rng = random.Random(0)
-    told = generate_episode(rng, 1, system="")
+    told = draw_conversation(rng, 1)
     states = []
     for system in ("Be kind.", "You are a helpful assistant who likes long answers."):
         session = encoder.session(system, told.sessions[0])
         question = encoder.question(system, told.questions[0])
-        text = b"".join(encoder.tokenizer.piece(t) for t in session.tokens[: session.opening])
-        assert system.encode() in text and told.sessions[0][0].content.encode() not in text
-        assert 0 < question.opening < len(question.prompt)
+        for text in (
+            words(encoder, session.tokens[: session.opening]),
+            words(encoder, question.prompt[: question.written[0]]),
+        ):
+            assert system in text and "<|im_start|>user" not in text
         alone = EncodedEpisode([session], [question])
         (written,) = written_episodes(backbone, memory, [alone])
-        assert written.inputs.shape[1] == len(session.tokens) - session.opening
+        assert written.inputs.shape[1] == sum(session.writes)
         # what remains is the same text: the states differ only by what it saw of the system prompt
         states.append(written.episode.written)
     assert states[0] == states[1]

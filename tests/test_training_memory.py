@@ -111,6 +111,20 @@ def test_tokens_outside_the_mask_read_and_do_not_write() -> None:
     assert reads[:, 3:].abs().sum() > 0
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_session_without_a_mask_reads_as_one_whose_tokens_do_not_write(heads: int, normalize: bool) -> None:
+    memory = make(heads, normalize_qk=normalize, layers=(0, 2))
+    x, states = torch.randn(2, 6, HIDDEN), torch.randn(2, 2, heads, 4, 4)
+    reading, masked = Session(memory, states), Session(memory, states, torch.zeros(2, 6, dtype=torch.bool))
+    for layer in (0, 1, 2):
+        found, wanted = reading(layer, x), masked(layer, x)
+        assert found.keys() == wanted.keys()
+        for head, delta in wanted.items():
+            torch.testing.assert_close(found[head], delta)
+    assert torch.equal(reading.stacked, states)
+
+
 @pytest.mark.parametrize("granularity", ["message_mean", "sentence_mean"])
 def test_span_writes_equal_the_oracle_and_the_replay(granularity: str) -> None:
     memory = make(2, write_granularity=granularity)

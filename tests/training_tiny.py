@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from deltamem_cli.adapter.format import AdapterConfig
 from deltamem_cli.training.backbone import Backbone
+from deltamem_cli.training.encode import Encoder
 from deltamem_cli.training.memory import Memory
 
 TALK = [
@@ -20,3 +23,8 @@ def memory_for(backbone: Backbone, **settings: object) -> Memory:
     layers = tuple(range(1, shape.n_layer))
     config = AdapterConfig(shape.architecture, shape.hidden, shape.n_layer, layers, rank=4, **settings)  # type: ignore[arg-type]
     return Memory(config, backbone.widths, beta_bias=-2.0)
+
+
+def words(encoder: Encoder, tokens: Sequence[int]) -> str:
+    """The text that tokens stand for."""
+    return b"".join(encoder.tokenizer.piece(t) for t in tokens).decode()

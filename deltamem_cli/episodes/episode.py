@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from deltamem_cli.episodes import phrasings
 from deltamem_cli.episodes.kinds import Kind, kinds_of
@@ -15,14 +17,28 @@ from deltamem_cli.episodes.values import values
 TOLD, UPDATED, UNKNOWN = "told", "updated", "unknown"
 
 
+class Fact(NamedTuple):
+    """kind: its name; value: word for word as it is told."""
+
+    kind: str
+    value: str
+
+
+def last_place(text: str, value: str) -> int:
+    """Where a text names a value last, as words of its own if it does; -1 where it does not."""
+    places = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text)]
+    return places[-1] if places else text.rfind(value)
+
+
 @dataclass(frozen=True)
 class Message:
-    """value and kind: of the fact, where this message of the user states one, or this reply recalls one."""
+    """facts: what this message of the user states; asks: the kind of fact that it asks for, corrects: that it changes."""
 
     role: str
     content: str
-    value: str = ""
-    kind: str = ""
+    facts: tuple[Fact, ...] = ()
+    asks: str = ""
+    corrects: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,31 +62,18 @@ class Episode:
     questions: list[Question] = field(default_factory=list)
 
 
-def _pick(rng: random.Random, general_and_own: tuple[tuple[str, ...], tuple[str, ...]]) -> str:
-    general, own = general_and_own
-    return rng.choice(own if own and rng.random() < 0.5 else general)
-
-
-def _wrap(rng: random.Random, wraps: phrasings.Lists, slot: str, sentence: str, part: str) -> str:
-    wrap = rng.choice(phrasings.of_part(wraps, part))
-    return wrap.replace(slot, sentence)
-
-
 def _tell(
     rng: random.Random, kind: Kind, value: str, part: str, wraps: phrasings.Lists = phrasings.WRAPPED
 ) -> list[Message]:
-    statement = _pick(rng, phrasings.said(kind, part)).replace("{v}", value)
+    statement = phrasings.pick(rng, phrasings.said(kind, part)).replace("{v}", value)
     reply = rng.choice(phrasings.of_part(phrasings.ACKNOWLEDGED, part)).replace("{v}", value)
-    return [Message("user", _wrap(rng, wraps, "{s}", statement, part), value, kind.name), Message("assistant", reply)]
+    said = phrasings.wrap(rng, wraps, "{s}", statement, part)
+    return [Message("user", said, (Fact(kind.name, value),)), Message("assistant", reply)]
 
 
 def _ask(rng: random.Random, kind: Kind, part: str) -> str:
-    question = _pick(rng, phrasings.asked(kind, part))
-    return _wrap(rng, phrasings.ASKED_WRAPPED, "{q}", question, part)
-
-
-def question_about(rng: random.Random, kind: Kind, value: str, part: str = TRAIN) -> Question:
-    return Question(_ask(rng, kind, part), kind.answer_for(value), value, kind.name)
+    question = phrasings.pick(rng, phrasings.asked(kind, part))
+    return phrasings.wrap(rng, phrasings.ASKED_WRAPPED, "{q}", question, part)
 
 
 def talk_prompt(rng: random.Random, part: str = TRAIN) -> str:
@@ -100,7 +103,6 @@ def generate_episode(
     kind_part: str = TRAIN,
     talk_turns: int = 0,
     talk: Sequence[tuple[str, str]] = (),
-    recalls: int = 0,
     updates: int = 0,
     unknown: int = 0,
     sessions: int = 1,
@@ -109,8 +111,7 @@ def generate_episode(
 ) -> Episode:
     """One episode with n_facts facts of different kinds; updates of them are told again with another value.
 
-    recalls: how many facts are asked for and answered in the sessions themselves; talk: pairs for small_talk.
-    system None draws one: mostly the model's own default (an empty text), sometimes another.
+    talk: pairs for small_talk. system None draws one: mostly the model's own default (an empty text), sometimes another.
     """
     # a fact and its update need two values
     fit = [k for k in kinds_of(kind_part) if len(values(k.vocabulary, value_part)) > 1]
@@ -123,11 +124,6 @@ def generate_episode(
     blocks = [_tell(rng, k, value[k.name], phrasing_part) for k in told]
     blocks += [small_talk(rng, 1, phrasing_part, talk) for _ in range(talk_turns)]
     rng.shuffle(blocks)
-    for kind in rng.sample(told, recalls):
-        v = value[kind.name]
-        after = 1 + next(i for i, block in enumerate(blocks) if block[0].kind == kind.name)
-        said = [Message("user", _ask(rng, kind, phrasing_part)), Message("assistant", kind.answer_for(v), v, kind.name)]
-        blocks.insert(rng.randint(after, len(blocks)), said)
     old: dict[str, str] = {}
     for kind in rng.sample(told, min(updates, n_facts)):
         old[kind.name] = value[kind.name]

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli.episodes import Episode, Message, Question
+from deltamem_cli.episodes import Episode, Fact, Message, Question
 from deltamem_cli.errors import DeltamemError
 
 
@@ -49,10 +49,10 @@ def _episode(record: dict[str, Any]) -> Episode:
         raise ValueError("it tells or asks nothing")
     if any(q.value not in q.answer for q in questions):
         raise ValueError("a value is not part of its answer")
-    values = [q.value for q in questions if q.value]
+    told = [Fact(q.kind, q.value) for q in questions if q.value]
 
     def message(m: dict[str, str]) -> Message:
-        told = next((v for v in values if v in m["content"]), "") if m["role"] == "user" else ""
-        return Message(m["role"], m["content"], told)
+        of_user = m["role"] == "user"
+        return Message(m["role"], m["content"], tuple(f for f in told if of_user and f.value in m["content"]))
 
     return Episode(record.get("system", ""), [[message(m) for m in s] for s in sessions], questions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import cache
 
 from deltamem_cli.episodes.kinds import Kind
@@ -118,8 +119,7 @@ ACKNOWLEDGED = (
         "I'm sorry, I don't know much about that, but thank you for telling me.",
     ),
 )  # fmt: skip
-# begins as an answer with a value does, so that what the memory holds decides where the value would stand
-UNKNOWN = "Your {n} is not known to me."
+UNKNOWN = "I don't know your {n}."
 
 # small talk: unrelated turns with their answers
 TALK = tuple(
@@ -215,7 +215,18 @@ def of_part(lists: Lists, part: str) -> tuple[str, ...]:
     return tuple(text for texts in lists for text in phrasings_of(texts, part))
 
 
+def wrap(rng: random.Random, wraps: Lists, slot: str, sentence: str, part: str) -> str:
+    """The sentence in a text of the part that leaves `slot` open for it."""
+    return rng.choice(of_part(wraps, part)).replace(slot, sentence)
+
+
 Templates = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def pick(rng: random.Random, general_and_own: Templates) -> str:
+    """As often one of the kind's own phrasings as one that fits every kind."""
+    general, own = general_and_own
+    return rng.choice(own if own and rng.random() < 0.5 else general)
 
 
 @cache

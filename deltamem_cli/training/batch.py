@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from deltamem_cli.episodes import Fact
 from deltamem_cli.training.backbone import Backbone, Past
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, EncodedSession
 from deltamem_cli.training.memory import Memory, Session
@@ -30,17 +31,17 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def written_mask(lengths: Tensor, size: int, openings: Sequence[int]) -> Tensor:
-    """[B, T], true for the tokens that write: all but the opening."""
-    begin = torch.tensor(openings, device=lengths.device)
-    return length_mask(lengths, size) & ~length_mask(begin, size)
+def places_mask(places: Sequence[tuple[int, int]], size: int, device: torch.device) -> Tensor:
+    """[B, T], true within [begin, end) of each row."""
+    begin, end = torch.tensor(places, device=device).T
+    return length_mask(end, size) & ~length_mask(begin, size)
 
 
 @dataclass
 class Asked:
     """A question's prompt after it was run: what any answer to it needs.
 
-    inputs: [L, S - opening, hidden] bfloat16, what the memory writes; keys, values: per layer [kv heads, S, head dim]
+    inputs: [L, written, hidden] bfloat16, what the memory writes; keys, values: per layer [kv heads, S, head dim]
     frozen: [answer, hidden], where the model without memory ends up at the tokens of a plain question's answer
     below: [head + answer - 1, hidden], what reaches the lowest adapted layer at the answer to one question; no memory
     has a part in it, so replay_answers() computes it once
@@ -53,30 +54,28 @@ class Asked:
     below: Tensor | None = None
 
     def shortened(self, tokens: int) -> Asked:
-        """For another answer, without the last tokens of the prompt."""
-        size = self.inputs.shape[1] - tokens
+        """For another answer, without the last tokens of the prompt, which are the answer's."""
         sides = ({n: t[:, : t.shape[1] - tokens] for n, t in side.items()} for side in (self.keys, self.values))
-        return Asked(self.inputs[:, :size], *sides)
+        return Asked(self.inputs, *sides)
 
 
 @dataclass
 class Retelling:
-    """The turn of a message with another value in it. parts: [L, t, hidden] bfloat16 each, some of them the conversation's own
+    """A message with another value in it. parts: [L, t, hidden] bfloat16 each, some of them the conversation's own
 
-    spans: [T], 0 or 1; about: what it tells
+    facts: what it tells then
     """
 
     message: int
     parts: list[Tensor]
-    spans: Tensor
-    about: EncodedQuestion
+    facts: tuple[Fact, ...]
 
 
 @dataclass
 class Written:
     """One episode after its write pass: what the memory wrote, to be replayed without the backbone.
 
-    inputs: [L, T, hidden] bfloat16 over all sessions, their openings left out; spans: [T]; content: [T]
+    inputs: [L, T, hidden] bfloat16 of the tokens of all sessions that write; spans: [T]; content: [T]
     past: of its last session, when that was asked for
     """
 
@@ -93,13 +92,18 @@ class Written:
 def write_sessions(
     backbone: Backbone, memory: Memory, sessions: Sequence[EncodedSession], states: Tensor, keep_inputs: bool
 ) -> tuple[Tensor, Session, Past]:
-    """A batch of sessions, one per row, each in an empty context; corrections on, every token writes."""
+    """A batch of sessions, one per row, each in an empty context; corrections on, the user's messages write."""
     ids, lengths = pad([s.tokens for s in sessions], backbone.device)
     spans, _ = pad([s.spans for s in sessions], backbone.device, fill=-1)
-    mask = written_mask(lengths, ids.shape[1], [s.opening for s in sessions])
-    session = Session(memory, states, mask, spans, keep_inputs)
+    mask, _ = pad([s.writes for s in sessions], backbone.device)
+    session = Session(memory, states, mask.bool(), spans, keep_inputs)
     _, past = backbone.run(backbone.embed(ids), lengths, correct=session)
     return session.stacked, session, past
+
+
+def places(writes: Sequence[bool]) -> list[int]:
+    """Where tokens write."""
+    return [i for i, on in enumerate(writes) if on]
 
 
 @torch.no_grad()
@@ -122,15 +126,15 @@ def written_episodes(
             states = states.index_copy(0, chosen, new)
             seen = torch.stack(session.inputs, 1)  # [B, L, T, hidden]
             for row, j in enumerate(has):
-                inputs[j].append(seen[row, :, sessions[row].opening : len(sessions[row].tokens)])
+                inputs[j].append(seen[row, :, places(sessions[row].writes)])
                 pasts[j] = past.of_row(row) if keep_past else None
         for j, i in enumerate(part):
             e = episodes[i]
             spans, base = [], 0
             for s in e.sessions:
-                spans += [base + m for m in s.spans[s.opening :]]
-                base = spans[-1] + 1
-            content = [c for s in e.sessions for c in s.content[s.opening :]]
+                spans += [base + s.spans[i] for i in places(s.writes)]
+                base += len(s.messages)
+            content = [s.content[i] for s in e.sessions for i in places(s.writes)]
             found[i] = Written(
                 torch.cat(inputs[j], 1).clone(), torch.tensor(spans), torch.tensor(content), e, states[j], [], pasts[j]
             )
@@ -159,7 +163,7 @@ def run_writes(backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpi
         sessions = [episodes[i].sessions[n] for i in has]
         new, session, _ = write_sessions(backbone, memory, sessions, states[chosen], keep_inputs=False)
         states = states.index_copy(0, chosen, new)
-        if session.betas[0].shape[-2] == session.mask.shape[-1]:
+        if session.mask is not None and session.betas[0].shape[-2] == session.mask.shape[-1]:
             on = session.mask[:, None, :, None]
             scale = on.sum() * session.betas[0].shape[1] * session.betas[0].shape[-1]
             betas.append(torch.stack([(b * on).sum() / scale for b in session.betas]))
@@ -173,12 +177,11 @@ def ask(
     backbone: Backbone,
     memory: Memory,
     written: Sequence[Written],
-    wanted: Callable[[EncodedQuestion], bool] = lambda question: True,
     rows: int = 4 * ROWS,
 ) -> None:
-    """Runs the prompts of the wanted questions, up to the value of the answer, with today's memory and keeps in each
-    episode what answers need."""
-    todo = [(w.state, q, q.at_value()) for w in written for q in w.episode.questions if wanted(q)]
+    """Runs the prompts of all questions, up to the value of the answer, with today's memory and keeps in each episode
+    what answers need."""
+    todo = [(w.state, q, q.at_value()) for w in written for q in w.episode.questions]
     todo.sort(key=lambda item: len(item[2].prompt))
     found: dict[int, Asked] = {}
     for at in range(0, len(todo), rows):
@@ -191,7 +194,7 @@ def ask(
         for row, (_, q, at_value) in enumerate(part):
             size = len(at_value.prompt)
             keys, values = ({n: t[row, :, :size].clone() for n, t in side.items()} for side in (past.keys, past.values))
-            found[id(q)] = Asked(seen[row, :, q.opening : size].clone(), keys, values)
+            found[id(q)] = Asked(seen[row, :, slice(*q.written)].clone(), keys, values)
     plain = [q for _, q, _ in todo if q.plain]
     for q, frozen in zip(plain, frozen_answers(backbone, plain), strict=True):
         found[id(q)].frozen = frozen
@@ -203,7 +206,7 @@ def run_prompts(
     backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion], keep_inputs: bool = False
 ) -> tuple[Tensor, Past, Session]:
     ids, lengths = pad([q.prompt for q in questions], backbone.device)
-    mask = written_mask(lengths, ids.shape[1], [q.opening for q in questions])
+    mask = places_mask([q.written for q in questions], ids.shape[1], backbone.device)
     session = Session(memory, states, mask, keep_inputs=keep_inputs)
     h, past = backbone.run(backbone.embed(ids), lengths, correct=session)
     return h, past, session
@@ -242,10 +245,10 @@ def _answers(
 
 
 def read_answers(backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion]) -> Read:
-    """Asks each question in a fresh context against its row of states, as inference does: every token writes."""
+    """Asks each question in a fresh context against its row of states, as inference does: the question writes."""
     _, past, session = run_prompts(backbone, memory, states, questions)
     ids, lengths = pad([q.head + q.answer[:-1] for q in questions], backbone.device)
-    answering = Session(memory, session.stacked, length_mask(lengths, ids.shape[1]))
+    answering = Session(memory, session.stacked)
     return _answers(backbone, backbone.embed(ids), lengths, past, answering, questions, 0)
 
 
@@ -273,7 +276,7 @@ def replay_answers(
     below = [a.below for a in asked if a.below is not None]
     lengths = torch.tensor([len(h) for h in below], device=states.device)
     h = torch.nn.utils.rnn.pad_sequence(below, batch_first=True)
-    session = Session(memory, states, length_mask(lengths, h.shape[1]))
+    session = Session(memory, states)
     return _answers(backbone, h, lengths, _joined(asked, range(first, last)), session, questions, first, vocabulary)
 
 

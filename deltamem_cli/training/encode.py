@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 
 from deltamem_cli.episodes import Episode, Message, Question
+from deltamem_cli.episodes.episode import last_place
 from deltamem_cli.training.tokens import Tokenizer
 
 # stand for what is said, where its place in a rendered template is looked for
@@ -17,7 +19,7 @@ USER, REPLY = "\u2402u\u2403", "\u2402r\u2403"
 class EncodedSession:
     """spans: the message of each token, as SSW writes; content: whether a token is part of a told value.
 
-    opening: leading tokens, the system prompt's, which inference never writes; system, messages: what was encoded
+    opening: leading tokens, the system prompt's, which belong to no message; system, messages: what was encoded
     """
 
     tokens: list[int]
@@ -27,20 +29,30 @@ class EncodedSession:
     system: str
     messages: Sequence[Message]
 
+    @property
+    def writes(self) -> list[bool]:
+        """Which tokens the memory writes: the user's messages with their marks; replies are read only."""
+        return [i >= self.opening and span % 2 == 0 for i, span in enumerate(self.spans)]
+
+    def place_of(self, message: int) -> tuple[int, int]:
+        """[begin, end) of a message's tokens."""
+        return max(self.opening, bisect_left(self.spans, message)), bisect_right(self.spans, message)
+
 
 @dataclass
 class EncodedQuestion:
-    """prompt ends with the user's turn, head opens the assistant's, answer ends with the end of the turn.
+    """prompt and head end where the assistant begins to speak, answer ends with the end of the turn.
 
-    opening: leading tokens of prompt that are not written; value_at: places of the value's tokens in answer;
-    plain: ordinary talk that the memory must leave as it is; shown: earlier messages that the prompt begins with
+    head: what is run together with the answer. written: [begin, end) of the tokens of prompt that the memory writes, the
+    question with its marks; an answer is read only. value_at: places of the value's tokens in answer; plain: ordinary
+    talk that the memory must leave as it is; shown: earlier messages that the prompt begins with
     """
 
     prompt: list[int]
     head: list[int]
     answer: list[int]
     question: Question
-    opening: int
+    written: tuple[int, int]
     value_at: list[int] = field(default_factory=list)
     plain: bool = False
     shown: Sequence[Message] = ()
@@ -68,7 +80,7 @@ class EncodedEpisode:
     @property
     def written(self) -> list[int]:
         """The tokens of all sessions that the memory writes."""
-        return [t for s in self.sessions for t in s.tokens[s.opening :]]
+        return [t for s in self.sessions for t, writes in zip(s.tokens, s.writes, strict=True) if writes]
 
 
 class Encoder:
@@ -94,16 +106,16 @@ class Encoder:
             at = text.index(shown["content"], at)
             starts.append(len(text[:at].encode()))
             at += len(shown["content"])
-        shift = len(rendered) - len(messages)
-        for message, start in zip(messages, starts[shift:], strict=True):
-            told = message.value if message.role == "user" else ""
-            found = message.content.rfind(told) if told else -1
-            if found >= 0:
+        starts = starts[len(rendered) - len(messages) :]
+        for message, start in zip(messages, starts, strict=True):
+            for fact in message.facts:
+                found = last_place(message.content, fact.value)
                 begin = start + len(message.content[:found].encode())
-                content |= set(range(begin, begin + len(told.encode())))
-        # a token belongs to the last message that began at or before its end
-        ends = [*starts[shift + 1 :], len(text.encode())]
-        spans = [sum(1 for s in ends[:-1] if s <= last - 1) for _, last in offsets]
+                content |= set(range(begin, begin + len(fact.value.encode())))
+        # a token belongs to the last message that began at or before its end; the user's begin with their mark
+        mark = len(self._mark(system).encode())
+        begins = [s - mark if m.role == "user" else s for m, s in zip(messages, starts, strict=True)]
+        spans = [sum(1 for s in begins[1:] if s <= last - 1) for _, last in offsets]
         inside = [any(b in content for b in range(a, z)) for a, z in offsets]
         return EncodedSession(tokens, spans, inside, self._opening(system), system, messages)
 
@@ -112,30 +124,42 @@ class Encoder:
     ) -> EncodedQuestion:
         """shown: earlier turns, whole ones, that are shown again before it and not written again."""
         asked = _with_system(system, [*shown, Message("user", question.content)])
-        whole = self._rendered([*asked, {"role": "assistant", "content": question.answer}])
-        prompt = self.tokenizer.encode(self._rendered(asked))
         # with what a template puts before every last reply, as the empty thought of Qwen3's
-        head = self._rendered([*asked, {"role": "assistant", "content": REPLY}]).split(REPLY)[0]
-        opened = self.tokenizer.encode(head)
-        answer = self.tokenizer.encode(whole)[len(opened) :]
-        end = next((i for i, t in enumerate(answer) if self.tokenizer.ends_reply(t)), len(answer) - 1)
-        answer = answer[: end + 1]
-        value_at = []
-        if question.value:
-            begin = len(question.answer[: question.answer.rfind(question.value)].encode())
-            span = range(begin, begin + len(question.value.encode()))
-            value_at = [i for i, (a, z) in enumerate(self._offsets(answer)) if any(b in span for b in range(a, z))]
-        opening = self._opening(system)
+        opened = self._rendered([*asked, {"role": "assistant", "content": REPLY}]).split(REPLY)[0]
+        tokens = self.tokenizer.encode(opened)
+        answer, value_at = self._answer(question.answer, question.value)
+        begin = self._opening(system)
         if shown:
             before = self._rendered(_with_system(system, [*shown, Message("user", USER)])).split(USER)[0]
-            opening = len(self.tokenizer.encode(before.removesuffix(self._mark(system))))
-        return EncodedQuestion(prompt, opened[len(prompt) :], answer, question, opening, value_at, plain, shown)
+            begin = len(self.tokenizer.encode(before.removesuffix(self._mark(system))))
+        written = (begin, len(tokens) - 1)
+        return EncodedQuestion(tokens[:-1], tokens[-1:], answer, question, written, value_at, plain, shown)
+
+    def answered(self, asked: EncodedQuestion, question: Question) -> EncodedQuestion:
+        """The same words asked, with the answer of another question."""
+        answer, value_at = self._answer(question.answer, question.value)
+        return replace(asked, answer=answer, question=question, value_at=value_at)
+
+    @lru_cache(maxsize=65536)  # noqa: B019 (an encoder lives as long as its run)
+    def _answer(self, text: str, value: str) -> tuple[list[int], list[int]]:
+        """Tokens of a reply with its end, and the places of the value's among them."""
+        said = [{"role": "user", "content": USER}]
+        opened = self._rendered([*said, {"role": "assistant", "content": REPLY}]).split(REPLY)[0]
+        whole = self.tokenizer.encode(self._rendered([*said, {"role": "assistant", "content": text}]))
+        answer = whole[len(self.tokenizer.encode(opened)) :]
+        end = next((i for i, t in enumerate(answer) if self.tokenizer.ends_reply(t)), len(answer) - 1)
+        answer = answer[: end + 1]
+        if not value:
+            return answer, []
+        begin = len(text[: last_place(text, value)].encode())
+        span = range(begin, begin + len(value.encode()))
+        return answer, [i for i, (a, z) in enumerate(self._offsets(answer)) if any(b in span for b in range(a, z))]
 
     def text(self, text: str) -> EncodedQuestion:
         """Ordinary text as a question of plain talk: it goes on from its first tokens."""
         tokens = self.tokenizer.encode(text)
         return EncodedQuestion(
-            tokens[:3], tokens[3:4], tokens[4:], Question("", text, "", "talk", "plain"), 0, plain=True
+            tokens[:3], tokens[3:4], tokens[4:], Question("", text, "", "talk", "plain"), (0, 3), plain=True
         )
 
     @cache  # noqa: B019 (an encoder lives as long as its run, and there are few system prompts)

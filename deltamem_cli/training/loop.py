@@ -7,7 +7,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from deltamem_cli.adapter.format import AdapterConfig
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, read_answers, run_writes, written_episodes
-from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
+from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
 from deltamem_cli.training.init import open_gates, start_from_data
 from deltamem_cli.training.losses import Loss, end_to_end_loss, mixed_loss
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.objective import exact
 from deltamem_cli.training.optimizer import Optimizer, running_mean
-from deltamem_cli.training.pool import Pool, size_of_batch, wanted_prompts
+from deltamem_cli.training.pool import Pool, size_of_batch
 from deltamem_cli.training.sources import Source
 
 __all__ = ["Settings", "Trainer"]
@@ -46,11 +46,11 @@ class Settings:
     delta_lr: float = 3.0  # times lr, for the D matrices
     warmup: int = 20
     start_episodes: int = 64  # conversations that the start from data is drawn from
-    round_episodes: int = 32  # written together with one version of the memory
-    round_steps: int = 192
+    round_episodes: int = 24  # written together with one version of the memory
+    round_steps: int = 128
     pool: int = 128  # conversations that steps draw turns from: those of the last rounds
     finish: float = 0.1  # share of the run at its end that trains end to end
-    validate_every: int = 384
+    validate_every: int = 256
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Trainer:
 
     backbone: Backbone
     memory: Memory
+    encoder: Encoder
     source: Source
     checks: dict[str, list[EncodedEpisode]]
     settings: Settings
@@ -80,7 +81,7 @@ class Trainer:
         self.mean = running_mean(self.memory)
         self.spent = self._last = self._writing = 0.0
         self.turns = self.dense or self.source
-        self.pool = Pool(s.pool, mixed=self.dense is not None)
+        self.pool = Pool(s.pool, mixed=self.dense is not None, encoder=self.encoder)
 
     @property
     def _rank(self) -> int:
@@ -138,7 +139,7 @@ class Trainer:
         written = written_episodes(self.backbone, self.memory, drawn, keep_past=self.retell is not None)
         if self.retell is not None:
             self.retell(rng, written)
-        ask(self.backbone, self.memory, written, wanted_prompts(rng) if self.dense else lambda question: True)
+        ask(self.backbone, self.memory, written)
         self.pool.add(written)
         # what a round will take; alike in all processes, or they would not agree on the last one
         taken = torch.tensor(time.monotonic() - begin, device=self.backbone.device)
@@ -240,12 +241,13 @@ class Trainer:
         # alike in all processes, or one would wait for the other
         sizes = size_of_batch(random.Random(f"{self.settings.seed} {self.step}"), most)
         batch = self.pool.draw(self.rng, self.settings.batch, *sizes)
-        return mixed_loss(self.backbone, self.memory, batch, self._vocabulary())
+        return mixed_loss(self.backbone, self.memory, batch, self._vocabulary(batch))
 
-    def _vocabulary(self) -> Tensor:
-        """The tokens that a mixed step chooses answers from, sorted: those of the pool, and some others that change."""
+    def _vocabulary(self, batch: Sequence[Written]) -> Tensor:
+        """The tokens that a mixed step chooses answers from, sorted: its own, those of the pool, and some others that change."""
+        own = {t for w in batch for q in w.episode.questions for t in q.answer}
         others = self.rng.sample(range(len(self.backbone.head)), min(OTHER_TOKENS, len(self.backbone.head)))
-        return torch.tensor(sorted({*self.pool.tokens, *others}), device=self.backbone.device)
+        return torch.tensor(sorted({*own, *self.pool.tokens, *others}), device=self.backbone.device)
 
     def _loss_end_to_end(self) -> Loss:
         episodes = self.source(self.rng, max(2, self.settings.batch // 6), self.progress())

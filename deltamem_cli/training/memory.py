@@ -69,6 +69,14 @@ class Memory(nn.Module):
         reads, state = chunked_delta_scan(q, k, v, log_keep * on, erase * on, beta * on, state)
         return reads.transpose(-3, -2).flatten(-2), state, beta
 
+    def read(self, x: Tensor, slot: int, state: Tensor) -> Tensor:
+        """What tokens read that do not write: x [B, T, hidden], state [B, H, r, r] -> [B, T, H*r]"""
+        c = self.config
+        q = self._heads(x.float() @ self.proj[slot, : c.read_width].T)
+        if c.normalize_qk:
+            q = F.normalize(q.tanh(), dim=-1, eps=NORM_EPS)
+        return (q @ state.transpose(-1, -2)).transpose(-3, -2).flatten(-2)
+
     def _heads(self, t: Tensor) -> Tensor:
         """[..., T, H*n] -> [..., H, T, n]"""
         return t.unflatten(-1, (self.config.state_heads, -1)).transpose(-3, -2)
@@ -108,10 +116,18 @@ def span_means(projected: Tensor, spans: Tensor, mask: Tensor) -> tuple[Tensor, 
 
 
 class Session:
-    """The memory of a batch of rows while the backbone runs over them; call it as the backbone's correct hook."""
+    """The memory of a batch of rows while the backbone runs over them; call it as the backbone's correct hook.
+
+    mask: [B, T], true for tokens that write; None: all are read only
+    """
 
     def __init__(
-        self, memory: Memory, states: Tensor, mask: Tensor, spans: Tensor | None = None, keep_inputs: bool = False
+        self,
+        memory: Memory,
+        states: Tensor,
+        mask: Tensor | None = None,
+        spans: Tensor | None = None,
+        keep_inputs: bool = False,
     ) -> None:
         self.memory, self.mask, self.spans = memory, mask, spans
         self.states = list(states.unbind(1))
@@ -126,6 +142,8 @@ class Session:
             return {}
         if self.keep_inputs:
             self.inputs.append(x.to(torch.bfloat16))
+        if self.mask is None:
+            return memory.correct(slot, memory.read(x, slot, self.states[slot]))
         projected, state = memory.project(x, slot), self.states[slot]
         if memory.config.write_granularity == "token" or self.spans is None:
             reads, self.states[slot], beta = memory.scan(projected, slot, state, self.mask)

@@ -16,6 +16,7 @@ from deltamem_cli.training.encode import EncodedQuestion, Encoder
 TEMPERATURE = 0.8
 ANSWER_TOKENS = 40
 ROWS = 48
+CANDIDATES = 8  # prompts that are drawn for each that is asked
 
 
 def own_talk(
@@ -25,22 +26,23 @@ def own_talk(
     pairs: int,
     report: Callable[[int], None] = lambda done: None,
     tokens: int = ANSWER_TOKENS,
+    prompt: Callable[[random.Random], str] = talk_prompt,
 ) -> list[tuple[str, str]]:
-    """Prompts of ordinary talk and the model's sampled answers, cut after a sentence where there is one.
+    """Prompts, of ordinary talk unless given, and the model's sampled answers, cut after a sentence where there is one.
 
     report: is told how many answers there are so far
     """
     rng = random.Random(f"{seed} talk")
     generator = torch.Generator(backbone.device).manual_seed(seed)
-    # rows of one length need no padding
+    # rows of one length need no padding, and many rows cost little more than one: so the commonest lengths
     by_length: dict[int, dict[str, EncodedQuestion]] = defaultdict(dict)
-    for _ in range(pairs):
-        said = talk_prompt(rng)
+    for _ in range(CANDIDATES * pairs):
+        said = prompt(rng)
         question = encoder.question("", Question(said, "x", "", "talk", "plain"))
         by_length[len(question.prompt)][said] = question
     found: list[tuple[str, str]] = []
-    for _, asked in sorted(by_length.items()):
-        rows = list(asked.items())
+    for _, asked in sorted(by_length.items(), key=lambda item: (-len(item[1]), item[0])):
+        rows = list(asked.items())[: pairs - len(found)]
         for at in range(0, len(rows), ROWS):
             part = rows[at : at + ROWS]
             answers = sample(backbone, [q.prompt + q.head for _, q in part], tokens, generator)

@@ -9,25 +9,29 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from deltamem_cli.episodes import Fact, Question
+from deltamem_cli.episodes.episode import last_place
+from deltamem_cli.episodes.spoken import by_name
 from deltamem_cli.training.batch import Asked, Written
-from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
+from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
 
-UPDATED_SHARE, CORRECTED_SHARE = 0.4, 0.75  # of told facts, that change; of changes, that are told as such
-UNKNOWN_SHARE, PROMPT_SHARE = 0.06, 0.75
-PLAIN_QUERIES = 3  # of a batch, that ask for ordinary talk
-RECALLED_SHARE = 0.3  # of told facts, that are asked for and answered in the conversation itself
+UPDATED_SHARE = 0.35  # of told facts, that are corrected later
+ALIKE_SHARE = 0.3  # of the turns of a conversation, that tell something alike of somebody else
+UNKNOWN_SHARE = 0.6  # of conversations, that are asked for something they do not tell
+PLAIN_QUERIES = 4  # of a batch, that ask for ordinary talk
+ASKED_SHARE = 0.3  # of told facts, that are asked for in the conversation itself
 QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each
-WHOLE_SHARE = 0.25  # of answers that are learned from their first word on; the others from the value on
+WHOLE_SHARE = 0.6  # of answers that are learned from their first word on; the others from the value on
 FEWEST = 4  # conversations of a batch
 FACTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 6)  # of a conversation: what few facts need is needed with many, too
 FAR_SHARE, FAR_TURNS = 0.25, 12  # of batches with much talk, and how many turns of it at most
-SHOWN_BATCHES, SHOWN_FACTS = 0.3, 0.5  # batches asked after turns shown again; their facts that these turns tell
+SHOWN_BATCHES, SHOWN_FACTS = 0.35, 0.5  # batches asked after turns shown again; their facts that these turns tell
 
 
 @dataclass
@@ -37,37 +41,48 @@ class Query:
     question: EncodedQuestion
     asked: Asked
 
-    def about(self, other: EncodedQuestion, whole: bool = True) -> Query:
-        """The same words asked, with the answer of another question of this kind; whole, or from the value on."""
-        q = self.question
-        words = replace(other, prompt=q.prompt, head=q.head, opening=q.opening, shown=q.shown)
-        from_value, own = words.at_value(), q.at_value()
+    def about(self, fact: Fact, encoder: Encoder, whole: bool = True) -> Query:
+        """The same words asked, answered with another value; whole, or from the value on."""
+        q = self.question.question
+        at = last_place(q.answer, q.value)
+        answer = q.answer[:at] + fact.value + q.answer[at + len(q.value) :]
+        return self._answered(encoder.answered(self.question, replace(q, answer=answer, value=fact.value)), whole)
+
+    def unknown(self, encoder: Encoder) -> Query:
+        """The same words asked where nothing was told."""
+        q = self.question.question
+        question = Question(q.content, by_name(q.kind).unknown, "", q.kind)
+        return self._answered(encoder.answered(self.question, question), whole=True)
+
+    def _answered(self, words: EncodedQuestion, whole: bool) -> Query:
+        from_value, own = words.at_value(), self.question.at_value()
         if not whole and (from_value.prompt, from_value.head) == (own.prompt, own.head):
             return Query(from_value, self.asked.shortened(0))
-        return Query(words, self.asked.shortened(len(own.prompt) - len(q.prompt)))
+        return Query(words, self.asked.shortened(len(own.prompt) - len(words.prompt)))
 
 
 @dataclass(eq=False)
 class Turn:
-    """A user's message and the reply. parts: [L, t, hidden] each; spans: [T], 0 or 1
+    """A message of the user. parts: [L, t, hidden] each
 
-    about: what it tells, if it does; corrects: as something that has changed
-    showing: prompts that show it again, or where it was repeated; with its own value, so no others show it
+    facts: what it tells; corrects: the value that it replaces, else empty; asks: the kind of fact that it asks for
+    showing: per fact, prompts that show it again; with its own value, so no others show it
     """
 
     parts: list[Tensor]
-    spans: Tensor
-    about: EncodedQuestion | None = None
-    corrects: bool = False
-    showing: Sequence[Query] = ()
-    queries: dict[bool, list[Query]] = field(default_factory=dict)
+    facts: tuple[Fact, ...] = ()
+    corrects: str = ""
+    asks: str = ""
+    showing: dict[Fact, list[Query]] = field(default_factory=dict)
+    queries: dict[tuple[Fact, bool], list[Query]] = field(default_factory=dict)
 
-    def query(self, rng: random.Random, prompts: Sequence[Query], shown: bool) -> Query:
-        """One of a few ways to ask for what it tells, by these prompts unless turns are shown and it is among them."""
-        if shown not in self.queries and self.about is not None:
-            chosen = rng.choices((self.showing if shown else ()) or prompts, k=QUERIES)
-            self.queries[shown] = [q.about(self.about, whole=rng.random() < WHOLE_SHARE) for q in chosen]
-        return rng.choice(self.queries[shown])
+    def query(self, rng: random.Random, encoder: Encoder, fact: Fact, prompts: Sequence[Query], shown: bool) -> Query:
+        """One of a few ways to ask for a fact that it tells, by these prompts unless turns are shown and it is among them."""
+        if (fact, shown) not in self.queries:
+            chosen = rng.choices((self.showing.get(fact) if shown else ()) or prompts, k=QUERIES)
+            made = [q.about(fact, encoder, whole=rng.random() < WHOLE_SHARE) for q in chosen]
+            self.queries[fact, shown] = made
+        return rng.choice(self.queries[fact, shown])
 
 
 class Pool:
@@ -77,9 +92,10 @@ class Pool:
     but for prompts that show the fact again, which fit the turn that told it alone.
     """
 
-    def __init__(self, size: int, mixed: bool) -> None:
+    def __init__(self, size: int, mixed: bool, encoder: Encoder) -> None:
         self.written: deque[Written] = deque(maxlen=size)
         self.mixed = mixed
+        self.encoder = encoder
 
     def add(self, written: Sequence[Written]) -> None:
         """Takes conversations in; the oldest leave. Their prompts must have been run (batch.ask)."""
@@ -87,68 +103,71 @@ class Pool:
             written = [
                 replace(
                     w,
-                    asked=[Query(q, a).about(q).asked for q, a in zip(w.episode.questions, w.asked, strict=True) if a],
+                    asked=[
+                        Query(q, a)._answered(q, whole=True).asked
+                        for q, a in zip(w.episode.questions, w.asked, strict=True)
+                        if a
+                    ],
                 )
                 for w in written
             ]
         self.written.extend(written)
         self.talk: list[Turn] = []
         self.plain: list[Query] = []
-        self.unknown: dict[str, EncodedQuestion] = {}
         # prompts about a kind of fact, by whether they show turns again that tell none of it
         self.prompts: dict[bool, dict[str, list[Query]]] = {shown: defaultdict(list) for shown in (False, True)}
-        # turns that repeat a fact which was asked for, by the question about it
-        self.recalled: dict[int, list[Turn]] = defaultdict(list)
-        told: dict[str, list[Turn]] = defaultdict(list)
+        self.asking: dict[str, list[Turn]] = defaultdict(list)
+        self.told: list[Turn] = []
         for w in self.written if self.mixed else ():
-            self._take(w, told)
-        self.by_kind = {kind: turns for kind, turns in told.items() if kind in self.prompts[False]}
-        self.told = [t for turns in self.by_kind.values() for t in turns]
+            self._take(w)
+        known = self.prompts[False]
+        self.told = [t for t in self.told if all(f.kind in known for f in t.facts)]
         self.shown_again = [t for t in self.told if t.showing]
-        self.corrections = {kind: found for kind, turns in told.items() if (found := [t for t in turns if t.corrects])}
+        self.by_base: dict[str, list[Turn]] = defaultdict(list)
+        self.by_fact: dict[Fact, list[Turn]] = defaultdict(list)
+        self.corrections: dict[str, list[Turn]] = defaultdict(list)
+        for t in self.told:
+            for base in {by_name(f.kind).base for f in t.facts}:
+                self.by_base[base].append(t)
+            if len(t.facts) == 1:
+                (self.corrections[t.facts[0].kind] if t.corrects else self.by_fact[t.facts[0]]).append(t)
+        self.kinds_of_base: dict[str, list[str]] = defaultdict(list)
+        for kind in known:
+            self.kinds_of_base[by_name(kind).base].append(kind)
         episodes = [w.episode for w in self.written]
         answers = [q.answer for e in episodes for q in e.questions]
-        answers += [r.about.answer for w in self.written for r in w.retold]
+        answers += [self.encoder.answered(q, q.question).answer for e in episodes for q in e.questions]
+        values = {f.value for w in self.written for r in w.retold for f in r.facts}
+        # a value stands behind a space, or begins an answer
+        answers += [self.encoder.tokenizer.encode(before + v) for v in values for before in ("", " ")]
+        answers += [q.unknown(self.encoder).question.answer for queries in known.values() for q in queries[:1]]
         self.tokens = sorted({t for tokens in (*answers, *(e.written for e in episodes)) for t in tokens})
 
-    def _take(self, w: Written, told: dict[str, list[Turn]]) -> None:
-        about: dict[tuple[str, str], EncodedQuestion] = {}
-        showing: dict[tuple[str, str], list[Query]] = defaultdict(list)
+    def _take(self, w: Written) -> None:
+        showing: dict[Fact, list[Query]] = defaultdict(list)
         for q, asked in zip(w.episode.questions, w.asked, strict=True):
-            if q.value_at:
-                about[q.question.kind, q.question.value] = q
-            elif not q.plain:
-                self.unknown[q.question.kind] = q
             if asked is None:
                 continue
             kind = q.question.kind
             if q.plain:
                 self.plain.append(Query(q, asked))
-            elif any(m.kind == kind for m in q.shown):
-                showing[kind, q.question.value].append(Query(q, asked))
-            else:
+            elif any(f.kind == kind for m in q.shown for f in m.facts):
+                showing[Fact(kind, q.question.value)].append(Query(q, asked))
+            elif q.value_at:
                 self.prompts[bool(q.shown)][kind].append(Query(q, asked))
         spans = w.spans.tolist()
         messages = [m for s in w.episode.sessions for m in s.messages]
-        corrections = {n for n, m in enumerate(messages) if m.kind and m.kind in {e.kind for e in messages[:n]}}
-        for n, (said, reply) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
-            inside = slice(bisect_left(spans, 2 * n), bisect_right(spans, 2 * n + 1))
-            fact = said if said.value else reply
-            told_about = about.get((fact.kind, fact.value))
-            turn = Turn([w.inputs[:, inside]], w.spans[inside] % 2, told_about, 2 * n in corrections)
-            if not fact.value:
-                self.talk.append(turn)
-            elif turn.about is not None and fact is said:
-                turn.showing = showing[fact.kind, fact.value]
-                told[fact.kind].append(turn)
-            elif turn.about is not None:
-                self.recalled[id(turn.about)].append(turn)
-        for r in w.retold:
-            turn = Turn(r.parts, r.spans, r.about, r.message in corrections)
-            if messages[r.message].role == "user":
-                told[messages[r.message].kind].append(turn)
+        for n, said in enumerate(messages[::2]):
+            inside = slice(bisect_left(spans, 2 * n), bisect_right(spans, 2 * n))
+            turn = Turn([w.inputs[:, inside]], said.facts, said.corrects, said.asks)
+            if said.facts:
+                turn.showing = {f: showing[f] for f in said.facts if showing[f]}
+                self.told.append(turn)
+            elif said.asks:
+                self.asking[said.asks].append(turn)
             else:
-                self.recalled[id(r.about)].append(turn)
+                self.talk.append(turn)
+        self.told += [Turn(r.parts, r.facts, messages[r.message].corrects) for r in w.retold]
 
     def draw(self, rng: random.Random, n: int, facts: int, far: bool, shown: bool) -> list[Written]:
         """Conversations that ask about n questions together; mixed ones of so many facts, with much talk and half as many
@@ -161,27 +180,33 @@ class Pool:
         rows = n // facts // 2 if far else n // facts
         found = [self._mix(rng, facts, far, shown) for _ in range(max(FEWEST, rows))]
         plain = [q for q in self.plain if shown or not q.question.shown]
-        for mixed in rng.sample(found, PLAIN_QUERIES) if plain else ():
+        for mixed in rng.sample(found, min(PLAIN_QUERIES, len(found))) if plain else ():
             query = rng.choice(plain)
             mixed.episode.questions.append(query.question)
             mixed.asked.append(query.asked)
         return found
 
     def _mix(self, rng: random.Random, facts: int, far: bool, shown: bool) -> Written:
-        turns = rng.sample(self.told, facts)
-        if shown and self.shown_again:
-            turns = [rng.choice(self.shown_again) if rng.random() < SHOWN_FACTS else t for t in turns]
-        for t in list(turns):
-            if t.about is not None and rng.random() < UPDATED_SHARE:
-                turns.insert(rng.randint(turns.index(t) + 1, len(turns)), self._update(rng, t.about.question.kind))
-        # of two turns of one kind the later counts
-        known = {t.about.question.kind: t for t in turns if t.about is not None}
-        turns = self._between(rng, turns, far)
-        queries = [turn.query(rng, self._prompts(kind, shown), shown) for kind, turn in known.items()]
+        turns: list[Turn] = []
+        while (left := facts - sum(len(t.facts) for t in turns)) > 0:
+            again = shown and self.shown_again and rng.random() < SHOWN_FACTS
+            among = self.shown_again if again else self.told
+            if turns and rng.random() < ALIKE_SHARE:
+                among = self.by_base[by_name(rng.choice(turns[-1].facts).kind).base]
+            turn = rng.choice(among)
+            # with more facts than there is room for only where nothing else was found
+            if len(turn.facts) <= left or rng.random() < 0.1:
+                turns.append(turn)
+        for t in turns:
+            if len(t.facts) == 1 and not t.corrects and rng.random() < UPDATED_SHARE:
+                self._correct(rng, turns, t)
+        # of two turns that tell one kind the later counts
+        known = {f.kind: (f, t) for t in turns for f in t.facts}
+        queries = [t.query(rng, self.encoder, f, self._prompts(kind, shown), shown) for kind, (f, t) in known.items()]
         if rng.random() < UNKNOWN_SHARE:
-            kind = rng.choice([k for k in self.unknown if k not in known and k in self.prompts[False]] or [""])
-            queries += [rng.choice(self._prompts(kind, shown)).about(self.unknown[kind])] if kind else []
-        spans = torch.cat([t.spans + 2 * i for i, t in enumerate(turns)])
+            queries += self._not_told(rng, known, shown)
+        turns = self._between(rng, turns, far)
+        spans = torch.cat([torch.full((sum(p.shape[1] for p in t.parts),), 2 * i) for i, t in enumerate(turns)])
         return Written(
             torch.cat([part for t in turns for part in t.parts], 1),
             spans,
@@ -194,20 +219,32 @@ class Pool:
     def _prompts(self, kind: str, shown: bool) -> Sequence[Query]:
         return self.prompts[shown].get(kind) or self.prompts[False][kind]
 
-    def _update(self, rng: random.Random, kind: str) -> Turn:
-        """Something that changes a fact, mostly told as a change."""
-        corrections = self.corrections.get(kind) if rng.random() < CORRECTED_SHARE else None
-        return rng.choice(corrections or self.by_kind[kind])
+    def _correct(self, rng: random.Random, turns: list[Turn], told: Turn) -> None:
+        """Adds what corrects `told`, which is told with the value that the correction names where there is such a turn."""
+        corrections = self.corrections.get(told.facts[0].kind)
+        if not corrections:
+            return
+        correction = rng.choice(corrections)
+        old = self.by_fact.get(Fact(told.facts[0].kind, correction.corrects))
+        at = turns.index(told)
+        turns[at] = rng.choice(old) if old else told
+        turns.insert(rng.randint(at + 1, len(turns)), correction)
+
+    def _not_told(self, rng: random.Random, known: dict[str, tuple[Fact, Turn]], shown: bool) -> list[Query]:
+        """A question about a kind that is not among the known ones; half of them about something alike."""
+        kinds: Sequence[str] = ()
+        if rng.random() < 0.5:
+            kinds = [k for one in known for k in self.kinds_of_base[by_name(one).base] if k not in known]
+        kinds = kinds or [k for k in self.prompts[False] if k not in known]
+        return [rng.choice(self._prompts(rng.choice(kinds), shown)).unknown(self.encoder)] if kinds else []
 
     def _between(self, rng: random.Random, turns: list[Turn], far: bool) -> list[Turn]:
-        """The turns, told facts repeated on being asked, and talk among them; when far, mostly after them."""
+        """The turns, questions about what they tell, and talk among them; when far, mostly after them."""
         placed = [(i + 1.0, turn) for i, turn in enumerate(turns)]
         for i, turn in enumerate(turns):
-            again = self.recalled.get(id(turn.about))
-            if again and rng.random() < RECALLED_SHARE and turn.about is not None:
-                kind = turn.about.question.kind
-                later = (n for n in range(i + 1, len(turns)) if (a := turns[n].about) and a.question.kind == kind)
-                placed.append((rng.uniform(i + 1.0, next(later, len(turns)) + 1.0), rng.choice(again)))
+            asking = [a for f in turn.facts for a in self.asking.get(f.kind, ())]
+            if asking and rng.random() < ASKED_SHARE:
+                placed.append((rng.uniform(i + 1.0, len(turns) + 1.0), rng.choice(asking)))
         if self.talk:
             n = rng.randint(1, FAR_TURNS) if far else rng.choice((0, 0, 1, 2))
             start = len(turns) + 1.0 if far and rng.random() < 0.7 else 0.0
@@ -219,8 +256,3 @@ def size_of_batch(rng: random.Random, most_facts: int) -> tuple[int, bool, bool]
     """facts, far and shown of Pool.draw(): what is long in one conversation of a batch makes room in all of it."""
     facts = rng.choice([n for n in FACTS if n <= most_facts])
     return facts, rng.random() < FAR_SHARE, rng.random() < SHOWN_BATCHES
-
-
-def wanted_prompts(rng: random.Random) -> Callable[[EncodedQuestion], bool]:
-    """Which prompts of a mixed pool are run: those of plain talk and a share of the others, since any fits any turn."""
-    return lambda question: question.plain or rng.random() < PROMPT_SHARE

@@ -7,22 +7,23 @@ what it costs in a conversation of its own.
 from __future__ import annotations
 
 import random
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from deltamem_cli.episodes import TRAIN, Message, Question
-from deltamem_cli.episodes.kinds import BY_NAME
-from deltamem_cli.episodes.values import values
+from deltamem_cli.episodes import Fact, Message
+from deltamem_cli.episodes.conversation import other_values
+from deltamem_cli.episodes.episode import last_place
+from deltamem_cli.episodes.spoken import by_name
 from deltamem_cli.training.backbone import Backbone, Past
 from deltamem_cli.training.batch import Retelling, Written, length_mask, pad
-from deltamem_cli.training.encode import EncodedQuestion, EncodedSession, Encoder
+from deltamem_cli.training.encode import Encoder
 from deltamem_cli.training.memory import Memory, Session
 
 SETTLED = 2  # tokens after a value that are run again; those behind them hardly depend on it
-VALUES = 12  # other values that each told fact is retold with
+VALUES = 8  # other values that each told fact is retold with
 
 
 @torch.no_grad()
@@ -37,30 +38,16 @@ def retell(
     """Adds to conversations of one session (with their past, which is let go) each told fact with `count` other values.
 
     What follows a value is run for SETTLED tokens, and is the conversation's own from there on.
-    A reply that names the value is left out.
     """
     for w in written:
         past, w.past = w.past, None
-        session = w.episode.sessions[0]
-        told = {(q.question.kind, q.question.value) for q in w.episode.questions if q.value_at}
-        asked: dict[tuple[str, str], list[EncodedQuestion]] = {}
-        for n, message in enumerate(session.messages):
-            fact = (message.kind, message.value)
-            if past is None or fact not in told:
-                continue
-            if fact not in asked:
-                asked[fact] = _other_answers(encoder, rng, session, fact, count)
-            w.retold += _retold(encoder, backbone, memory, w, past, n, asked[fact])
-
-
-def _other_answers(
-    encoder: Encoder, rng: random.Random, session: EncodedSession, fact: tuple[str, str], count: int
-) -> list[EncodedQuestion]:
-    kind = BY_NAME[fact[0]]
-    taken = {m.value for m in session.messages}
-    free = [v for v in values(kind.vocabulary, TRAIN) if v not in taken]
-    chosen = rng.sample(free, min(count, len(free)))
-    return [encoder.question("", Question(kind.noun, kind.answer_for(v), v, kind.name)) for v in chosen]
+        messages = w.episode.sessions[0].messages
+        taken = {f.value for m in messages for f in m.facts}
+        for n, message in enumerate(messages if past is not None else ()):
+            for fact in message.facts:
+                others = other_values(rng, by_name(fact.kind), taken, count)
+                if others and past is not None:
+                    w.retold += _retold(encoder, backbone, memory, w, past, n, fact, others)
 
 
 def _retold(
@@ -70,41 +57,46 @@ def _retold(
     w: Written,
     past: Past,
     n: int,
-    others: Sequence[EncodedQuestion],
+    fact: Fact,
+    others: Sequence[str],
 ) -> list[Retelling]:
-    """Message n of the conversation with each of other values, and what belongs to its turn."""
-    session, spans = w.episode.sessions[0], w.spans.tolist()
-    opening, size = session.opening, len(others)
-    # the next message too, since what leads to it belongs to the one before
-    shown = session.messages[: n + 2]
-    rows = [encoder.session(session.system, _with_value(shown, n, q.question.value)) for q in others]
-    told, *again = [s.tokens[: bisect_right(s.spans, n)] for s in (session, *rows)]
+    """Message n of the conversation with each of other values of one of its facts."""
+    session = w.episode.sessions[0]
+    messages = [_with_value(session.messages[n], fact, value) for value in others]
+    # the reply too, since what leads to it belongs to the message
+    reply = session.messages[n + 1 : n + 2]
+    rows = [encoder.session(session.system, [*session.messages[:n], m, *reply]) for m in messages]
+    begin = session.place_of(n)[0]
+    told, *again = [s.tokens[: s.place_of(n)[1]] for s in (session, *rows)]
     at = min(_alike(told, tokens) for tokens in again)
     same = [min(_alike(told[::-1], tokens[::-1]), len(told) - at, len(tokens) - at) for tokens in again]
     kept = [max(0, alike - SETTLED) for alike in same]
     tails = [tokens[at : len(tokens) - k] for tokens, k in zip(again, kept, strict=True)]
-    mask = torch.ones(1, at - opening, dtype=torch.bool, device=backbone.device)
-    state, _ = memory.write(w.inputs[None, :, : at - opening].to(backbone.device), memory.zero_states(1), mask)
+    first = bisect_left(w.spans.tolist(), n)  # of the message's tokens, among those that write
+    split = first + at - begin
+    mask = torch.ones(1, split, dtype=torch.bool, device=backbone.device)
+    state = memory.zero_states(1)
+    if split:
+        state, _ = memory.write(w.inputs[None, :, :split].to(backbone.device), state, mask)
     ids, lengths = pad(tails, backbone.device)
-    run = Session(memory, state.expand(size, *state.shape[1:]), length_mask(lengths, ids.shape[1]), keep_inputs=True)
-    backbone.run(backbone.embed(ids), lengths, past.begun(at, size), run)
+    states = state.expand(len(tails), *state.shape[1:])
+    run = Session(memory, states, length_mask(lengths, ids.shape[1]), keep_inputs=True)
+    backbone.run(backbone.embed(ids), lengths, past.begun(at, len(tails)), run)
     new = torch.stack(run.inputs, 1)  # [B, L, T, hidden]
-    first = n - n % 2  # the message of the user that begins the turn
-    named = n == first and session.messages[n].value in session.messages[n + 1].content
-    begin, end = bisect_left(spans, first), bisect_right(spans, n if named else first + 1)
+    end = first + len(told) - begin
     found = []
-    for i, (row, tail, k, question) in enumerate(zip(rows, tails, kept, others, strict=True)):
-        after = slice(len(told) - opening - k, end)
-        parts = [w.inputs[:, begin : at - opening], new[i, :, : len(tail)].clone(), w.inputs[:, after]]
-        inside = row.spans[opening + begin : at + len(tail)] + spans[after]
-        found.append(Retelling(n, parts, torch.tensor(inside) - first, question))
+    for i, (message, tail, k) in enumerate(zip(messages, tails, kept, strict=True)):
+        parts = [w.inputs[:, first:split], new[i, :, : len(tail)].clone(), w.inputs[:, end - k : end]]
+        found.append(Retelling(n, parts, message.facts))
     return found
 
 
-def _with_value(messages: Sequence[Message], n: int, new: str) -> list[Message]:
-    """From message n on, the last mention of its value in a message is of the new one."""
-    old = messages[n].value
-    return [replace(m, content=new.join(m.content.rsplit(old, 1))) if i >= n else m for i, m in enumerate(messages)]
+def _with_value(message: Message, fact: Fact, value: str) -> Message:
+    """The last mention of the fact's value is of the new one."""
+    facts = tuple(Fact(f.kind, value) if f == fact else f for f in message.facts)
+    at = last_place(message.content, fact.value)
+    said = message.content[:at] + value + message.content[at + len(fact.value) :]
+    return replace(message, content=said, facts=facts)
 
 
 def _alike(a: Sequence[int], b: Sequence[int]) -> int:

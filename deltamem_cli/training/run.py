@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from deltamem_cli.adapter.format import DELTA_HEADS, Adapter, AdapterConfig, read_adapter, training_summary
+from deltamem_cli.episodes.conversation import told_prompt
 from deltamem_cli.episodes.file import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
@@ -24,7 +26,8 @@ from deltamem_cli.training.retell import retell
 from deltamem_cli.training.sources import Source, dense_source, persona_source, recall_checks
 from deltamem_cli.training.tokens import tokenizer_of
 
-TALK_PAIRS = 192
+TALK_PAIRS = 160
+WRITE = "user"  # what of a turn a run learns to write, as `--write` names it
 DEFAULT_STEPS = 1000
 
 
@@ -51,7 +54,7 @@ class RunOptions:
     finish: float = 0.1
     resume: bool = False
     start_from: Path | None = None
-    start_episodes: int = 64
+    start_episodes: int = 64  # half of them where the run goes on from an adapter, which needs no start from data
     license: str | None = None
 
 
@@ -89,9 +92,20 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     # every process samples its own part of the talk
     talk_seed, pairs = options.seed + accelerator.process_index, TALK_PAIRS // accelerator.num_processes
     if options.data is None:
-        talk = own_talk(backbone, encoder, talk_seed, pairs, lambda n: report({"event": "talk", "pairs": n}))
+
+        def asked(n: int) -> None:
+            report({"event": "talk", "pairs": n})
+
+        # sampled once for a run, since that takes minutes: a run that goes on has the same
+        kept = folder / f"talk-{accelerator.process_index}.json"
+        if options.resume and kept.exists():
+            talk, answered = ([(q, a) for q, a in one] for one in json.loads(kept.read_text(encoding="utf-8")))
+        else:
+            talk = own_talk(backbone, encoder, talk_seed, pairs, asked)
+            answered = own_talk(backbone, encoder, talk_seed, pairs // 2, asked, prompt=told_prompt)
+            kept.write_text(json.dumps([talk, answered]), encoding="utf-8")
         source: Source = persona_source(encoder, talk)
-        dense: Source | None = dense_source(encoder, talk)
+        dense: Source | None = dense_source(encoder, talk, answered)
         checks = recall_checks(encoder)
     else:
         dense = None
@@ -99,10 +113,13 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     steps = options.steps or (DEFAULT_STEPS if options.minutes is None else None)
     settings = Settings(
         steps=steps, minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch,
-        lr=options.lr, finish=options.finish, start_episodes=options.start_episodes,
+        lr=options.lr, finish=options.finish,
+        start_episodes=options.start_episodes if start is None else max(1, options.start_episodes // 2),
     )  # fmt: skip
     more_values = None if dense is None else partial(retell, encoder, backbone, memory)
-    trainer = Trainer(backbone, memory, source, checks, settings, folder, report, dense, more_values, accelerator)
+    trainer = Trainer(
+        backbone, memory, encoder, source, checks, settings, folder, report, dense, more_values, accelerator
+    )
     best = -1.0
     # built-in conversations are always new ones: the last step is the best, while validation is noisy
     fresh = options.data is None
@@ -114,7 +131,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
             best = event["score"]
             summary = {
                 "settings": asdict(settings),
-                "data": "persona episodes" if options.data is None else options.data.name,
+                "data": "built-in conversations" if options.data is None else options.data.name,
+                "write": WRITE,
                 "step": event["step"],
                 "curve": trainer.history,
             }

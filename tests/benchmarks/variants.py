@@ -97,7 +97,7 @@ def main() -> None:
         events: list[dict[str, float]] = []
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
-                backbone, memory, persona_source(encoder, talk), checks, settings, Path(folder), events.append,
+                backbone, memory, encoder, persona_source(encoder, talk), checks, settings, Path(folder), events.append,
                 dense_source(encoder, talk),
             )  # fmt: skip
             trainer.pool.add([of_layers(w, memory.config.layers, memory) for w in written])
