@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ class HubFile:
     stop: str = "drop"  # how: drop (the connection), stall (until the server ends)
     status: int | None = None  # in place of the content
     status_after_stop: int | None = None  # of what is asked after an answer that ended early
+    listed: dict[str, Any] = field(default_factory=dict)  # what the listing says of it in place of the truth
+    headers: dict[str, str] = field(default_factory=dict)  # the same of its own answer
 
     @property
     def large(self) -> bool:
@@ -44,6 +47,7 @@ class Repo:
     license: str | None = "apache-2.0"
     gated: bool = False
     token: str | None = None  # the one that opens a gated repository
+    commit: str | None = None  # in place of the true one
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Hub:
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Hub]:
     hub = Hub()
 
     class Handler(_Handler):
@@ -74,7 +78,9 @@ def serving() -> Iterator[Hub]:
     Handler.hub = hub
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_port}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    hub.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -124,10 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"sha256": one.etag, "size": len(one.content), "pointerSize": 130}
             else:
                 entry["blobId"] = one.etag
-            siblings.append(entry)
+            siblings.append(entry | one.listed)
         document = {
             "id": name,
-            "sha": _commit(name),
+            "sha": repo.commit or _commit(name),
             "siblings": siblings,
             "gated": "auto" if repo.gated else False,
             "cardData": {"license": repo.license} if repo.license else None,
@@ -143,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         if one is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        headers = {"X-Repo-Commit": _commit(name), "ETag": f'"{one.etag}"'}
+        headers = {"X-Repo-Commit": _commit(name), "ETag": f'"{one.etag}"'} | one.headers
         if not one.large:
             self._send(200, one.content if one.served is None else one.served, headers)
             return
@@ -154,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Xet-Refresh-Route": f"{self.hub.url}/xet-token",
             # another host, as the hub's storage is
             "Location": f"{self.hub.url.replace('127.0.0.1', 'localhost')}/storage/{name}/{file}",
-        }
+        } | one.headers
         self._send(302, b"", headers)
 
     def _content(self, file: HubFile) -> None:

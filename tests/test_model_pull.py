@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +210,84 @@ def test_no_network_is_said_at_once(dmem: Program) -> None:
 def test_a_server_that_is_no_hub_is_named(dmem: Program) -> None:
     sentence = dmem.refused("model", "pull", "org/tiny-GGUF", HF_ENDPOINT=f"{dmem.hub.url}/page")
     assert "does not answer as a hub does" in sentence and "HF_ENDPOINT" in sentence
+
+
+def outside(dmem: Program) -> list[Path]:
+    """Files in the home that do not lie where a pull may write."""
+    ours = (dmem.home / "hf", dmem.home / "models.toml", dmem.home / "models")
+    files = [path for path in dmem.home.rglob("*") if path.is_file()]
+    return [path for path in files if not any(path.is_relative_to(place) for place in ours)]
+
+
+@pytest.mark.parametrize("of", ["digest", "git's digest", "climbing digest", "commit", "size", "name"])
+def test_what_a_server_calls_digest_commit_size_or_name_makes_no_path(dmem: Program, of: str) -> None:
+    repo = tiny(dmem.hub)
+    file, target = repo.files["tiny-Q8_0.gguf"], str(dmem.home / "evil")
+    if of == "commit":
+        repo.commit = "../../../../evil"
+    elif of == "size":
+        file.listed = {"size": "many"}
+    elif of == "name":
+        file.listed = {"rfilename": "../../../../../evil.gguf"}
+    elif of == "git's digest":
+        file.listed = {"lfs": None, "blobId": target}
+    else:
+        digest = target if of == "digest" else "../../../../evil"
+        file.listed = {"lfs": {"sha256": digest, "size": len(MODEL), "pointerSize": 1}}
+    sentence = dmem.refused("model", "pull", "org/tiny-GGUF")
+    assert "does not answer as a hub does" in sentence and "HF_ENDPOINT" in sentence
+    assert not outside(dmem) and not dmem.parts()
+
+
+def test_what_a_server_says_beside_the_content_makes_no_path(dmem: Program) -> None:
+    target = str(dmem.home / "evil")
+    headers = {"ETag": f'"{target}"', "X-Linked-ETag": f'"{target}"', "X-Repo-Commit": "../../../../../evil"}
+    tiny(dmem.hub).files["tiny-Q8_0.gguf"].headers = headers
+    result = dmem("model", "pull", "org/tiny-GGUF", "--json")
+    assert Path(json.loads(result.stdout)["files"][0]).read_bytes() == MODEL
+    assert not outside(dmem)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "SOCKS proxy"),
+        ("HTTPS_PROXY", "http://[::1", "no address of a proxy"),
+        ("ALL_PROXY", "ftp://127.0.0.1:1", "no address of a proxy"),
+        ("SSL_CERT_FILE", "/nowhere", "is no file"),
+        ("SSL_CERT_FILE", __file__, "no certificate can be read"),
+        ("HF_TOKEN", "hf_\u00e9", "put a valid token"),
+        ("HF_ENDPOINT", "http://[bad", "no address of a hub"),
+        ("HTTP_PROXY", "user:secret@127.0.0.1:1", "through the proxy 127.0.0.1:1"),
+    ],
+)
+def test_a_setting_with_which_no_hub_can_be_asked_is_named(
+    dmem: Program, variable: str, value: str, reason: str
+) -> None:
+    tiny(dmem.hub)
+    if find_spec("socksio") and "socks" in value:
+        pytest.skip("socksio is here, so SOCKS proxies work")
+    sentence = dmem.refused("model", "pull", "org/tiny-GGUF", **{"NO_PROXY": "", variable: value})
+    assert reason in sentence and "secret" not in sentence
+    if variable != "HTTP_PROXY":
+        assert variable in sentence
+
+
+def test_a_certificate_that_is_not_trusted_is_named(dmem: Program, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.pem" for name in ("key", "certificate")}
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+        + ["-keyout", files["key"], "-out", files["certificate"]],
+        capture_output=True,
+        check=False,
+    ) if shutil.which("openssl") else None  # fmt: skip
+    if made is None or made.returncode:
+        pytest.skip("no openssl to make a certificate with")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files["certificate"], files["key"])
+    with serving(context) as hub:
+        sentence = dmem.refused("model", "pull", "org/tiny-GGUF", HF_ENDPOINT=hub.url)
+    assert "certificate of 127.0.0.1" in sentence and "SSL_CERT_FILE" in sentence
 
 
 def test_a_split_model_comes_whole(dmem: Program) -> None:

@@ -11,17 +11,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NoReturn
 
+from deltamem_cli.models import hub_settings
 from deltamem_cli.models.errors import ModelError, Stopped
+from deltamem_cli.models.hub_settings import STAYS
 
-_OFFLINE = ("DMEM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TIMEOUT = 10  # seconds until a silent hub counts as absent
-_STAYS = "what is pulled already works without it"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,39 @@ class Repository:
 
 def look(repo: str) -> Repository:
     """What the repository holds now. Raises ModelError, at once when there is no network."""
-    _refuse_offline(repo)
+    hub_settings.check(repo)
     with _in_one_sentence(repo):
         from huggingface_hub import HfApi
         from huggingface_hub.utils import logging
 
         logging.set_verbosity_error()  # its warnings are our errors, and some hold signed addresses
-        info = HfApi().model_info(repo, files_metadata=True, timeout=_TIMEOUT)
-    files = {
-        one.rfilename: RemoteFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else None, one.blob_id or "")
-        for one in info.siblings or []
-    }
+        try:
+            info = HfApi().model_info(repo, files_metadata=True, timeout=_TIMEOUT)
+        except (LookupError, TypeError, AttributeError) as error:  # it takes the answer's form for granted
+            raise ValueError("its listing is none of a repository") from error
+        if not _COMMIT.fullmatch(str(info.sha)):
+            raise ValueError("the commit in its listing is none")
+        files = {one.rfilename: _remote_file(one) for one in info.siblings or []}
     license = info.card_data.get("license") if info.card_data else None
-    return Repository(repo, info.sha or "main", license if isinstance(license, str) else None, files)
+    return Repository(repo, str(info.sha), license if isinstance(license, str) else None, files)
+
+
+def _remote_file(listed: Any) -> RemoteFile:
+    """Raises ValueError for what no hub says of a file, whose name becomes a path here."""
+    name, size = listed.rfilename, listed.size or 0
+    file = RemoteFile(name, size, listed.lfs.sha256 if listed.lfs else None, listed.blob_id or "")
+    if not isinstance(name, str) or not _stays_inside(name):
+        raise ValueError("a file in its listing has a name that is none")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"the size of {name} in its listing is none")
+    return file
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name, on any system, is that of a file below the folder that it is put into."""
+    whole, windows = PurePosixPath(name), PureWindowsPath(name)
+    anchored = whole.anchor or windows.anchor or any(PureWindowsPath(part).drive for part in whole.parts)
+    return bool(whole.parts) and not anchored and ".." not in windows.parts and "\0" not in name
 
 
 def download(repository: Repository, names: Sequence[str]) -> list[Path]:
@@ -70,19 +93,20 @@ def download(repository: Repository, names: Sequence[str]) -> list[Path]:
     Raises ModelError, and Stopped for Ctrl-C.
     """
     with _in_one_sentence(repository.name):
-        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
         folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository.name, repo_type="model") / "blobs"
         files = [repository.files[name] for name in names]
+        for file in files:
+            if not _DIGEST.fullmatch(str(file.digest)):
+                raise ValueError(f"the checksum of {file.name} in its listing is none")
         missing = [file for file in files if not (folder / file.digest).exists()]
         folder.mkdir(parents=True, exist_ok=True)
         _check_room(folder, missing)
         for file in missing:
-            if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:  # larger ones the hub serves to its own library alone
-                _fetch(repository, file, folder / file.digest)
-        # finds what lies there and links it into its snapshot
-        return [Path(hf_hub_download(repository.name, file.name)) for file in files]
+            _fetch(repository, file, folder / file.digest)
+        return [_in_snapshot(repository, file, folder / file.digest) for file in files]
 
 
 def delete(paths: list[Path]) -> None:
@@ -114,15 +138,25 @@ def delete(paths: list[Path]) -> None:
     cache.delete_files(*selected).execute()
 
 
-def _refuse_offline(repo: str) -> None:
-    for variable in _OFFLINE:
-        if os.environ.get(variable, "").lower() not in ("", "0", "no", "off", "false"):
-            raise ModelError(f"{variable} is set, so {repo} is not asked for: unset it to download; {_STAYS}.")
+def _in_snapshot(repository: Repository, file: RemoteFile, blob: Path) -> Path:
+    """The file's name in the cache, where the hub's own tools look for it.
+
+    Not by hf_hub_download(), which would ask again and make paths of whatever the server then calls commit and digest.
+    """
+    from huggingface_hub.file_download import _cache_commit_hash_for_specific_revision, _create_symlink
+
+    cache = blob.parent.parent
+    path = cache / "snapshots" / repository.commit / file.name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _create_symlink(str(blob), str(path))
+    _cache_commit_hash_for_specific_revision(str(cache), "main", repository.commit)
+    return path
 
 
 def _fetch(repository: Repository, file: RemoteFile, blob: Path) -> None:
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get, xet_get
     from huggingface_hub.utils import build_hf_headers
 
     part = _part(blob)
@@ -133,11 +167,16 @@ def _fetch(repository: Repository, file: RemoteFile, blob: Path) -> None:
             done = 0
         url = hf_hub_url(repository.name, file.name, revision=repository.commit)
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges of what is packed make no sense
+        shown: dict[str, Any] = {"expected_size": file.size, "displayed_filename": file.name}
         try:
-            with part.open("ab") as out:
-                http_get(
-                    url, out, resume_size=done, headers=headers, expected_size=file.size, displayed_filename=file.name
-                )
+            if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:  # such a one the hub serves from its Xet storage alone
+                storage = get_hf_file_metadata(url).xet_file_data
+                if storage is None:
+                    raise ValueError(f"{file.name} has no Xet storage")
+                xet_get(incomplete_path=part, xet_file_data=storage, headers=build_hf_headers(), **shown)
+            else:
+                with part.open("ab") as out:
+                    http_get(url, out, resume_size=done, headers=headers, **shown)
         except KeyboardInterrupt:
             came = part.stat().st_size
             raise Stopped(
@@ -208,6 +247,7 @@ def _in_one_sentence(repo: str) -> Iterator[None]:
 
 def _translate(error: Exception, repo: str) -> NoReturn:
     import errno
+    import ssl
 
     import httpx2
     from huggingface_hub import constants, errors
@@ -237,10 +277,24 @@ def _translate(error: Exception, repo: str) -> NoReturn:
         raise ModelError(f"{host} answers {status} when asked for {repo}: {hint}.") from error
     if isinstance(error, errors.HFValidationError):
         raise ModelError(f"{repo} can't be the name of a repository: it must be owner/repo.") from error
-    if isinstance(error, (httpx2.HTTPError, errors.OfflineModeIsEnabled)):
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
         raise ModelError(
-            f"{host} can't be reached ({_reason(error)}): check the network and try again; {_STAYS}."
+            f"The certificate of {host} is not trusted ({_reason(error)}): if your network has one of its own, name its "
+            "file in SSL_CERT_FILE."
         ) from error
+    if isinstance(error, ssl.SSLError) and os.environ.get("SSL_CERT_FILE"):
+        raise ModelError(
+            f"SSL_CERT_FILE names {os.environ['SSL_CERT_FILE']}, in which no certificate can be read ({_reason(error)}): "
+            "correct it or unset it."
+        ) from error
+    if isinstance(error, (httpx2.HTTPError, errors.OfflineModeIsEnabled)):
+        proxy = hub_settings.proxy_for(constants.ENDPOINT)
+        through = f" through the proxy {proxy}" if proxy else ""
+        raise ModelError(
+            f"{host} can't be reached{through} ({_reason(error)}): check the network and try again; {STAYS}."
+        ) from error
+    if isinstance(error, UnicodeEncodeError):  # of what is sent, that is not ours alone
+        raise ModelError("The token in HF_TOKEN holds letters that no token has: put a valid token there.") from error
     if isinstance(error, (errors.FileMetadataError, ValueError)):  # no JSON, other JSON or headers than a hub's
         raise ModelError(f"{host} does not answer as a hub does ({_reason(error)}): check HF_ENDPOINT.") from error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
