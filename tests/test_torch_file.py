@@ -238,6 +238,13 @@ def test_a_pickle_that_asks_for_a_giant_memo_is_refused(tmp_path: Path) -> None:
     assert "memory" in refusal(tmp_path, archive(whole_pickle(bomb), {}))
 
 
+@pytest.mark.parametrize("step", [b"\x85", b"\x94\x85", b"q\x01h\x01\x86", b"K\x02\x86"])
+def test_a_pickle_that_nests_as_deep_as_would_end_python_is_refused(tmp_path: Path, step: bytes) -> None:
+    for n in (200, 2_000_000 // len(step)):
+        raw = archive(whole_pickle(b"})" + step * n + b"K\x01s"), {})
+        assert "nests" in refusal(tmp_path, raw)
+
+
 def test_a_giant_pickle_is_refused(tmp_path: Path) -> None:
     assert "larger than" in refusal(tmp_path, archive(whole_pickle(b"}" * (3 << 20)), {}))
 

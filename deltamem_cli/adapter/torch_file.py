@@ -27,6 +27,7 @@ from deltamem_cli.adapter.weight import STORAGE, Weight
 # A description of one tensor takes about 100 bytes; 2 MiB describe more tensors than any adapter has.
 _MAX_PICKLE = 2 << 20
 _MAX_MEMO = 1 << 20
+_MAX_DEPTH = 100  # a dict of tensors has six; hashing and freeing what is nested goes as deep in C, without a limit
 
 _OPCODES = frozenset(
     {
@@ -196,8 +197,41 @@ class _Archive:
         return self.storages[key, type]
 
 
+class _Depths:
+    """How deep what the unpickler will have on its stack and in its memo is nested, or less deep than said."""
+
+    def __init__(self) -> None:
+        self.stack: list[int | None] = []  # None is a mark
+        self.memo: dict[int, int | None] = {}
+
+    def take(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        if opcode.name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+        elif opcode.name == "MARK":
+            self.stack.append(None)
+        else:
+            depth = 1 + max(self._taken(opcode), default=-1)
+            if depth > _MAX_DEPTH:
+                raise _Refused("its pickle nests things deeper than a dict of tensors does")
+            self.stack += [depth] * len(opcode.stack_after)
+
+    def _taken(self, opcode: pickletools.OpcodeInfo) -> list[int]:
+        taken = []
+        before = list(opcode.stack_before)
+        if pickletools.markobject in before:
+            while (depth := self.stack.pop()) is not None:
+                taken.append(depth)
+            before = before[: before.index(pickletools.markobject)]
+        for _ in before:
+            taken.append(self.stack.pop() or 0)
+        return taken
+
+
 def _check_opcodes(pickled: bytes) -> None:
     """Refuses, before anything is loaded, whatever torch.save does not write for a dict of tensors."""
+    depths = _Depths()
     strings: list[str] = []
     culprit: str | None = None
     for opcode, argument, _ in pickletools.genops(pickled):
@@ -214,6 +248,7 @@ def _check_opcodes(pickled: bytes) -> None:
             culprit = culprit or _forbidden(" ".join(strings[-2:]))
         if opcode.name not in _OPCODES:
             raise _Refused(culprit or f"its pickle uses {opcode.name}, which a dict of tensors does not need")
+        depths.take(opcode, argument)
 
 
 def read_torch_file(path: Path) -> dict[str, Weight]:
