@@ -151,6 +151,15 @@ BAD = {
     "messages missing": put("turns", 0, "messages", to=None),
     "turns missing": put("turns", to={}),
     "context is a list": put("turns", 0, "context", to=[]),
+    "replayed is nothing": put("turns", 1, "context", "replayed", to=None),
+    "replayed are texts": put("turns", 1, "context", "replayed", to=["1"]),
+    "window_first is a list": put("turns", 1, "context", "window_first", to=[]),
+    "run is a dict": put("turns", 1, "context", "run", to={}),
+    "head holds no tokens": put("turns", 1, "context", "head", to=[2**31]),
+    "system is a number": put("turns", 1, "context", "system", to=5),
+    "a setting is a list": put("turns", 0, "settings", to={"temperature": []}),
+    "a setting is infinite": put("turns", 0, "settings", to={"temperature": float("inf")}),
+    "a time is not a number": put("turns", 0, "timings", to={"reply": float("nan")}),
     "counts negative": put("turns", 0, "written_tokens", to=-5),
     "timings are texts": put("turns", 0, "timings", to={"a": "b"}),
     "conversation missing": put("conversation", to=None),
@@ -182,11 +191,41 @@ def test_file_that_unpacks_to_far_more_than_it_declares_does_not_fill_the_memory
         archive.writestr(portable.MANIFEST, manifest)
         archive.writestr(portable.STATES, bytes(50_000_000))
     tracemalloc.start()
-    with pytest.raises(StoreError, match="not those that were exported"):
+    with pytest.raises(StoreError, match="more than is due"):
         portable.load(file)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
+
+
+def test_small_file_is_not_read_as_a_manifest_of_gigabytes(file: Path) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(portable.MANIFEST, '{"junk":[' + "[]," * 10_000_000 + "0]}")
+        archive.writestr(portable.STATES, b"")
+    tracemalloc.start()
+    with pytest.raises(StoreError, match="more than is due"):
+        portable.load(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
+
+
+def test_states_that_are_far_larger_than_the_file_are_refused(file: Path) -> None:
+    def many(manifest: dict[str, Any], _: np.ndarray) -> None:
+        for state in manifest["states"]:
+            state.update(layers=list(range(100)), heads=64, rank=64)
+
+    rewrite(file, many)
+    with pytest.raises(StoreError, match="larger than the file"):
+        portable.load(file)
+
+
+def test_a_long_and_repetitive_transcript_is_exported_so_that_it_can_be_imported(store: Store, tmp_path: Path) -> None:
+    talk = stored.conversation(store, 1)
+    turns.commit(store, talk, stored.exchange(2, user="again " * 1_000_000))
+    taken = bundle.read(store, talk)
+    portable.save(tmp_path / "long.dmem", taken)
+    assert portable.load(tmp_path / "long.dmem").turns[1].messages == taken.turns[1].messages
 
 
 @pytest.mark.parametrize("what", ["text", "empty", "missing", "folder", "other zip"])

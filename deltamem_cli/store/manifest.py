@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +110,14 @@ def _state(entry: Any) -> StateShape:
 def _turn(entry: Any, with_state: set[int | None]) -> Turn:
     number = _count(entry, "number", least=1)
     timings = _dict(entry, "timings")
-    if not all(isinstance(seconds, (int, float)) for seconds in timings.values()):
+    if not all(isinstance(seconds, (int, float)) and _is_plain(seconds) for seconds in timings.values()):
         raise Malformed("the timings of a turn are not numbers")
+    settings = _dict(entry, "settings")
+    if not all(_is_plain(value) for value in settings.values()):
+        raise Malformed("the settings of a turn are not plain values")
     interrupted = _value(entry, "interrupted")
     if not isinstance(interrupted, bool):
         raise Malformed("interrupted is neither true nor false")
-    context: TurnContext = _dict(entry, "context")  # type: ignore[assignment]
     return Turn(
         id=0,
         conversation="",
@@ -123,8 +126,8 @@ def _turn(entry: Any, with_state: set[int | None]) -> Turn:
         created=_time(entry, "created"),
         model=_identity(entry, "model"),
         adapter=None if _value(entry, "adapter") is None else _identity(entry, "adapter"),
-        settings=_dict(entry, "settings"),
-        context=context,
+        settings=settings,
+        context=_context(_dict(entry, "context")),
         interrupted=interrupted,
         prompt_tokens=_count(entry, "prompt_tokens"),
         reply_tokens=_count(entry, "reply_tokens"),
@@ -133,6 +136,29 @@ def _turn(entry: Any, with_state: set[int | None]) -> Turn:
         has_state=number in with_state,
         messages=[_message(message) for message in _list(entry, "messages")],
     )
+
+
+def _context(entry: dict[str, Any]) -> TurnContext:
+    """A replay feeds what stands in it. Keys that are not known here are kept as they are."""
+    check: dict[str, Callable[[], Any]] = {
+        "run": lambda: _text(entry, "run"),
+        "run_first": lambda: _count(entry, "run_first"),
+        "window_first": lambda: _count(entry, "window_first"),
+        "replayed": lambda: _integers(entry, "replayed", 2**53, least=1),
+        "system": lambda: _text_or_none(entry, "system"),
+        "head": lambda: _integers(entry, "head", MAX_TOKEN),
+        "n_past": lambda: _count(entry, "n_past"),
+        "chunk": lambda: _count(entry, "chunk"),
+    }
+    for key in entry.keys() & check.keys():
+        check[key]()
+    return entry  # type: ignore[return-value]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int)) and (not isinstance(value, int) or abs(value) <= 2**53)
 
 
 def _message(entry: Any) -> Message:

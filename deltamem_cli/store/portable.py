@@ -26,7 +26,11 @@ from deltamem_cli.store.manifest import FORMAT, VERSION, Malformed, parse
 from deltamem_cli.store.records import Snapshot, Turn
 
 MANIFEST, STATES = "manifest.json", "states.f32"
-MAX_MANIFEST = 256 << 20  # bytes; a million tokens of transcript are some ten
+
+# Bytes that a member may unpack to: a small file may hold this much in any case, and beyond it so many times its size.
+# Read as JSON a manifest takes some twenty times its length, and what is packed a thousand times over is no transcript.
+_ANYHOW = 4 << 20
+_TIMES = 8
 
 # What zipfile, zlib and json say of bytes that were never a zip, or once were.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
@@ -51,9 +55,12 @@ def save(path: Path, bundle: Bundle) -> None:
         with as_sentences(path):
             with (
                 os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file,
-                zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+                zipfile.ZipFile(file, "w") as archive,
             ):
-                archive.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, separators=(",", ":")))
+                described = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
+                # a long one is not packed, so that load() never finds it packed too well
+                kind = zipfile.ZIP_DEFLATED if len(described) <= _ANYHOW else zipfile.ZIP_STORED
+                archive.writestr(MANIFEST, described, kind)
                 archive.writestr(STATES, b"".join(blobs))
             os.replace(part, path)
     finally:
@@ -66,9 +73,12 @@ def load(path: Path) -> Bundle:
     try:
         with as_sentences(path), zipfile.ZipFile(path) as archive:
             _check_members(archive)
-            described = parse(json.loads(_member(archive, MANIFEST, MAX_MANIFEST)))
+            most = _ANYHOW + _TIMES * path.stat().st_size
+            described = parse(json.loads(_member(archive, MANIFEST, most)))
+            if described.n_bytes > most:
+                raise Malformed("its states would be far larger than the file")
             blob = _member(archive, STATES, described.n_bytes)
-        if len(blob) != described.n_bytes or hashlib.sha256(blob).hexdigest() != described.sha256:
+        if len(blob) < described.n_bytes or hashlib.sha256(blob).hexdigest() != described.sha256:
             raise Malformed("its states are not those that were exported")
         return described.bundle(blob)
     except _ZIP_ERRORS as error:
@@ -88,9 +98,12 @@ def _check_members(archive: zipfile.ZipFile) -> None:
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    # The size that the zip declares is not believed: reading stops past the limit, and too much is not what is due.
+    # The size that the zip declares is not believed: reading stops past the limit.
     with archive.open(name) as file:
-        return file.read(limit + 1)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Malformed(f"its {name} unpacks to more than is due")
+    return data
 
 
 def _describe(snapshot: Snapshot) -> dict[str, Any]:
