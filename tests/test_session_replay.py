@@ -109,3 +109,26 @@ def test_after_forgetting_the_numbers_go_on(chats: Chats) -> None:
         say(session, "Four.")
         assert [turn.number for turn in turns.all_of(session.store, session.conversation.id)] == [1, 3, 4]
         assert_agree(session)
+
+
+@pytest.mark.parametrize("back", ["regenerate", "undo"])
+def test_a_turn_that_takes_the_number_of_one_shown_again_was_not_shown_before_itself(chats: Chats, back: str) -> None:
+    with chats.open() as (session, _):
+        say(session, "About a walrus.")
+        say(session, "About a cat.")
+    with chats.open() as (session, loaded):
+        assert session.window.turns == [1, 2]
+        if back == "regenerate":
+            list(session.regenerate())
+        else:
+            session.undo()
+            say(session, "About a bee.")
+        say(session, "About a dog.")
+        every = turns.all_of(session.store, session.conversation.id)
+        assert [turn.context["replayed"] for turn in every[1:]] == [[1], [1]]
+        again = replay(
+            session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter
+        )
+        for turn in every:
+            stored = states.after(session.store, session.conversation.id, turn.number)
+            assert relative(again[turn.number].snapshot.state, stored.state) <= 1e-3

@@ -148,7 +148,7 @@ class ChatSession:
                 )
             gone = list(range(self._number - count + 1, self._number + 1))
             self._number -= count
-        self.window.cut(gone[0])
+        self._cut(gone[0])
         return gone
 
     def regenerate(self, *, progress: Progress | None = None) -> Generator[str, None, None]:
@@ -158,7 +158,7 @@ class ChatSession:
         visible = self._visible()
         if not self.settings.read_only:
             put_state(self.engine, states.before(self.store, self.conversation.id, last))
-        self.window.cut(last)
+        self._cut(last)
         self._number = last - 1
         replaced = False
         try:
@@ -296,6 +296,11 @@ class ChatSession:
         return {name: value for name, value in self.engine.chosen().items() if name in names}
 
     # the window's beginning
+
+    def _cut(self, number: int) -> None:
+        """Takes `number` and later turns out of the window; the turn that takes the number was not shown before itself."""
+        self.window.cut(number)
+        self._context["replayed"] = [shown for shown in self._context.get("replayed", []) if shown < number]
 
     def _turn_context(self) -> TurnContext:
         visible = self.window.turns
