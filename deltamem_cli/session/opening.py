@@ -204,6 +204,7 @@ def open_chat(
         locks.hold(store, f"profile-{profiles.check_name(request.profile)}", brief=True, waiting=waiting)
     profile = find_profile(store, request)
     conversation = pick(store, profile, request, waiting=waiting)
+    ChatTemplate.prepare()
     settled = settle(request, profile)
     replies(settled.options)
     engine_options(settled)
