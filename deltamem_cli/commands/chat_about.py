@@ -31,6 +31,8 @@ def greeting(talk: Talk) -> list[str]:
         lines.append("Read-only: the memory is read and stays as it is; nothing is saved.")
     if loaded.why_no_gpu:
         lines.append(loaded.why_no_gpu)
+    if session.prompt.why_no_system:
+        lines.append(printable(session.prompt.why_no_system))
     if request.temporary:
         lines.append("Temporary: nothing is written to disk, and what is said here ends with this chat.")
     elif not request.log and not request.read_only:

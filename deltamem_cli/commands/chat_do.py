@@ -113,6 +113,8 @@ def system(talk: Talk, argument: str) -> None:
         return
     talk.set_system("" if argument in ('""', "''") else argument)
     note("From the next turn on." if talk.session.prompt.system else "There is no system prompt any more.")
+    if talk.session.prompt.why_no_system:
+        note(printable(talk.session.prompt.why_no_system))
 
 
 def remember(talk: Talk, argument: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltamem_cli.commands.shared import note, print_json
+from deltamem_cli.commands.shared import note, print_json, printable
 from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def answer(
         note(f"Memory is off: {loaded.why_no_memory}")
     if loaded.why_no_gpu:
         note(loaded.why_no_gpu)
+    if session.prompt.why_no_system:
+        note(printable(session.prompt.why_no_system))
     try:
         if as_json:
             print_json(_document(session, loaded, request, text, seconds))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.bindings import Native, native
 from deltamem_cli.engine.errors import EngineError
@@ -180,7 +180,7 @@ class Model:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         reply: bool = True,
         template: ChatTemplate | None = None,
@@ -193,6 +193,17 @@ class Model:
         """
         said = {} if think is None else {"enable_thinking": think}
         return (template or self.template).render(messages, reply=reply, **self._marks, **said)
+
+    @property
+    def bos(self) -> int | None:
+        """The token that texts begin with, if there is one."""
+        token = int(self.native.llama.llama_vocab_bos(self.vocab))
+        return token if token >= 0 else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether it is put before every text, also where a template does not."""
+        return bool(self.native.llama.llama_vocab_get_add_bos(self.vocab))
 
     @cached_property
     def _marks(self) -> dict[str, str]:

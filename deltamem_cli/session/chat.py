@@ -318,7 +318,7 @@ class ChatSession:
     def _prepare(self, replayed: Sequence[tuple[int, Sequence[int]]]) -> None:
         head = self.prompt.head()
         self.window.check_head(head)
-        self.beginning = Beginning(head, replayed)
+        self.beginning = Beginning(head, replayed, self.prompt.opening())
         self._context = {
             **self.beginning.context,
             "run": new_id(),

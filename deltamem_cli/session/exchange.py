@@ -61,7 +61,7 @@ class Exchange:
         Raises engine.Cancelled when stopped before the reply began.
         """
         with self._pass():
-            free = self._read(text, self.prompt.user(text, first=not self.window.stretches))
+            free = self._read(text, self.prompt.user(text))
             begun = self.prompt.begin()
             reply = Reply(
                 self._engine,
@@ -69,6 +69,7 @@ class Exchange:
                 first_span=free,
                 write_answer=self.settings.write == "all",
                 write_thinking=self.settings.remember_thinking,
+                marks=self.prompt.thinking,
             )
             begun_spans = [free if self.settings.remember_thinking else span_ids.NOT_WRITTEN] * len(begun)
             start = time.perf_counter()
@@ -98,11 +99,14 @@ class Exchange:
     def _read(self, text: str, piece: Piece) -> int:
         """Returns the first span id that is free behind it."""
         spans = span_ids.of_message(self._engine.model, piece, self._granularity)
+        free = span_ids.next_id(spans)
+        if hidden := self.window.hidden(self.number, piece.tokens):  # the head has them already
+            spans = [span_ids.NOT_WRITTEN] * hidden + (spans or [0] * len(piece.tokens))[hidden:]
         start = time.perf_counter()
         self._feed(piece.tokens, spans, stoppable=True)
         self.stats.prompt_tokens, self.stats.prompt_seconds = len(piece.tokens), time.perf_counter() - start
         self.messages.append(Message("user", text, piece.tokens, spans))
-        return span_ids.next_id(spans)
+        return free
 
     def _draw(self, reply: Reply) -> Generator[str, None, None]:
         for _ in self._tokens(reply):

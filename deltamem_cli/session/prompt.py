@@ -1,18 +1,20 @@
 """A model's chat template cut into pieces that can be fed one after the other; runs no model.
 
 A conversation grows at its end, so its turns are fed as pieces: head, then per turn the user's message up to where the
-reply begins, the reply, and what closes it. Where the pieces lie is found by rendering marked messages.
+reply begins, the reply, and what closes it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from deltamem_cli.engine import ChatTemplate, EngineError, Model
-from deltamem_cli.session.thinking import OPEN
-
-_USER_1, _REPLY_1, _USER_2 = "\u2402u1\u2403", "\u2402r1\u2403", "\u2402u2\u2403"
+from deltamem_cli.session import marks as marking
+from deltamem_cli.session.form import Form, Said, form_of
+from deltamem_cli.session.marks import REPLY_1, USER_1, Marks
+from deltamem_cli.session.thinking import KNOWN, THINK, Mark, control
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,6 @@ class Piece:
 
     tokens: list[int]
     content: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Marks:
-    """The texts around messages."""
-
-    head: str  # system prompt and what else comes before the first message; empty if it can't be told apart
-    first_open: str  # before the first user message
-    user_open: str  # before a later one
-    user_close: str  # after a user message when no reply follows
-    reply_open: str  # after a user message up to where the reply begins, `user_close` included
-    begun: str  # what the reply begins with, when the template itself opens a thinking part, or leaves it empty
-    reply_close: str  # after a reply
 
 
 class Prompt:
@@ -62,66 +51,127 @@ class Prompt:
         """The template that is in use. Raises EngineError when the model has none and none is given."""
         return self.template or self.model.template
 
-    def _render(self, *contents: tuple[str, str], reply: bool) -> str:
-        messages = [{"role": role, "content": content} for role, content in contents]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        return self.model.render(messages, reply=reply, template=self.template, think=self.think)
+    @property
+    def why_no_system(self) -> str | None:
+        """A sentence, when the template would have left the system prompt out."""
+        if self.system is None or self._form.system != "ignored":
+            return None
+        return f"{self.used.title} has no place for a system prompt: it is put before the first message."
 
     @cached_property
     def marks(self) -> Marks:
         """Raises EngineError when the template shows no messages."""
-        one, reply, two = ("user", _USER_1), ("assistant", _REPLY_1), ("user", _USER_2)
-        whole = self._render(one, reply, two, reply=True)
-        closed = self._render(one, reply, reply=False)
-        alone = self._render(one, reply=False)
         try:
-            before, rest = whole.split(_USER_1)
-            _, rest = rest.split(_REPLY_1)
-            between, reply_open = rest.split(_USER_2)
-            _, reply_close = closed.split(_REPLY_1)
-            _, user_close = alone.split(_USER_1)
+            return marking.find(
+                self._render, system=self.system is not None, thoughts=[mark.open for mark in self._thoughts]
+            )
         except ValueError:
             raise EngineError(
                 f"{self.used.title} does not show every message once: use another template with --template."
             ) from None
-        if not between.startswith(reply_close):  # it closes the last reply in another way than the others
-            reply_close = between
-        user_open = between[len(reply_close) :]
-        # some templates merge the system prompt into the first message: then there is no head of its own
-        cut = len(before) - len(user_open) if user_open and before.endswith(user_open) else 0
-        plain = reply_open.partition(OPEN)[0]
-        begun = reply_open[len(plain) :]
-        return Marks(before[:cut], before[cut:], user_open, user_close, plain, begun, reply_close)
+
+    @cached_property
+    def thinking(self) -> list[Mark]:
+        """What this model's thoughts may stand between, also where it has control tokens for that."""
+        found = []
+        for mark in self._thoughts:
+            spelled = Mark(*(self._with_controls(text) for text in (mark.open, mark.close, mark.label)))
+            found += [mark] if spelled == mark else [spelled, mark]
+        return found
 
     def head(self) -> list[int]:
-        return self.model.tokenize(self.marks.head, special=True)
+        """It begins with the vocabulary's own first token, once, if the template or the vocabulary wants it."""
+        marks, bos = self.marks, self.model.bos
+        head = self._tokens(marks.head)
+        while bos is not None and head[:2] == [bos, bos]:
+            del head[0]
+        first = (head or self._tokens(marks.user_open))[:1]
+        if bos is not None and self.model.adds_bos and first != [bos]:
+            head.insert(0, bos)
+        return head
 
-    def user(self, text: str, *, first: bool) -> Piece:
-        """A user's message and the start of the reply. first: nothing but the head comes before it."""
-        return self._piece(self.marks.first_open if first else self.marks.user_open, text, self.marks.reply_open)
+    def opening(self) -> list[int]:
+        """What a user's message begins with that the head stands for, where it is the first one that is visible."""
+        return self._tokens(self.marks.user_open) if self.marks.joined else []
+
+    def user(self, text: str) -> Piece:
+        """A user's message and the start of the reply."""
+        return self._piece(self.marks.user_open, self._shown(text), self.marks.reply_open)
 
     def begin(self) -> list[int]:
         """What the reply begins with, if the template says so."""
-        return self.model.tokenize(self.marks.begun, special=True)
+        return self._tokens(self.marks.begun)
 
     def said(self, text: str) -> Piece:
         """A user's message that nobody answers."""
-        return self._piece(self.marks.first_open, text, self.marks.user_close)
+        return self._piece(self.marks.user_open, self._shown(text), self.marks.user_close)
 
     def close(self) -> list[int]:
         """What ends a reply."""
-        return self.model.tokenize(self.marks.reply_close, special=True)
+        return self._tokens(self.marks.reply_close)
+
+    @cached_property
+    def _form(self) -> Form:
+        return form_of(
+            lambda messages, *, reply: self.model.render(
+                messages, reply=reply, template=self.template, think=self.think
+            ),
+            system=self.system is not None,
+        )
+
+    def _render(self, said: Sequence[Said], *, reply: bool, system: bool = True) -> str:
+        messages = self._form.messages(said, self.system if system else None)
+        return self.model.render(messages, reply=reply, template=self.template, think=self.think)
+
+    def _shown(self, text: str) -> str:
+        """As the template puts it: some trim a message, or take words out of it."""
+        marks = self.marks
+        behind = marks.reply_open + marks.begun
+        try:
+            whole = self._render([("user", USER_1), ("assistant", REPLY_1), ("user", text)], reply=True, system=False)
+        except EngineError:  # it has its own idea of what may be said; the model is told all the same
+            return text
+        _, reply, rest = whole.partition(REPLY_1)
+        before = marks.reply_close + marks.user_open
+        if not (reply and rest.startswith(before) and rest.endswith(behind) and len(rest) >= len(before + behind)):
+            return text
+        return rest[len(before) : len(rest) - len(behind)]
+
+    @cached_property
+    def _thoughts(self) -> list[Mark]:
+        """A mark counts that the template or the vocabulary has: to other models it is a text like any other."""
+        source = self.used.source
+        return [m for m in KNOWN if m is THINK or m.open in source or len(self._tokens(m.open)) == 1]
+
+    def _with_controls(self, text: str) -> str:
+        """`text` as a reply is given to a Splitter."""
+        model = self.model
+        names = {model.text([t], special=True) for t in self._tokens(text) if not model.piece(t)}
+        for name in filter(None, names):
+            text = text.replace(name, control(name))
+        return text
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.model.tokenize(text, special=True)
 
     def _piece(self, before: str, text: str, after: str) -> Piece:
         tokenize = self.model.tokenize
-        opening, closing = tokenize(before, special=True), tokenize(after, special=True)
+        opening, closing = self._tokens(before), self._tokens(after)
         plain = tokenize(text)
         apart = [*opening, *plain, *closing]
         # Together is how the template was meant and trained. Apart when the text spells control tokens: they are
         # what the user wrote, not an order to the model.
-        together = tokenize(before + text + after, special=True)
-        spelled = tokenize(text, special=True) != plain
-        tokens = apart if spelled else together
+        spelled = self._tokens(text) != plain
+        if spelled:
+            tokens = apart
+        elif self.marks.joined:  # what may be taken off its front has tokens of its own
+            tokens = [*opening, *self._behind_a_line(text + after)]
+        else:
+            tokens = self._tokens(before + text + after)
         end = len(tokens) - len(closing)
         return Piece(tokens, (min(len(opening), end), end))
+
+    def _behind_a_line(self, text: str) -> list[int]:
+        """Tokens of `text` where something stands before it: some vocabularies put a space before all that begins."""
+        line, both = self._tokens("\n"), self._tokens("\n" + text)
+        return both[len(line) :] if both[: len(line)] == line else self._tokens(text)

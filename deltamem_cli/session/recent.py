@@ -13,19 +13,23 @@ from deltamem_cli.store.records import THINKING, Identity, Turn, TurnContext
 
 @dataclass(frozen=True)
 class Beginning:
-    """head: tokens before the first message. replayed: (number, tokens) of each turn that is shown again."""
+    """head, opening: as Window.start takes them. replayed: (number, tokens) of each turn that is shown again."""
 
     head: Sequence[int]
     replayed: Sequence[tuple[int, Sequence[int]]]
+    opening: Sequence[int] = ()
 
     @property
     def context(self) -> TurnContext:
         """What a turn's record keeps of it."""
-        return {"head": list(self.head), "replayed": [number for number, _ in self.replayed]}
+        context: TurnContext = {"head": list(self.head), "replayed": [number for number, _ in self.replayed]}
+        if self.opening:
+            context["opening"] = list(self.opening)
+        return context
 
     def feed(self, window: Window, progress: Callable[[int, int], None] | None = None) -> None:
         """Empties the window and feeds both. None of it is written: the memory holds each once."""
-        window.start(self.head)
+        window.start(self.head, self.opening)
         total, done = sum(len(tokens) for _, tokens in self.replayed), 0
         for number, tokens in self.replayed:
             window.feed(number, tokens, write=False)

@@ -53,7 +53,7 @@ def replay(
     if runs:
         put_state(engine, states.before(store, conversation, runs[0][0].number))
     for run in runs:
-        window.start(run[0].context.get("head", []))
+        window.start(run[0].context.get("head", []), run[0].context.get("opening", []))
         # none of its own numbers: a turn that was made again after a reopening was recorded as shown before itself
         shown = [n for n in run[0].context.get("replayed", []) if n < run[0].number]
         replayed = [n for n in shown if n in by_number and n not in without]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from deltamem_cli.engine import Engine
 from deltamem_cli.session import spans as span_ids
-from deltamem_cli.session.thinking import Splitter
+from deltamem_cli.session.thinking import THINK, Mark, Splitter, control
 
 
 class Reply:
     """Its tokens, their span ids, and its text: what is thought apart from what is answered."""
 
     def __init__(
-        self, engine: Engine, *, begun: str, first_span: int, write_answer: bool, write_thinking: bool
+        self,
+        engine: Engine,
+        *,
+        begun: str,
+        first_span: int,
+        write_answer: bool,
+        write_thinking: bool,
+        marks: Sequence[Mark] = (THINK,),
     ) -> None:
-        """begun: what the template has begun the reply with. first_span: id of what is written first."""
+        """begun: what the template has begun the reply with. first_span: id of what is written first. marks: what a
+        thought may stand between.
+        """
         self._model = engine.model
         self._by_sentence = engine.has_memory and engine.granularity == "sentence_mean"
         self._first_span = first_span
         self._write_answer, self._write_thinking = write_answer, write_thinking
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._splitter = Splitter(begun)
+        self._marks = "".join(mark.open + mark.close + mark.label for mark in marks)
+        self._splitter = Splitter(begun, marks)
         self._pieces: list[str] = []
         self.tokens: list[int] = []
         self.spans: list[int] = []
@@ -39,7 +50,7 @@ class Reply:
     def take(self, token: int) -> int:
         """Adds a token that is about to be fed. Returns its span id."""
         span = self._next_id()
-        self._pieces += self._splitter.add(self._decoder.decode(self._model.piece(token)))
+        self._pieces += self._splitter.add(self._text(token))
         self.tokens.append(token)
         if self._splitter.thinking:
             self.n_thinking = len(self.tokens)
@@ -50,6 +61,13 @@ class Reply:
                 self.n_thinking = 0
         self.spans.append(span if written else span_ids.NOT_WRITTEN)
         return self.spans[-1]
+
+    def _text(self, token: int) -> str:
+        piece = self._model.piece(token)
+        if piece:
+            return self._decoder.decode(piece)
+        name = control(self._model.text([token], special=True))
+        return name if name in self._marks else ""
 
     def next_span(self) -> int:
         """Span id of what follows the answer."""

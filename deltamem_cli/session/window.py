@@ -30,6 +30,8 @@ class Window:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.head: list[int] = []
+        self.opening: list[int] = []  # of a message, where the head stands for that of the first visible one
+        self._joined: int | None = None  # the turn whose opening that is
         self.stretches: list[Stretch] = []
         self.dropped: set[int] = set()  # turns that left, for the caller to tell the user
 
@@ -41,13 +43,17 @@ class Window:
                 "shorten it or use a larger --ctx-size."
             )
 
-    def start(self, head: Sequence[int]) -> None:
-        """Empties the window and feeds its head, which is read and not written. Raises EngineError."""
+    def start(self, head: Sequence[int], opening: Sequence[int] = ()) -> None:
+        """Empties the window and feeds its head, which is read and not written. Raises EngineError.
+
+        opening: what every turn begins with and the head stands for in the first visible one: where a system prompt is
+        put into the first message, it stays there whichever message that is.
+        """
         self.check_head(head)
         self.engine.clear_context()
         self.stretches.clear()
         self.dropped.clear()
-        self.head = list(head)
+        self.head, self.opening, self._joined = list(head), list(opening), None
         if head:
             self.engine.feed(head, write=False)
 
@@ -61,8 +67,17 @@ class Window:
         return list(dict.fromkeys(stretch.turn for stretch in self.stretches))
 
     def tokens(self, turn: int) -> list[int]:
-        """What is visible of `turn`."""
-        return [token for stretch in self.stretches if stretch.turn == turn for token in stretch.tokens]
+        """What is visible of `turn`, with the opening that the head stands for."""
+        return [*(self.opening if turn == self._joined else ()), *self._held(turn)]
+
+    def hidden(self, turn: int, tokens: Sequence[int]) -> int:
+        """How many of the tokens that `turn` begins with the head stands for; makes room for the others."""
+        if not self.opening or self._held(turn) or self._joined == turn:
+            return 0
+        while self.stretches and self.engine.n_ctx_seq - self.n_past <= len(self.opening):
+            self._drop_oldest(turn)
+        size = len(self.opening)
+        return size if not self.stretches and list(tokens[:size]) == self.opening else 0
 
     def feed(
         self,
@@ -77,10 +92,23 @@ class Window:
 
         Raises engine.Cancelled; what was fed until then is in the window.
         """
+        if hidden := self.hidden(turn, tokens):
+            self._joined = turn
+            tokens, spans = tokens[hidden:], None if spans is None else spans[hidden:]
         if spans is not None and self.engine.granularity == "token":  # then a feed writes all or nothing
             for written, group in groupby(zip(tokens, spans, strict=True), key=lambda pair: pair[1] >= 0):
-                self.feed(turn, [token for token, _ in group], write=write and written)
-            return
+                self._feed(turn, [token for token, _ in group], write and written, None, None)
+        else:
+            self._feed(turn, tokens, write, spans, progress)
+
+    def _feed(
+        self,
+        turn: int,
+        tokens: Sequence[int],
+        write: bool,
+        spans: Sequence[int] | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
         piece = max(1, self.engine.n_ctx_seq // _PIECES)
         done = 0
         while done < len(tokens):
@@ -126,13 +154,15 @@ class Window:
         while self.stretches and self.stretches[-1].turn >= turn:
             gone = self.stretches.pop()
             self.engine.drop(self.n_past - len(gone.tokens), self.n_past)
+        if self._joined is not None and self._joined >= turn:
+            self._joined = None
         if self.engine.is_torn():
             self._feed_again()
 
     def take_out(self, turn: int, count: int, *, behind: int) -> None:
         """Lets `count` tokens of the last turn go, those before its last `behind`, as far as they are visible."""
         end = self.n_past - behind
-        start = max(end - count, self.n_past - len(self.tokens(turn)))
+        start = max(end - count, self.n_past - len(self._held(turn)))
         if start >= end:
             return
         position = self.n_past
@@ -163,7 +193,27 @@ class Window:
             self.dropped.add(oldest)
         size = sum(len(stretch.tokens) for stretch in self.stretches[:count])
         del self.stretches[:count]
+        self._joined = None
+        if oldest != current:
+            size += self._join()
         self._drop(len(self.head), len(self.head) + size)
+
+    def _join(self) -> int:
+        """Takes the opening off the turn that is the first one now. Returns how many tokens that was."""
+        turn, size = self.stretches[0].turn if self.stretches else 0, len(self.opening)
+        if not size or self._held(turn)[:size] != self.opening:
+            return 0
+        self._joined = turn
+        left = size
+        for stretch in self.stretches:
+            cut = min(left, len(stretch.tokens))
+            del stretch.tokens[:cut]
+            left -= cut
+        self.stretches = [stretch for stretch in self.stretches if stretch.tokens]
+        return size
+
+    def _held(self, turn: int) -> list[int]:
+        return [token for stretch in self.stretches if stretch.turn == turn for token in stretch.tokens]
 
     def _drop(self, start: int, end: int) -> None:
         """Takes the tokens [start, end) out of the cache; from the stretches they are gone already."""

@@ -60,6 +60,7 @@ class TurnContext(TypedDict, total=False):
     replayed: list[int]  # turns fed at the run's start with writing off
     system: str | None  # the system prompt in effect
     head: list[int]  # token ids at position 0 that belong to no turn (system prompt as templated)
+    opening: list[int]  # token ids that a turn begins with and the head stands for in the first visible one
     n_past: int  # cache length when the turn began
     chunk: int  # tokens per forward pass, when it matters for the write granularity
 
