@@ -14,7 +14,8 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import recent
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.replay import replay
-from deltamem_cli.session.thinking import Splitter, Thought, parted
+from deltamem_cli.session.reply import Reply
+from deltamem_cli.session.thinking import KNOWN, Mark, Splitter, Thought, control, parted
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.records import THINKING
 
@@ -72,6 +73,45 @@ def test_tags_are_found_however_the_reply_is_cut(
     assert [isinstance(piece, Thought) for piece in pieces] == sorted(
         (isinstance(piece, Thought) for piece in pieces), reverse=True
     )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("mark", KNOWN, ids=lambda mark: mark.open)
+def test_the_marks_of_all_known_models_are_found(mark: Mark, size: int) -> None:
+    for reply, wanted in [
+        (f"{mark.open}He lies.{mark.close}{mark.label}Hello!", ("He lies.", "Hello!")),
+        (f"{mark.label}Hello!", ("", "Hello!")),
+        ("Hello!", ("", "Hello!")),
+        (mark.open[:-1], ("", mark.open[:-1])),
+    ]:
+        splitter = Splitter("", KNOWN)
+        pieces = [piece for i in range(0, len(reply), size) for piece in splitter.add(reply[i : i + size])]
+        assert parted([*pieces, *splitter.finish()]) == wanted
+    opened = Splitter(f"{mark.open}\n", KNOWN)
+    pieces = [*opened.add(f"He lies.{mark.close}{mark.label}Hello!"), *opened.finish()]
+    assert parted(pieces) == ("He lies.", "Hello!")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_marks_that_are_control_tokens_part_a_reply_and_others_are_no_text(chats: Chats, begun: bool) -> None:
+    opens, closes = "<|im_start|>", "<|im_end|>"
+    with chats.open() as (session, _):
+        model = session.engine.model
+        reply = Reply(
+            session.engine,
+            begun=opens if begun else "",
+            first_span=0,
+            write_thinking=False,
+            marks=[Mark(control(opens), control(closes))],
+        )
+        tokens = model.tokenize(f"{'' if begun else opens}He lies.{closes}Hel<|endoftext|>lo!{closes}", special=True)
+        for token in tokens:
+            reply.take(token)
+        reply.finish()
+        assert (reply.thought, reply.text) == ("He lies.", "Hello!")
+        thought = tokens[: reply.n_thinking]
+        assert model.text(thought, special=True).endswith(closes)
+        assert reply.spans == [-1] * len(thought) + [0] * (len(tokens) - len(thought))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
