@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from deltamem_cli.engine import EngineError
+from deltamem_cli.engine.template import TemplateRefusal
 from deltamem_cli.session.form import Said
 
 USER_1, REPLY_1, USER_2 = "\u2402u1\u2403", "\u2402r1\u2403", "\u2402u2\u2403"
@@ -75,7 +75,7 @@ def _rendered(render: Render, messages: Sequence[Said], **how: bool) -> str:
     """Nothing when the template refuses: some take no conversation that ends so, and serve for those that are held."""
     try:
         return render(messages, **how)
-    except EngineError:
+    except TemplateRefusal:
         return ""
 
 
