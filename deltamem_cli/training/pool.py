@@ -23,11 +23,11 @@ from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encode
 
 UPDATED_SHARE = 0.35  # of told facts, that are corrected later
 ALIKE_SHARE = 0.3  # of the turns of a conversation, that tell something alike of somebody else
-UNKNOWN_SHARE = 0.6  # of conversations, that are asked for something they do not tell
+UNKNOWN_SHARE = 0.25  # of conversations, that are asked for something they do not tell
 PLAIN_QUERIES = 4  # of a batch, that ask for ordinary talk
 ASKED_SHARE = 0.3  # of told facts, that are asked for in the conversation itself
 QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each
-WHOLE_SHARE = 0.6  # of answers that are learned from their first word on; the others from the value on
+WHOLE_SHARE = 0.5  # of answers that are learned from their first word on; the others from the value on
 FEWEST = 4  # conversations of a batch
 FACTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 6)  # of a conversation: what few facts need is needed with many, too
 FAR_SHARE, FAR_TURNS = 0.25, 12  # of batches with much talk, and how many turns of it at most
