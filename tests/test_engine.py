@@ -58,6 +58,27 @@ def test_all_logits_have_a_row_per_token_and_the_last_is_what_plain_feeding_give
     np.testing.assert_allclose(engine.feed(TOKENS), everything[-1], rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("size", [1, 8, 63])
+def test_a_context_of_few_tokens_is_fed_in_pieces_that_it_takes(model: Model, adapter: Path, size: int) -> None:
+    """llama.cpp takes no batch larger than the context that was asked for, though it makes a larger one."""
+    with Engine(model, adapter, options()) as engine:
+        expected = engine.feed(TOKENS, all_logits=True)
+    with Engine(model, adapter, options(ctx_size=size)) as engine:
+        assert engine.n_ctx_seq >= size
+        np.testing.assert_allclose(engine.feed(TOKENS, all_logits=True), expected, rtol=0, atol=5e-5)
+
+
+def test_a_context_as_large_as_a_model_that_does_not_say_is_refused(tiny_model: MakeModel) -> None:
+    with Model(tiny_model("qwen3", n_ctx=0)) as model, pytest.raises(EngineError, match="name a size with --ctx-size"):
+        Engine(model, None, options(ctx_size=0))
+
+
+@pytest.mark.parametrize("layers", [-2, 2**31, 2**32 + 1])
+def test_layers_that_no_gpu_can_count_are_refused(path: Path, layers: int) -> None:
+    with pytest.raises(EngineError, match=f"gpu_layers is {layers}"):
+        Model(path, gpu_layers=layers)
+
+
 @pytest.mark.parametrize("batch", [1, 7, 512])
 def test_spans_make_one_pass_whatever_the_batch_size(
     path: Path, model: Model, tiny_adapter: MakeAdapter, batch: int
@@ -258,6 +279,9 @@ def test_a_part_that_is_none_is_not_dropped(engine: Engine, start: int, end: int
         ({"micro_batch": -1}, "micro_batch is -1"),
         ({"sequences": 0}, "sequences is 0"),
         ({"ctx_size": -1}, "context size is -1"),
+        ({"ctx_size": 2**31}, "context size is 2147483648"),
+        ({"ctx_size": 2**32 + 1}, "context size is 4294967297"),
+        ({"batch": 2**32 + 1}, "batch is 4294967297"),
         ({"threads": 0}, "threads is 0"),
         ({"threads": -2}, "threads is -2"),
         ({"threads": 10000}, "threads is 10000"),

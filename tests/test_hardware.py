@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import LoadModel, MakeModel
 
 from deltamem_cli.engine import Engine, EngineError, EngineOptions, threads
 from deltamem_cli.paths import starter_adapter, starter_model
+from deltamem_cli.session.opening import Request, load
 
 
 def v2(root: Path, limits: dict[str, str]) -> None:
@@ -147,3 +149,14 @@ def test_a_sliding_window_keeps_what_its_layers_look_at(tiny_model: MakeModel, l
             assert engine.keeps_without(10, 40 - window) and engine.keeps_without(10, 40)
             assert engine.keeps_without(10, 41 - window) == (window == 0) or window == 1
             assert not engine.is_torn()
+
+
+@pytest.mark.parametrize(("trained", "tokens"), [(0, 4096), (2**32 - 1, 4096), (16, 256), (512, 512)])
+def test_a_model_that_names_no_sensible_context_gets_the_usual_one(
+    home: Path, tiny_model: MakeModel, trained: int, tokens: int
+) -> None:
+    model = tiny_model("qwen3", n_ctx=trained)
+    with ExitStack() as stack:
+        loaded = load(stack, Request(model=model, threads=1))
+        assert loaded.engine.n_ctx_seq == tokens
+        loaded.engine.feed(list(range(20)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
@@ -69,11 +72,27 @@ def test_a_repeat_penalty_draws_more_different_tokens(engine: Engine) -> None:
         ("temperature", -0.1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1),
         ("top_p", float("nan")), ("min_p", -0.1), ("min_p", 2.0), ("repeat_penalty", 0.0), ("repeat_penalty", -1.0),
         ("repeat_last_n", -1), ("seed", -1), ("seed", 2**32),
+        ("temperature", float("inf")), ("temperature", 1e300), ("repeat_penalty", float("inf")),
+        ("repeat_penalty", float("nan")), ("repeat_penalty", 1e-300), ("repeat_penalty", 1e300),
+        ("top_k", 2**32 + 1), ("repeat_last_n", 2**31),
     ],
 )  # fmt: skip
 def test_a_value_without_sense_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(EngineError, match=f"The option {name} is {value}: it must be"):
+    with pytest.raises(EngineError, match=re.escape(f"The option {name} is {value}: it must be")):
         Sampling(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what is used from /proc")
+def test_the_largest_values_that_are_taken_reserve_no_memory_and_end_nothing(engine: Engine) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), hard))
+    try:
+        assert drawn(engine, n=3, temperature=3e38, top_k=2**31 - 1, repeat_penalty=3e38, repeat_last_n=2**31 - 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_generation_stops_after_max_tokens_and_has_fed_what_it_gave(engine: Engine) -> None:

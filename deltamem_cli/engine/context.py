@@ -21,6 +21,10 @@ class Context:
         self._model = model
         model.acquire()
         try:
+            if not options.ctx_size and not model.n_ctx_train:
+                raise EngineError(
+                    f"{model.path.name} does not say how large its context is: name a size with --ctx-size."
+                )
             _check_cache(model, options)
             self.handle, self._threadpool, complaints = _make(model, options, threads, cancel)
         except BaseException:

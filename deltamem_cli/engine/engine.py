@@ -58,6 +58,8 @@ class Engine:
         self._made = Context(model, options, self.n_threads, self._cancel)
         self.n_ctx = int(self.native.llama.llama_n_ctx(self._context))
         self.n_ctx_seq = int(self.native.llama.llama_n_ctx_seq(self._context))
+        # Less than asked for where the context is smaller; llama.cpp ends the process for a larger one.
+        self._n_batch = int(self.native.llama.llama_n_batch(self._context))
         self._memory = self.native.llama.llama_get_memory(self._context)
         self._n_swa = int(self.native.llama.llama_model_n_swa(model.handle))
         self._fed = [0] * options.sequences  # positions used, per sequence
@@ -257,7 +259,7 @@ class Engine:
         if not self.has_memory:
             return self._feed_batches(tokens, sequence, None, all_logits, progress)
         self.native.call("set_write", self._context, write)
-        if spans is None or len(tokens) <= self.options.batch or self._in_pass:
+        if spans is None or len(tokens) <= self._n_batch or self._in_pass:
             return self._feed_batches(tokens, sequence, spans, all_logits, progress)
         with self.one_pass():  # only a pass around several batches lets all tokens read the same state
             return self._feed_batches(tokens, sequence, spans, all_logits, progress)
@@ -293,8 +295,8 @@ class Engine:
     ) -> NDArray[np.float32]:
         rows: list[NDArray[np.float32]] = []
         fed_before = self._fed[sequence]
-        for start in range(0, len(tokens), self.options.batch):
-            part = tokens[start : start + self.options.batch]
+        for start in range(0, len(tokens), self._n_batch):
+            part = tokens[start : start + self._n_batch]
             last = start + len(part) == len(tokens)
             part_spans = None if spans is None else spans[start : start + len(part)]
             try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.bindings import Native, native
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.options import LARGEST
 from deltamem_cli.engine.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Model:
             raise EngineError(
                 f"The model file {self.path} does not exist: check the path or name another with --model."
             )
+        if not -1 <= gpu_layers <= LARGEST:
+            raise EngineError(f"The option gpu_layers is {gpu_layers}: it must be -1 (all) to {LARGEST}.")
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         self._gpu_layers = gpu_layers
@@ -139,7 +142,8 @@ class Model:
 
     @property
     def n_ctx_train(self) -> int:
-        return int(self.native.llama.llama_model_n_ctx_train(self.handle))
+        """Tokens that it was made for; 0 when its file does not say, or names more than there can be."""
+        return max(0, int(self.native.llama.llama_model_n_ctx_train(self.handle)))
 
     @property
     def n_bytes(self) -> int:

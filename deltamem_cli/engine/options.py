@@ -13,6 +13,7 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, 
 CACHE_BLOCK = 32  # numbers that are quantized together, of every type that begins with q
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
+LARGEST = 2**31 - 1  # what passes into a C int unchanged
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class EngineOptions:
         if self.compute not in COMPUTE:
             raise EngineError(f"The compute option is {self.compute}: it must be one of {', '.join(COMPUTE)}.")
         for name in ("batch", "micro_batch", "sequences"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"The option {name} is {getattr(self, name)}: it must be 1 or more.")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise EngineError(f"The option {name} is {getattr(self, name)}: it must be 1 to {LARGEST}.")
         if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
             raise EngineError(f"The option threads is {self.threads}: it must be 1 to {_MAX_THREADS}.")
-        if self.ctx_size < 0:
-            raise EngineError(f"The context size is {self.ctx_size}: it must be 0 (the model's own) or more.")
+        if not 0 <= self.ctx_size <= LARGEST:
+            raise EngineError(f"The context size is {self.ctx_size}: it must be 0 (the model's own) to {LARGEST}.")
 
 
 def is_quantized(cache_type: str) -> bool:

@@ -8,8 +8,13 @@ from typing import Any
 
 from deltamem_cli.bindings import Native
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.options import LARGEST
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: a new one each time
+# llama.cpp's numbers are float32, where others become infinite or 0
+_SMALLEST_FLOAT, _LARGEST_FLOAT = 1.2e-38, 3.4e38
+# llama.cpp reserves room for all tokens that repeat_last_n may look back at; no reply has as many as this.
+_LOOKED_BACK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("temperature", 0 <= self.temperature <= _LARGEST_FLOAT, f"0 to {_LARGEST_FLOAT}"),
+            ("top_k", 0 <= self.top_k <= LARGEST, f"0 (all tokens) to {LARGEST}"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-            ("repeat_penalty", self.repeat_penalty > 0, "above 0"),
-            ("repeat_last_n", self.repeat_last_n >= 0, "0 or more"),
+            (
+                "repeat_penalty",
+                _SMALLEST_FLOAT <= self.repeat_penalty <= _LARGEST_FLOAT,
+                f"{_SMALLEST_FLOAT} to {_LARGEST_FLOAT}",
+            ),
+            ("repeat_last_n", 0 <= self.repeat_last_n <= LARGEST, f"0 to {LARGEST}"),
             ("seed", 0 <= self.seed <= RANDOM_SEED, f"0 to {RANDOM_SEED}"),
         )
         for name, fine, allowed in checks:
@@ -101,7 +110,9 @@ def _samplers(llama: Any, sampling: Sampling, n_vocab: int) -> list[Any]:
     chain = []
     if sampling.repeat_penalty != 1.0 and sampling.repeat_last_n > 0:
         chain.append(
-            llama.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, sampling.repeat_penalty, 0.0, 0.0)
+            llama.llama_sampler_init_penalties(
+                n_vocab, min(sampling.repeat_last_n, _LOOKED_BACK), sampling.repeat_penalty, 0.0, 0.0
+            )
         )
     if sampling.temperature == 0:
         return [*chain, llama.llama_sampler_init_greedy()]

@@ -151,7 +151,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     if request.gpu_layers and not model.gpu_layers:
         why_no_gpu = "There is no GPU that this build can use, so --gpu-layers has no effect."
     options = engine_options(request)
-    if request.ctx_size is None:
+    if request.ctx_size is None and model.n_ctx_train:
         options = replace(options, ctx_size=min(options.ctx_size, model.n_ctx_train))
     engine = stack.enter_context(Engine(model, adapter, options))
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
