@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltamem_cli.bindings import NativeError
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.model import Model, cannot_chat
 from deltamem_cli.engine.options import CACHE_BLOCK, CACHE_TYPES, FLASH_ATTENTION, EngineOptions, is_quantized
-
-if TYPE_CHECKING:
-    from deltamem_cli.engine.model import Model
 
 
 class Context:
@@ -78,8 +76,10 @@ def _make(model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_b
             "try a smaller --ctx-size."
         )
     try:
+        if not llama.llama_get_memory(context):
+            raise cannot_chat(model.path, f"{model.architecture} models keep nothing of what they have read")
         threadpool = native.call("threadpool_init", threads)
-    except NativeError:
+    except (EngineError, NativeError):
         llama.llama_free(context)
         raise
     native.lib.llama_attach_threadpool(context, threadpool, threadpool)

@@ -312,6 +312,8 @@ class Engine:
                 raise EngineError(
                     error or f"llama.cpp failed to decode (code {code}): run again with --debug to see why."
                 )
+            if self._fed[sequence] != fed_before + start + len(part):  # who feeds until it is in would do so for ever
+                raise EngineError(f"{self.model.path.name} does not keep what it reads, so it can't chat.")
             if all_logits:
                 rows.append(self._logits(len(part)))
             elif last:

@@ -17,6 +17,8 @@ from deltamem_cli.engine.template import ChatTemplate
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
+
 
 class Model:
     """One model in memory; several engines may share it. Free it with close() or use it as a context manager.
@@ -49,6 +51,22 @@ class Model:
                 "check that it is a complete GGUF file of a kind that this version knows."
             )
         self.vocab = llama.llama_model_get_vocab(self.handle)
+        if mute := self._why_mute():
+            self.close()
+            raise cannot_chat(self.path, mute)
+
+    def _why_mute(self) -> str | None:
+        """What keeps the model from writing a reply token by token; llama.cpp would hang or end the process."""
+        llama = self.native.llama
+        if llama.llama_model_has_encoder(self.handle):
+            return f"{self.architecture} models read all of a text before they write another one"
+        if llama.llama_model_is_diffusion(self.handle):
+            return f"{self.architecture} models write a whole text at once"
+        if self.metadata(f"{self.architecture}.attention.causal") == "false":
+            return "it reads texts in both directions, to compare them and not to go on with them"
+        if llama.llama_vocab_type(self.vocab) == _NO_VOCABULARY:
+            return "its file holds no vocabulary"
+        return None
 
     def close(self) -> None:
         self._closed = True
@@ -214,6 +232,10 @@ class Model:
         llama = self.native.llama
         found = {"bos_token": llama.llama_vocab_bos(self.vocab), "eos_token": llama.llama_vocab_eos(self.vocab)}
         return {name: self.text([token], special=True) if token >= 0 else "" for name, token in found.items()}
+
+
+def cannot_chat(path: Path, reason: str) -> EngineError:
+    return EngineError(f"{path.name} can't chat: {reason}. Name another model with --model, see: dmem model list")
 
 
 def _short(text: str, limit: int = 200) -> str:
