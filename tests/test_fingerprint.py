@@ -51,6 +51,37 @@ def test_a_file_changed_in_place_is_seen(file: Path) -> None:
     assert fingerprint(file) != before
 
 
+def split(folder: Path, *contents: bytes) -> Path:
+    """Returns the first part."""
+    folder.mkdir()
+    files = [folder / f"m-{n:05}-of-{len(contents):05}.gguf" for n in range(1, len(contents) + 1)]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    return files[0]
+
+
+def test_a_split_model_is_told_by_all_of_its_parts_and_from_any_of_them(tmp_path: Path) -> None:
+    first, same = split(tmp_path / "a", b"x", b"y", b"z"), split(tmp_path / "b", b"x", b"y", b"z")
+    assert fingerprint(first) == fingerprint(same)
+    assert fingerprint(first) == fingerprint(first.with_name("m-00002-of-00003.gguf"))
+    for name, contents in {"c": (b"x", b"z", b"y"), "d": (b"x", b"y", b"w"), "e": (b"x", b"y")}.items():
+        assert fingerprint(split(tmp_path / name, *contents)) != fingerprint(first)
+
+
+def test_a_part_that_changes_is_seen_whatever_is_remembered_of_the_others(tmp_path: Path) -> None:
+    first = split(tmp_path / "a", b"x", b"y")
+    before = fingerprint(first)
+    second = first.with_name("m-00002-of-00002.gguf")
+    second.write_bytes(b"other")
+    assert fingerprint(first) != before
+
+
+def test_a_file_that_is_only_named_like_a_part_is_told_by_itself(file: Path) -> None:
+    alone = file.with_name("model-00001-of-00002.gguf")
+    alone.write_bytes(file.read_bytes())
+    assert fingerprint(alone) == fingerprint(file)
+
+
 def test_a_second_time_reads_nothing_of_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fingerprint(file)
     module = importlib.import_module("deltamem_cli.engine.fingerprint")  # the package has a function of that name

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from deltamem_cli.adapter.parts import parts
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.paths import cache_dir
 
@@ -20,17 +21,26 @@ _END = 16 << 20  # the header with settings and vocabulary lies at the beginning
 def fingerprint(path: Path, *, remember: bool = True) -> str:
     """Hex digest of what `path` holds: whole for small files, of its header and 512 samples for large ones.
 
-    Remembered by path, size and time of change, so that a second start reads nothing; without `remember` nothing is
+    Of a model in several parts, that of the digests of all of them, whichever `path` is. Remembered by path, size and time of change, so that a second start reads nothing; without `remember` nothing is
     written to disk. Raises EngineError.
     """
+    known = _read_cache()
+    before = len(known)
+    # a file that is only named like a part is loaded alone
+    files = [part for part in parts(path) if part == path or part.is_file()]
+    digests = [_of_file(file, known) for file in files]
+    if remember and len(known) != before:
+        _write_cache(known)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _of_file(path: Path, known: dict[str, str]) -> str:
+    """From `known`, or added to it."""
     try:
         status = path.stat()
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-        known = _read_cache()
         if key not in known:
             known[key] = _digest(path, status.st_size)
-            if remember:
-                _write_cache(known)
         return known[key]
     except OSError as error:
         raise EngineError(f"{path} can't be read ({error.strerror or error}): check the path.") from error

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli.adapter.parts import PART
+from deltamem_cli.adapter.parts import parts as named_parts
 from deltamem_cli.models.errors import ModelError
 
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _CACHE_BYTES = 2  # of one number in an f16 KV cache
 
 
@@ -32,15 +33,11 @@ class Facts:
 
 def parts(path: Path) -> list[Path]:
     """The files of a model that may be split, from any one of them. Raises ModelError when one is missing."""
-    match = _PART.search(path.name)
-    if match is None:
-        return [path]
-    count = int(match[2])
-    files = [path.with_name(f"{path.name[: match.start()]}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
+    files = named_parts(path)
     for file in files:
-        if not file.is_file():
+        if not file.is_file() and len(files) > 1:
             raise ModelError(
-                f"{path} is one of {count} parts and {file.name} is missing: put all of them into one folder."
+                f"{path} is one of {len(files)} parts and {file.name} is missing: put all of them into one folder."
             )
     return files
 
@@ -48,7 +45,7 @@ def parts(path: Path) -> list[Path]:
 def stem(file: str) -> str:
     """A model's file name without what marks it as one file or as one of several."""
     name = file.rpartition("/")[2]
-    match = _PART.search(name)
+    match = PART.search(name)
     return name[: match.start()] if match else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)
 
 
