@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import odd_models
 import pytest
 from chat_support import GRANULARITIES, Chats, MakeChats, assert_agree, relative, say, state_bytes
 
-from deltamem_cli.engine import Cancelled
+from deltamem_cli.engine import Cancelled, EngineError
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.session import opening
+from deltamem_cli.session import chat, opening
 from deltamem_cli.session.replay import replay
 from deltamem_cli.store import conversations, locks, states, turns
 from deltamem_cli.store.database import Store
@@ -103,6 +106,43 @@ def test_undo_brings_back_the_bytes_from_before(make_chats: MakeChats, granulari
         with pytest.raises(StoreError):
             session.undo()
         assert_agree(session)
+
+
+def test_what_is_undone_leaves_a_recurrent_model_too(home: Path, tmp_path: Path) -> None:
+    """It keeps one state for all that it read, out of which nothing can be taken."""
+    home.mkdir()
+    settings = {"model": odd_models.recurrent(tmp_path / "mamba.gguf"), "memory": False, "replay_tokens": 0}
+    chats = Chats(home / "memory.db", settings)
+    with chats.open() as (session, loaded):
+        say(session, "one")
+        seen = list(session.window.tokens(1))
+        once = loaded.engine.feed([5])
+    with chats.open(new=True) as (session, loaded):
+        say(session, "one")
+        assert session.window.tokens(1) == seen
+        say(session, "two")
+        assert session.undo() == [2]
+        assert session.window.n_past == len(session.window.head) + len(seen)
+        np.testing.assert_allclose(loaded.engine.feed([5]), once, rtol=0, atol=1e-4)
+
+
+def test_a_state_that_grows_beyond_measure_is_not_saved_and_the_ways_out_are_named(
+    chats: Chats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with chats.open() as (session, _):
+        say(session, "one")
+        before = state_bytes(session)
+        monkeypatch.setattr("deltamem_cli.session.chat._LARGEST_NORM", 1e-9)
+        with pytest.raises(EngineError, match="not saved: .*dmem memory undo.*dmem memory reset"):
+            say(session, "two")
+        assert session.n_turns == 1 and state_bytes(session) == before
+
+
+@pytest.mark.parametrize("size", [1e20, 3e38, float("nan")])
+def test_the_size_of_a_huge_state_is_told_without_a_warning(size: float) -> None:
+    with warnings.catch_warnings(), pytest.raises(EngineError, match="grown beyond measure"):
+        warnings.simplefilter("error")
+        chat._check_size(np.full((1, 1, 8, 8), size, np.float32))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

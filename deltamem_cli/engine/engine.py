@@ -62,6 +62,11 @@ class Engine:
         self._n_batch = int(self.native.llama.llama_n_batch(self._context))
         self._memory = self.native.llama.llama_get_memory(self._context)
         self._n_swa = int(self.native.llama.llama_model_n_swa(model.handle))
+        # A recurrent layer keeps one state for all that was read; no part of it can be taken out again.
+        self._keeps_positions = not any(
+            is_so(model.handle)
+            for is_so in (model.native.llama.llama_model_is_recurrent, model.native.llama.llama_model_is_hybrid)
+        )
         self._fed = [0] * options.sequences  # positions used, per sequence
         self._in_pass = False
         self._has_logits = False  # of the last token fed
@@ -193,8 +198,10 @@ class Engine:
 
         A layer with a sliding window looks at the last `n_swa` tokens, and llama.cpp keeps no others for it.
         """
+        if start == end or not self._keeps_positions:
+            return start == end
         behind = self._fed[sequence] - end
-        return behind == 0 or start == end or (self.can_shift and (not self._n_swa or behind >= self._n_swa))
+        return behind == 0 or (self.can_shift and (not self._n_swa or behind >= self._n_swa))
 
     def is_torn(self, sequence: int = 0) -> bool:
         """Whether a sliding window misses tokens, since drop() took away those for which they had made room."""

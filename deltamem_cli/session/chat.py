@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.engine import Engine
+from deltamem_cli.engine import Engine, EngineError
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import recent
 from deltamem_cli.session.exchange import Exchange, Progress, Stop
@@ -23,6 +23,8 @@ from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.ids import new_id
 from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Profile, Snapshot, TurnContext
+
+_LARGEST_NORM = 1e12  # of trained adapters it is below a thousand
 
 
 @dataclass
@@ -262,7 +264,8 @@ class ChatSession:
         snapshot = None
         if mark.state is not None and self.writes and self.adapter:
             state = self.engine.state()
-            stats.changed = float(np.linalg.norm(state - mark.state))
+            _check_size(state)
+            stats.changed = float(np.linalg.norm(state.astype(np.float64) - mark.state))
             stats.written_tokens = sum(
                 len(message.tokens) if message.spans is None else sum(span >= 0 for span in message.spans)
                 for message in messages
@@ -343,3 +346,14 @@ class ChatSession:
         if last is None or last.kind != "chat" or not last.messages:
             raise DeltamemError("There is no question of which the reply could be made again: ask one first.")
         return last.messages[0].text
+
+
+def _check_size(state: NDArray[np.float32]) -> None:
+    """Raises EngineError for a state that no adapter at work comes to; it would soon be infinite, and stay so."""
+    with np.errstate(invalid="ignore"):
+        norm = float(np.linalg.norm(state.astype(np.float64)))
+    if not norm <= _LARGEST_NORM:
+        raise EngineError(
+            f"The memory has grown beyond measure (its norm is {norm:.3g}), so this turn was not saved: check the adapter "
+            "with dmem doctor, take turns back with dmem memory undo, or begin anew with dmem memory reset."
+        )

@@ -151,11 +151,12 @@ class Window:
 
     def cut(self, turn: int) -> None:
         """Takes `turn` and all later ones out again, from the end."""
+        size = 0
         while self.stretches and self.stretches[-1].turn >= turn:
-            gone = self.stretches.pop()
-            self.engine.drop(self.n_past - len(gone.tokens), self.n_past)
+            size += len(self.stretches.pop().tokens)
         if self._joined is not None and self._joined >= turn:
             self._joined = None
+        self._drop(self.n_past - size, self.n_past)
         if self.engine.is_torn():
             self._feed_again()
 
@@ -217,13 +218,15 @@ class Window:
 
     def _drop(self, start: int, end: int) -> None:
         """Takes the tokens [start, end) out of the cache; from the stretches they are gone already."""
+        if start == end:
+            return
         if self.engine.keeps_without(start, end):
             self.engine.drop(start, end)
         else:
             self._feed_again()
 
     def _feed_again(self) -> None:
-        """Computes what stays anew, where the cache can't be moved up; it was written when it was new."""
+        """Computes what stays anew, where the cache can't be moved up or a part taken out; it was written when it was new."""
         kept = [token for stretch in self.stretches for token in stretch.tokens]
         self.engine.clear_context()
         if self.head or kept:
