@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deltamem_cli import config
+from deltamem_cli import config, files
 from deltamem_cli.config import file
 from deltamem_cli.config.errors import ConfigError, UnknownKey, WrongValue
 from deltamem_cli.config.keys import CACHE_TYPES, KEYS
@@ -226,14 +226,55 @@ def test_many_who_write_at_once_lose_nothing(home: Path) -> None:
     assert [path.name for path in home.iterdir()] == ["config.toml"]
 
 
-def test_what_a_writer_that_died_left_behind_holds_nobody_up_for_long(
-    written: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["config.toml.new", "config.toml.lock"])
+def test_what_a_writer_that_died_left_behind_holds_nobody_up_whatever_its_date(
+    written: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    left = written.with_name("config.toml.new")
+    left = written.with_name(name)
     left.write_text("half a fi")
-    monkeypatch.setattr(file, "_LEFT_OVER", 0.1)
+    os.utime(left, (4e9, 4e9))
+    monkeypatch.setattr(file, "_PATIENCE", 0.1)
     config.set_value("threads", "2")
-    assert config.value("threads") == 2 and not left.exists()
+    assert config.value("threads") == 2
+
+
+def test_a_writer_that_does_not_end_is_named_after_a_while(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written.write_text("threads = 1\n")
+    monkeypatch.setattr(file, "_PATIENCE", 0.1)
+    lock = written.with_name("config.toml.lock")
+    held = files.take_lock(lock)
+    assert held is not None
+    with pytest.raises(ConfigError, match="is being changed by another dmem"):
+        config.set_value("threads", "2")
+    files.drop_lock(lock, held)
+    assert config.value("threads") == 1
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("ctx_size = " + "9" * 5000, "is not valid TOML"),
+        ("ctx_size = 0x" + "f" * 6000, "ctx_size to a number that is too large; it must be"),
+        ("options.temperature = 0x" + "f" * 400, "it must be a number"),
+        ("options = 0x" + "f" * 6000, "must be a table"),
+        ("a = " + "[" * 2000 + "]" * 2000, "nests its values too deep"),
+        ('database = "~nouser/x.db"', "~nouser"),
+        ('template = "a\\u0000b"', "zero byte"),
+    ],
+    ids=["digits", "hex", "float", "table", "nested", "nobody", "zero"],
+)
+def test_values_that_python_itself_refuses_are_one_short_sentence(written: Path, text: str, said: str) -> None:
+    written.write_text(text)
+    with pytest.raises(DeltamemError) as caught:
+        config.checked()
+    shown = str(caught.value)
+    assert said in shown and "\n" not in shown and len(shown) < 400
+
+
+def test_a_pipe_in_the_files_place_is_not_waited_for(written: Path) -> None:
+    os.mkfifo(written)
+    with pytest.raises(ConfigError, match="it is no file"):
+        config.checked()
 
 
 def test_text_that_the_next_command_would_refuse_is_not_written(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

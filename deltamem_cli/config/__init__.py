@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import paths
 from deltamem_cli.config import file
 from deltamem_cli.config.errors import ConfigError, UnknownKey, WrongValue
 from deltamem_cli.config.keys import KEYS, TABLES, Key
 
 __all__ = ["KEYS", "check", "checked", "find", "options", "set_entry", "set_value", "source", "table", "unset", "value"]
+
+_LONGEST_VALUE = 100  # characters of a value that an error quotes
 
 
 def value(name: str) -> Any:
@@ -72,11 +75,11 @@ def set_value(name: str, text: str) -> None:
     try:
         new = key.kind.from_text(text)
     except ValueError:
-        raise WrongValue(f"{key.name} can't be {text!r}; it must be {key.kind.expects}.") from None
+        raise WrongValue(f"{key.name} can't be {_as_toml(text)}; it must be {key.kind.expects}.") from None
     if isinstance(new, Path):
         new = str(new)
-    elif key.name in ("model", "adapter") and new.endswith(".gguf") and Path(new).expanduser().is_file():
-        new = str(Path(new).expanduser().absolute())  # seen from another folder it would be another file
+    elif key.name in ("model", "adapter") and new.endswith(".gguf") and paths.expanded(new).is_file():
+        new = str(paths.expanded(new).absolute())  # seen from another folder it would be another file
     part, _, last = key.name.rpartition(".")
     _change(lambda document: _put(document, part, last, new))
 
@@ -111,11 +114,17 @@ def _from_environment(key: Key, given: str) -> Any:
     try:
         return key.kind.from_text(given)
     except ValueError:
-        raise ConfigError(f"{key.variable} is {given!r}; it must be {key.kind.expects}.") from None
+        raise ConfigError(f"{key.variable} is {_as_toml(given)}; it must be {key.kind.expects}.") from None
 
 
 def _as_toml(said: Any) -> str:
-    return str(said).lower() if isinstance(said, bool) else repr(said)
+    if isinstance(said, bool):
+        return str(said).lower()
+    try:
+        text = repr(said)
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number that is too large"
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
 
 
 def _flat(document: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
@@ -127,7 +136,7 @@ def _flat(document: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
                 raise ConfigError(f"{path} sets {name} to no table; it must hold tables, such as [{name}.NAME].")
         elif name == "options":
             if not isinstance(said, dict):
-                raise ConfigError(f"{path} sets options to {said!r}; it must be a table: [options]")
+                raise ConfigError(f"{path} sets options to {_as_toml(said)}; it must be a table: [options]")
             found += [(f"options.{option}", one) for option, one in said.items()]
         else:
             found.append((name, said))

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from deltamem_cli import config
+from deltamem_cli import config, files
 from deltamem_cli.config import file
 from deltamem_cli.config.errors import ConfigError
 from deltamem_cli.config.keys import KEYS, Key
@@ -28,8 +28,8 @@ def begin(text: str) -> bool:
     if draft.exists():
         return True
     try:
-        draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_private(draft, text)
+        files.make_folder(draft.parent)
+        files.write(draft, text.encode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{draft} could not be written ({error.strerror}): make its folder writable.") from error
     return False

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import paths
+from deltamem_cli import files, paths
 from deltamem_cli.config.errors import ConfigError
 
 FILE_NAME = "config.toml"
-_LEFT_OVER = 10.0  # seconds after which nobody is writing any more; it takes milliseconds
+_PATIENCE = 10.0  # seconds; another one's change takes milliseconds
 
 # (identity of the file as it was read, what it said): one command asks for many settings
 _last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -34,6 +35,8 @@ def read() -> dict[str, Any]:
         return {}
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may have no end
+        raise ConfigError(f"{path} could not be read (it is no file): make it a file that you may read, or remove it.")
     identity = (path, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
     if _last is None or _last[0] != identity:
         _last = identity, parse(read_text(path), path)
@@ -57,7 +60,9 @@ def parse(text: str, path: Path) -> dict[str, Any]:
         import tomli as tomllib
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(f"{path} nests its values too deep. Correct it with: dmem config edit") from None
+    except ValueError as error:  # TOMLDecodeError is one, and so is what int() says of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct it with: dmem config edit") from error
 
 
@@ -67,43 +72,29 @@ def write(make: Callable[[], str]) -> None:
     Whoever reads sees the old text or the new one; whoever else writes waits, so `make` may start from what is there.
     """
     path = location().resolve()  # what a link points to is replaced, not the link
-    draft = path.with_name(f"{path.name}.new")  # who has made it may write; taking the file's place ends that
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = _make_alone(draft)
-        try:
-            with os.fdopen(file, "w", encoding="utf-8") as new:
-                new.write(make())
-                new.flush()
-                os.fsync(file)
-            os.replace(draft, path)
-        except BaseException:
-            with suppress(OSError):
-                draft.unlink()
-            raise
+        files.make_folder(path.parent)
+        with _alone(path):
+            files.write(path, make().encode("utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path} could not be written ({error.strerror}): make its folder writable, or set DMEM_HOME to another one."
         ) from error
 
 
-def _make_alone(draft: Path) -> int:
-    """The open draft, made by nobody else. One that is left over from a process that died is taken away."""
-    while True:
-        with suppress(FileExistsError):
-            return os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with suppress(FileNotFoundError):
-            if time.time() - draft.stat().st_mtime > _LEFT_OVER:
-                draft.unlink()
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other dmem writes the file inside. Raises ConfigError when one does not come to an end."""
+    lock = path.with_name(f"{path.name}.lock")
+    deadline = time.monotonic() + _PATIENCE
+    while (file := files.take_lock(lock)) is None:
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{path} is being changed by another dmem that does not come to an end: close that one.")
         time.sleep(0.01)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Raises OSError."""
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        yield
+    finally:
+        files.drop_lock(lock, file)
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:

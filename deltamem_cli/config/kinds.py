@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import paths
+
 _LARGEST = 2**31 - 1  # llama.cpp's numbers are C ints
 
 _SWITCH_WORDS = {
@@ -32,15 +34,18 @@ class Kind:
                 raise ValueError(text)
             return _SWITCH_WORDS[text.lower()]
         if self.type is Path:
-            return self._checked(Path(text).expanduser().absolute() if text else None)
+            return self._checked(paths.expanded(text).absolute() if text else None)
         return self._checked(self.type(text))
 
     def from_toml(self, value: Any, folder: Path) -> Any:
         """The value that the file means; relative paths count from `folder`, the file's own. Raises ValueError."""
         if self.type is Path and isinstance(value, str):
-            return self._checked(folder / Path(value).expanduser() if value else None)
+            return self._checked(folder / paths.expanded(value) if value else None)
         if self.type is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise ValueError(value) from None
         if type(value) is not self.type:  # True is an int to Python, and no whole number to us
             raise ValueError(value)
         return self._checked(value)

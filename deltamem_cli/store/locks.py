@@ -1,8 +1,8 @@
 """Who may change a conversation; knows nothing of what a conversation contains.
 
-One small file per conversation beside the database, locked with the operating system's advisory lock. The kernel
-drops such a lock when its process ends, kill -9 and crash included, so there is no stale lock, no time limit and no
-process id to poll (ids are reused). SQLite's own locks cannot do this: they last for one transaction and cover the
+One small file per conversation beside the database, locked by the kernel (see files.py). It drops the lock when its
+process ends, kill -9 and crash included, so there is no stale lock, no time limit and no process id to poll (ids are
+reused). SQLite's own locks cannot do this: they last for one transaction and cover the
 whole file, and conversations must not wait for each other. What stands *in* the file only tells people who it is.
 """
 
@@ -11,32 +11,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deltamem_cli import files
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import ConversationBusy, Holder, as_sentences
 from deltamem_cli.store.ids import now
-
-if sys.platform == "win32":
-    import msvcrt
-
-    _FAR = 1 << 30  # a byte that is never written: Windows locks bar reading, and others must read the holder
-
-    def _try_lock(file: int) -> None:
-        os.lseek(file, _FAR, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _try_lock(file: int) -> None:
-        # flock, not lockf: it belongs to the open file, so closing another handle in this process does not drop it.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
 
 _BETWEEN_LOOKS = 0.05  # seconds
 _LOOKS = 5
@@ -50,34 +33,16 @@ class ConversationLock:
         self.path = path
         self.conversation = conversation
         with as_sentences(path):
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            self._file = self._acquire()
-        _write_holder(self._file, brief=brief)
-
-    def _acquire(self) -> int:
-        while True:
-            file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                _try_lock(file)
-                # release() removes the file: make sure that it was not the old one that we locked
-                if os.fstat(file).st_ino == os.stat(self.path).st_ino:
-                    return file
-            except FileNotFoundError:
-                pass
-            except (BlockingIOError, PermissionError):  # held: flock says the first, Windows the second
-                os.close(file)
-                raise ConversationBusy(self.conversation, read_holder(self.path)) from None
-            except BaseException:
-                os.close(file)
-                raise
-            os.close(file)
+            files.make_folder(path.parent)
+            file = files.take_lock(path)
+        if file is None:
+            raise ConversationBusy(conversation, read_holder(path))
+        self._file = file
+        _write_holder(file, brief=brief)
 
     def release(self) -> None:
-        if self._file < 0:
-            return
-        with suppress(OSError):  # Windows cannot remove an open file; a left-over file is harmless
-            os.unlink(self.path)
-        os.close(self._file)
+        if self._file >= 0:
+            files.drop_lock(self.path, self._file)
         self._file = -1
 
 
