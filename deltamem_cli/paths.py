@@ -15,16 +15,39 @@ STARTER_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER_ADAPTER = "SmolLM2-135M-Instruct.deltamem.gguf"
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading ~ as a home folder. ~notes.txt is a file's name where no user is called notes.txt.
+
+    Raises DeltamemError for the folder of a user that does not exist.
+    """
+    path = Path(path)
+    if "\0" in str(path):
+        raise DeltamemError(f"{str(path)!r} can't name a file: take the zero byte out of it.")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        if len(path.parts) == 1 and path.parts[0] != "~":
+            return path
+        raise DeltamemError(
+            f"{path} lies in the home folder of {path.parts[0]}, which is not known here: give the whole path, or write "
+            f"./{path} for a folder of that name."
+        ) from None
+
+
 def _home() -> Path | None:
     """DMEM_HOME: one folder for everything, as tests and portable installs want it."""
     value = os.environ.get("DMEM_HOME")
-    return Path(value).expanduser().absolute() if value else None
+    return expanded(value).absolute() if value else None
 
 
 def _platform_path(what: Literal["data", "config", "cache"]) -> Path:
     import platformdirs  # takes longer than everything else here
 
-    path: Path = getattr(platformdirs, f"user_{what}_path")(APP_NAME, appauthor=False)
+    path: Path | None = None
+    with contextlib.suppress(RuntimeError):  # so says a newer platformdirs; an older one gives ~/… back
+        path = getattr(platformdirs, f"user_{what}_path")(APP_NAME, appauthor=False)
+    if path is None or not path.is_absolute():
+        raise DeltamemError("You have no home folder here: set HOME, or DMEM_HOME to a folder for all that dmem keeps.")
     return path
 
 
@@ -52,7 +75,7 @@ def native_dir() -> Path:
     """
     override = os.environ.get("DELTAMEM_NATIVE_DIR")
     if override:
-        path = Path(override).expanduser().absolute()
+        path = expanded(override).absolute()
         if not (path / "lib").is_dir():
             raise DeltamemError(
                 f"DELTAMEM_NATIVE_DIR names {path}, which has no lib folder: point it at an installed native build or unset it."

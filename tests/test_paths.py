@@ -32,6 +32,30 @@ def test_without_dmem_home_the_platform_decides(monkeypatch: pytest.MonkeyPatch,
     assert paths.data_dir() != paths.cache_dir()
 
 
+def test_a_file_whose_name_begins_with_a_tilde_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.expanded("~notes.txt") == Path("~notes.txt")
+    assert paths.expanded("~/notes.txt") == tmp_path / "notes.txt"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other users' homes are a POSIX matter")
+def test_the_home_of_nobody_and_no_home_at_all_are_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import pwd
+
+    def nobody(_: object) -> None:
+        raise KeyError
+
+    monkeypatch.setenv("DMEM_HOME", "~nouser/x")
+    with pytest.raises(DeltamemError, match="home folder of ~nouser"):
+        paths.data_dir()
+    monkeypatch.delenv("DMEM_HOME")
+    for variable in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(DeltamemError, match="set HOME"):
+        paths.data_dir()
+
+
 def test_native_dir_is_found_in_this_install() -> None:
     native = paths.native_dir()
     assert (native / "build.json").is_file() and (native / "llama_cpp" / "llama_cpp.py").is_file()

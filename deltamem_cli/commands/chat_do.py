@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltamem_cli import paths
 from deltamem_cli.commands import chat_turn, transcript
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.interrupts import lines_gathered, stopping
@@ -150,7 +151,7 @@ def read(talk: Talk, argument: str) -> None:
     if not argument:
         raise UsageError("/read takes the name of a file.")
     name, question = _word(argument)
-    file = Path(name).expanduser()
+    file = paths.expanded(name)
     message = f"{file.name}:\n\n{file_text(file)}"
     if question:
         ask(talk, f"{message}\n\n{question}")
@@ -182,7 +183,7 @@ def save(talk: Talk, argument: str) -> None:
     name, rest = _word(argument)
     if not name or rest:
         raise UsageError("/save takes the name of a file: quote it if it has spaces.")
-    file = Path(name).expanduser()
+    file = paths.expanded(name)
     if file.exists():
         confirm(f"{file} exists. Replace it?", False)
     if not turns.last_number(talk.store, talk.session.conversation.id):

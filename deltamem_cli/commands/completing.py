@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -109,9 +108,10 @@ def setting_values(ctx: typer.Context) -> list[str]:
 
 @contextmanager
 def _store(ctx: typer.Context) -> Iterator[Store]:
+    from deltamem_cli import paths
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.location import default_path
 
     database = ctx.params.get("database")
-    with Store.look(Path(database).expanduser() if database else default_path()) as store:
+    with Store.look(paths.expanded(database) if database else default_path()) as store:
         yield store

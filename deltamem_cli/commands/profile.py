@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from deltamem_cli import paths
 from deltamem_cli.commands import completing
 from deltamem_cli.commands.model_options import adapter_option, model_option
 from deltamem_cli.commands.shared import (
@@ -250,7 +251,7 @@ def _texts(
     if template is not None:
         from deltamem_cli.engine import ChatTemplate
 
-        template = template.expanduser().absolute()
+        template = paths.expanded(template).absolute()
         ChatTemplate.from_file(template)
     return {
         "model": _from_anywhere(model),
@@ -263,7 +264,7 @@ def _texts(
 
 def _from_anywhere(said: str | None) -> str | None:
     """A name as it is; a file by its whole path, as it would be another one seen from another folder."""
-    path = Path(said).expanduser() if said else None
+    path = paths.expanded(said) if said else None
     return str(path.absolute()) if path and path.is_file() else said
 
 

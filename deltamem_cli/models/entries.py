@@ -99,7 +99,7 @@ def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
     if said.keys() & {"repo", "adapter", "path"}:
         entry = replace(entry, adapter=None, adapter_license=None)
     if "path" in said:
-        entry = replace(entry, repo=None, file=None, path=paths.config_dir() / Path(said["path"]).expanduser())
+        entry = replace(entry, repo=None, file=None, path=paths.config_dir() / paths.expanded(said["path"]))
     return replace(entry, **{key: value for key, value in said.items() if key != "path"})
 
 

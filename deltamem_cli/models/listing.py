@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from deltamem_cli import config
+from deltamem_cli import config, paths
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import memory
 from deltamem_cli.models.entries import STARTER, Entry, catalogue
@@ -50,7 +49,7 @@ def describe(entry: Entry, machine: memory.Memory | None, *, is_default: bool = 
 def default_entry(entries: dict[str, Entry]) -> Entry | None:
     """The model that is used when none is named; None when it is a file without a name."""
     said = config.value("model") or STARTER
-    return entries.get(said) or entry_of(Path(said).expanduser(), entries)
+    return entries.get(said) or entry_of(paths.expanded(said), entries)
 
 
 def _adapter(entry: Entry) -> str | None:

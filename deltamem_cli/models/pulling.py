@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from deltamem_cli import config
+from deltamem_cli import config, paths
 from deltamem_cli.models import choosing, hub, memory, records
 from deltamem_cli.models.entries import Entry, catalogue, known_adapter
 from deltamem_cli.models.errors import ModelError
@@ -55,7 +55,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
 
 def register(file: Path, name: str | None) -> Record:
     """Gives a file that stays where it is a name. Raises DeltamemError."""
-    file = file.expanduser().absolute()
+    file = paths.expanded(file).absolute()
     files = tuple(parts(file))
     facts = read_facts(files)
     name = name or stem(file.name)

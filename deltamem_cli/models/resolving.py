@@ -33,7 +33,7 @@ def resolve(said: str | Path) -> ModelFile:
     entry = entries.get(text) or (None if _is_path(text) else _pulled_from(text, entries))
     if entry is not None:
         return _model_file(entry)
-    path = Path(text).expanduser()
+    path = paths.expanded(text)
     if path.is_file():
         entry = entry_of(path, entries)
         return _model_file(entry) if entry else ModelFile(path, find_adapter(path, None), str(path))
@@ -65,7 +65,7 @@ def adapter_file(said: str | Path) -> Path:
     elif text == STARTER and (packaged := paths.starter_adapter()):
         path = packaged
     else:
-        path = Path(text).expanduser()
+        path = paths.expanded(text)
         converted = converted_adapter(text) if not _is_path(text) else path
         path = converted if converted.is_file() else path
     if not path.is_file():
@@ -83,7 +83,7 @@ def registered_adapters() -> dict[str, Path]:
                 f"The configuration says of the adapter {name} something else than its path. Correct it with: "
                 "dmem config edit"
             )
-        found[name] = paths.config_dir() / Path(path).expanduser()
+        found[name] = paths.config_dir() / paths.expanded(path)
     return found
 
 

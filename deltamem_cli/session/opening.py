@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import config, models
+from deltamem_cli import config, models, paths
 from deltamem_cli.adapter.format import trained_writes
 from deltamem_cli.engine import ChatTemplate, Engine, EngineError, EngineOptions, Model, Sampling, fingerprint
 from deltamem_cli.engine.sampling import recommended
@@ -280,7 +280,7 @@ def find_profile(store: Store, request: Request) -> Profile:
 
 def _template(request: Request) -> ChatTemplate | None:
     """The one that is used in place of the model's own. Raises EngineError."""
-    return ChatTemplate.from_file(request.template.expanduser()) if request.template else None
+    return ChatTemplate.from_file(paths.expanded(request.template)) if request.template else None
 
 
 def _path(text: str | None) -> Path | None:
