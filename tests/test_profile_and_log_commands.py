@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
+import stat
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -161,3 +164,38 @@ def test_search_stays_in_its_profile_unless_asked(home: Path, dmem: Dmem) -> Non
     assert json.loads(dmem("log", "search", "heron", "--json")) == []
     assert json.loads(dmem("log", "search", "lake", "heron", "--all", "--json"))[0]["profile"] == "work"
     assert "heron by the lake" in dmem("log", "search", '"the lake"', "-p", "work")
+
+
+def test_an_export_that_fails_leaves_the_old_file(
+    home: Path, dmem: Dmem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(home / "memory.db") as store:
+        stored.conversation(store, 1)
+    file = tmp_path / "x.md"
+    file.write_text("my old export")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        text = dmem("log", "export", "-p", "work", "--force", str(file), code=1)
+    assert "the old one is intact" in text and file.read_text() == "my old export"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are a POSIX matter")
+def test_transcripts_pictures_and_memories_are_written_for_their_owner_alone(
+    home: Path, dmem: Dmem, tmp_path: Path
+) -> None:
+    with Store.open(home / "memory.db") as store:
+        stored.conversation(store, 1)
+    names = [str(tmp_path / name) for name in ("x.md", "x.svg", "x.dmem", "x.db")]
+    before = os.umask(0)
+    try:
+        dmem("log", "export", "-p", "work", names[0])
+        dmem("memory", "inspect", "-p", "work", "--image", names[1])
+        dmem("memory", "export", "-p", "work", names[2])
+        dmem("log", "backup", names[3])
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(os.stat(name).st_mode) for name in names} == {0o600}

@@ -16,9 +16,9 @@ from deltamem_cli.commands.shared import (
     confirm,
     count,
     note,
-    open_store,
     print_json,
     printable,
+    read_store,
     size,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -131,7 +131,7 @@ def _written_with(known: KnownAdapter, database: Path | None) -> int:
     from deltamem_cli.engine.fingerprint import fingerprint
     from deltamem_cli.store import conversations
 
-    with open_store(database) as store:
+    with read_store(database) as store:
         return len(conversations.written_with(store, adapter=fingerprint(known.path)))
 
 

@@ -32,6 +32,7 @@ from deltamem_cli.commands.shared import (
     OptionOption,
     open_store,
     profile_name,
+    read_store,
 )
 from deltamem_cli.errors import UsageError
 
@@ -119,5 +120,8 @@ def ask(
     if text is None:
         raise once.no_question(_EXAMPLE)
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(database, create=not read_only) if named else Store.memory())
+        if not named:
+            store = stack.enter_context(Store.memory())
+        else:
+            store = stack.enter_context(read_store(database) if read_only else open_store(database, create=True))
         once.answer(stack, store, request, text, stream=not no_stream, as_json=as_json)

@@ -33,6 +33,7 @@ from deltamem_cli.commands.shared import (
     ProfileOption,
     open_store,
     profile_name,
+    read_store,
 )
 from deltamem_cli.errors import UsageError
 
@@ -121,8 +122,9 @@ def _open_for(stack: ExitStack, request: Request, database: Path | None) -> tupl
     from deltamem_cli.session.opening import copy_for_temporary
 
     if not request.temporary:
-        return stack.enter_context(open_store(database, create=not request.read_only)), request
-    with open_store(database) as disk:
+        store = read_store(database) if request.read_only else open_store(database, create=True)
+        return stack.enter_context(store), request
+    with read_store(database) as disk:
         store, request = copy_for_temporary(disk, request)
     return stack.enter_context(store), request
 

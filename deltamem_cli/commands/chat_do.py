@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from deltamem_cli import paths
 from deltamem_cli.commands import chat_turn, transcript
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.interrupts import lines_gathered, stopping
-from deltamem_cli.commands.shared import confirm, count, name_turns, note, printable
+from deltamem_cli.commands.shared import confirm, count, name_turns, note, printable, write_file
 from deltamem_cli.commands.typed_lines import erase_turns
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -184,16 +185,13 @@ def save(talk: Talk, argument: str) -> None:
     if not name or rest:
         raise UsageError("/save takes the name of a file: quote it if it has spaces.")
     file = paths.expanded(name)
-    if file.exists():
+    if os.path.isfile(file):
         confirm(f"{file} exists. Replace it?", False)
     if not turns.last_number(talk.store, talk.session.conversation.id):
         raise DeltamemError("Nothing of this conversation is stored, so there is nothing to save: say something first.")
     conversation = conversations.get(talk.store, talk.session.conversation.id)
     every = turns.all_of(talk.store, conversation.id)
-    try:
-        file.write_text(transcript.markdown(conversation, every), encoding="utf-8")
-    except OSError as error:
-        raise DeltamemError(f"{file} can't be written ({error.strerror or error}): choose another name.") from None
+    write_file(file, transcript.markdown(conversation, every).encode("utf-8"))
     note(f"Wrote {file}: {count(len(every), 'turn')}.")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from deltamem_cli import config
+from deltamem_cli import config, files
 from deltamem_cli.commands.typed_lines import history_path
 
 
@@ -25,7 +25,7 @@ class PrivateHistory(FileHistory):
 
     def __init__(self, path: Path) -> None:
         with suppress(OSError):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_folder(path.parent)
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
             if os.stat(path).st_mode & 0o077:
                 os.chmod(path, 0o600)

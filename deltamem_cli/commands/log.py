@@ -1,4 +1,4 @@
-"""`dmem log`: the transcripts, listed, shown, searched and written out. Changes nothing."""
+"""`dmem log`: the transcripts, listed, shown, searched and written out, and the database saved and restored."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from deltamem_cli.commands.shared import (
     count,
     moment,
     note,
-    open_store,
     pick_conversation,
     print_json,
     printable,
     profile_name,
+    read_store,
     refuse_existing,
+    write_file,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -68,7 +69,7 @@ def list_(
     """
     from deltamem_cli.store import conversations
 
-    with open_store(database) as store:
+    with read_store(database) as store:
         found = conversations.all_of(store, _scope(store, profile, all_))
     if as_json:
         print_json([transcript.facts(one) for one in found[:limit]])
@@ -99,7 +100,7 @@ def show(
     """
     from deltamem_cli.store import turns
 
-    with open_store(database) as store, store.reading():
+    with read_store(database) as store, store.reading():
         conversation = pick_conversation(store, profile, cid)
         if turn is None:
             every: Sequence[Turn] = turns.all_of(store, conversation.id)
@@ -130,7 +131,7 @@ def search(
     from deltamem_cli.store.search import MATCH_BEGIN, MATCH_END
     from deltamem_cli.store.search import search as search_store
 
-    with open_store(database) as store:
+    with read_store(database) as store:
         hits = search_store(store, " ".join(words), _scope(store, profile, all_), limit)
     if as_json:
         plain = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
@@ -172,7 +173,7 @@ def export(
         raise UsageError("--all means every conversation of a profile and --cid a single one; give one of the two")
     if file:
         refuse_existing(file, force)
-    with open_store(database) as store, store.reading():
+    with read_store(database) as store, store.reading():
         if all_:
             chosen = conversations.all_of(store, profiles.get(store, profile_name(profile)))
         else:
@@ -185,10 +186,7 @@ def export(
     if file is None:
         typer.echo(text, nl=False)
         return
-    from deltamem_cli.store.errors import as_sentences
-
-    with as_sentences(file):
-        file.write_text(text, encoding="utf-8")
+    write_file(file, text.encode("utf-8"))
     note(f"wrote {file}: {count(len(talks), 'conversation')}")
 
 
@@ -212,15 +210,16 @@ def backup(
     force: ForceOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Write a copy of the database, whole even while a chat is open. It is used with --database, or put in its place.
+    """Write a copy of the database, whole even while a chat is open. Read it with --database, or restore it.
 
     \b
     Examples:
       dmem log backup backup.db
       dmem log list --database backup.db
+      dmem log restore backup.db
     """
     refuse_existing(file, force)
-    with open_store(database) as store:
+    with read_store(database) as store:
         if store.path is None:
             raise DeltamemError("There is no database yet, so there is nothing to copy")
         if Path(f"{file}-wal").exists() or (file.exists() and file.samefile(store.path)):
@@ -228,6 +227,27 @@ def backup(
         store.copy_to(file)
         turns = store.counts()["turns"]
     note(f"wrote {file}: {count(turns, 'turn')}")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Database that `dmem log backup` wrote.")],
+    database: DatabaseOption = None,
+) -> None:
+    """Put a backup in the place of the database. The old one is kept beside it, under another name.
+
+    \b
+    Examples:
+      dmem log restore backup.db
+    """
+    from deltamem_cli.store.location import default_path
+    from deltamem_cli.store.restoring import restore as restore_store
+
+    path = database or default_path()
+    old = restore_store(file, path)
+    with read_store(path) as store:
+        turns = store.counts()["turns"]
+    note(f"restored {path}: {count(turns, 'turn')}" + (f"; the old one is kept as {old}" if old else ""))
 
 
 def _scope(store: Store, profile: str | None, all_: bool) -> Profile | None:

@@ -23,6 +23,7 @@ from deltamem_cli.commands.shared import (
     pick_conversation,
     print_json,
     profile_name,
+    read_store,
     size,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -50,7 +51,7 @@ def undo(
     from deltamem_cli.commands.typed_lines import erase_turns
     from deltamem_cli.store import locks, turns
 
-    with open_store(database) as store:
+    with (read_store if dry_run else open_store)(database) as store:
         conversation = pick_conversation(store, profile, cid)
         if not dry_run:
             locks.hold(store, conversation.id)  # what is shown below is what goes
@@ -96,7 +97,7 @@ def reset(
 
     if all_ and cid is not None:
         raise UsageError("--all means every conversation of a profile and --cid a single one; give one of the two")
-    with open_store(database) as store:
+    with (read_store if dry_run else open_store)(database) as store:
         if all_:
             chosen = conversations.all_of(store, profiles.get(store, profile_name(profile)))
             what = f"the memory of profile {profile_name(profile)} ({count(len(chosen), 'conversation')})"
@@ -162,7 +163,7 @@ def copy(
     """
     from deltamem_cli.store import bundle, profiles
 
-    with open_store(database) as store:
+    with (read_store if dry_run else open_store)(database) as store:
         source = pick_conversation(store, profile, cid)
         target_name = source.profile if to == profiles.NEW else profiles.check_name(to)
         taken = bundle.read(store, source, at=at)

@@ -21,6 +21,7 @@ from deltamem_cli.commands.shared import (
     print_json,
     printable,
     profile_name,
+    read_store,
     refuse_existing,
 )
 
@@ -46,7 +47,7 @@ def export(
     from deltamem_cli.store import bundle, portable
 
     refuse_existing(file, force)
-    with open_store(database) as store:
+    with read_store(database) as store:
         conversation = pick_conversation(store, profile, cid)
         taken = bundle.read(store, conversation, transcript=transcript)
     portable.save(file, taken)

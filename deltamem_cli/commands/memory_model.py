@@ -38,6 +38,7 @@ from deltamem_cli.commands.shared import (
     pick_conversation,
     print_json,
     profile_name,
+    read_store,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
 
@@ -76,7 +77,7 @@ def probe(
     from deltamem_cli.session.thinking import parted
 
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(database))
+        store = stack.enter_context(read_store(database))
         conversation = pick_conversation(store, profile, cid)
         _check_has_memory(store, conversation)
         request = Request(
@@ -215,7 +216,7 @@ def forget(
 
     numbers = parse_turns(turns_)
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(database))
+        store = stack.enter_context((read_store if dry_run else open_store)(database))
         conversation = pick_conversation(store, profile, cid)
         if not dry_run:
             from deltamem_cli.store import locks

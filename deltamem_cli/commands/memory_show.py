@@ -15,10 +15,10 @@ from deltamem_cli.commands.shared import (
     count,
     moment,
     note,
-    open_store,
     pick_conversation,
     print_json,
     printable,
+    read_store,
     write_picture,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -56,7 +56,7 @@ def inspect(
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states, turns
 
-    with open_store(database) as store, store.reading():
+    with read_store(database) as store, store.reading():
         conversation = pick_conversation(store, profile, cid)
         every = turns.all_of(store, conversation.id, messages=False)
         snapshot = states.latest(store, conversation.id)
@@ -100,7 +100,7 @@ def history(
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states, turns
 
-    with open_store(database) as store, store.reading():
+    with read_store(database) as store, store.reading():
         conversation = pick_conversation(store, profile, cid)
         every = turns.all_of(store, conversation.id)
         steps = {step.turn: step for step in metrics.course(states.every(store, conversation.id))}
@@ -135,7 +135,7 @@ def diff(
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states, turns
 
-    with open_store(database) as store, store.reading():
+    with read_store(database) as store, store.reading():
         conversation = pick_conversation(store, profile, cid)
         for number in {before, after} - {0}:
             turns.get(store, conversation.id, number)

@@ -18,9 +18,9 @@ from deltamem_cli.commands.shared import (
     confirm,
     count,
     note,
-    open_store,
     print_json,
     printable,
+    read_store,
     size,
 )
 from deltamem_cli.errors import DeltamemError
@@ -208,7 +208,7 @@ def _written_with(entry: Entry, database: Path | None) -> int:
     from deltamem_cli.engine.fingerprint import fingerprint
     from deltamem_cli.store import conversations
 
-    with open_store(database) as store:
+    with read_store(database) as store:
         return len(conversations.written_with(store, model=fingerprint(entry.model)))
 
 

@@ -26,6 +26,7 @@ from deltamem_cli.commands.shared import (
     open_store,
     print_json,
     printable,
+    read_store,
 )
 from deltamem_cli.errors import UsageError
 
@@ -72,7 +73,7 @@ def list_(as_json: JsonOption = False, database: DatabaseOption = None) -> None:
     """
     from deltamem_cli.store import conversations, profiles
 
-    with open_store(database) as store:
+    with read_store(database) as store:
         found = [(one, conversations.all_of(store, one)) for one in profiles.all_of(store)]
     if as_json:
         print_json([{**_facts(one), "conversations": len(talks), "turns": _turns(talks)} for one, talks in found])
@@ -96,7 +97,7 @@ def show(name: NameArgument, as_json: JsonOption = False, database: DatabaseOpti
     """
     from deltamem_cli.store import conversations, profiles
 
-    with open_store(database) as store:
+    with read_store(database) as store:
         one = profiles.get(store, name)
         talks = conversations.all_of(store, one)
     if as_json:
@@ -210,7 +211,7 @@ def delete(
     from deltamem_cli.commands.typed_lines import erase_turns
     from deltamem_cli.store import conversations, profiles, turns
 
-    with open_store(database) as store:
+    with (read_store if dry_run else open_store)(database) as store:
         talks = conversations.all_of(store, profiles.get(store, name))
         what = f"profile {name} with {count(len(talks), 'conversation')} and {count(_turns(talks), 'turn')}"
         if dry_run:

@@ -6,6 +6,7 @@ Nothing heavy at import: the store is opened by the functions.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from deltamem_cli.commands import completing
-from deltamem_cli.errors import UsageError
+from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
     from deltamem_cli.memory_view.picture import Picture
@@ -81,11 +82,19 @@ class KeyValueCommand(TyperCommand):
 
 
 def open_store(database: Path | None, *, create: bool = False) -> Store:
-    """The database; where there is none yet it reads as an empty one and is made only with `create`."""
+    """The database, to change it; where there is none yet it reads as an empty one and is made only with `create`."""
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.location import default_path
 
     return Store.open(database or default_path(), create=create)
+
+
+def read_store(database: Path | None) -> Store:
+    """The database, to read alone: nothing is written, so it may lie where nothing can be."""
+    from deltamem_cli.store.database import Store
+    from deltamem_cli.store.location import default_path
+
+    return Store.read(database or default_path())
 
 
 def profile_name(profile: str | None) -> str:
@@ -124,9 +133,9 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def refuse_existing(file: Path, force: bool) -> None:
-    if file.is_dir():
+    if os.path.isdir(file):
         raise UsageError(f"{file} is a folder; give the name of a file in it")
-    if file.exists() and not force:
+    if os.path.isfile(file) and not force:  # a pipe or a device is written into
         raise UsageError(f"{file} exists already; replace it with --force or give another name")
 
 
@@ -147,11 +156,25 @@ def write_picture(file: Path, picture: Picture) -> None:
         from deltamem_cli.memory_view.png import png
 
         data = png(picture)
-    from deltamem_cli.store.errors import as_sentences
-
-    with as_sentences(file):
-        file.write_bytes(data)
+    write_file(file, data)
     note(f"wrote {file}")
+
+
+def write_file(file: Path, data: bytes) -> None:
+    """What is kept in a file of the user's, for its owner alone: whole, or the old one stays. Raises DeltamemError."""
+    from deltamem_cli import files
+
+    try:
+        files.write(file, data)
+    except FileNotFoundError as error:
+        raise DeltamemError(
+            f"{file} could not be written because its folder does not exist: check the path."
+        ) from error
+    except OSError as error:
+        kept = "; the old one is intact" if os.path.exists(file) else ""
+        raise DeltamemError(
+            f"{file} could not be written ({error.strerror or error}){kept}: make room, or choose another place."
+        ) from error
 
 
 def print_json(document: Any) -> None:

@@ -14,6 +14,7 @@ from deltamem_cli.diagnosis.checks import Check
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.store import migrations
 from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import WAY_OUT
 
 _LEAST_FREE = 100_000_000  # bytes
 
@@ -67,13 +68,12 @@ def disk(database: Path) -> Check:
 def database(path: Path) -> Check:
     if not path.exists():
         return Check("database", "ok", f"{path}, made with the first chat")
-    away = "put a backup in its place, or move it away and dmem begins a new one"
     try:
         with Store.look(path) as store:
             problems = store.check()
             if problems:
                 more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-                return Check("database", "broken", f"{path} is damaged: {', '.join(problems[:3])}{more}", away)
+                return Check("database", "broken", f"{path} is damaged: {', '.join(problems[:3])}{more}", WAY_OUT)
             if store.layout < migrations.LATEST:
                 found = f"{path} has layout {store.layout}; the next command brings it to {migrations.LATEST}"
                 return Check("database", "ok", found)
@@ -82,7 +82,7 @@ def database(path: Path) -> Check:
                 for what, number in store.counts().items()
             )
     except DeltamemError as error:
-        return Check("database", "broken", str(error), f"see which file is meant: dmem log path; {away}")
+        return Check("database", "broken", str(error), f"see which file is meant: dmem log path; {WAY_OUT}")
     if not os.access(path, os.W_OK):
         return Check("database", "broken", f"{path} can't be written to", f"make it yours: chown $USER {path}")
     return Check("database", "ok", f"{path} is sound: {counts}")

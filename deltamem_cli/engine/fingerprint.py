@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from deltamem_cli import files
 from deltamem_cli.adapter.parts import parts
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.paths import cache_dir
@@ -76,11 +76,6 @@ def _read_cache() -> dict[str, str]:
 
 def _write_cache(known: dict[str, str]) -> None:
     file = _cache_file()
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(dict(list(known.items())[-256:]), indent=0), encoding="utf-8")
-        temporary.replace(file)
-    except OSError:  # a cache that can't be written costs time and nothing else
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with contextlib.suppress(OSError):  # a cache that can't be written costs time and nothing else
+        files.make_folder(file.parent)
+        files.write(file, json.dumps(dict(list(known.items())[-256:]), indent=0).encode("utf-8"))

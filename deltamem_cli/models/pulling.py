@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from deltamem_cli import config, paths
+from deltamem_cli import config, files, paths
 from deltamem_cli.models import choosing, hub, memory, records
 from deltamem_cli.models.entries import Entry, catalogue, known_adapter
 from deltamem_cli.models.errors import ModelError
@@ -122,7 +122,7 @@ def _converted(repository: hub.Repository, record: Record, license: str | None) 
     wanted = [name for name in (CONFIG_FILE, weights, "README.md") if name in repository.files]
     file, *_ = hub.download(repository, wanted)  # all of them into one folder
     out = converted_adapter(record.name)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out.parent)
     convert(file.parent, record.files[0], out, license=license)
     return out
 

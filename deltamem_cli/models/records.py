@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import paths
+from deltamem_cli import files, paths
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.facts import Facts
 
@@ -39,12 +38,10 @@ def read_all() -> dict[str, Record]:
 def write(record: Record) -> None:
     """Raises ModelError."""
     file = _folder() / f"{record.name}.json"
-    draft = file.with_name(f"{file.name}.{os.getpid()}.new")
     document = {key: value for key, value in asdict(record).items() if key != "name"}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(document, default=str, indent=1), encoding="utf-8")
-        draft.replace(file)
+        files.make_folder(file.parent)
+        files.write(file, json.dumps(document, default=str, indent=1).encode("utf-8"))
     except OSError as error:
         raise ModelError(
             f"{record.name} can't be registered in {file.parent} ({error.strerror}): make it a folder that you may "

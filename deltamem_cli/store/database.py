@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from deltamem_cli.store import migrations
+from deltamem_cli import files
+from deltamem_cli.store import beside, migrations, reading
 from deltamem_cli.store.errors import StoreError, as_sentences, sentence
 from deltamem_cli.store.flush import Flusher
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from deltamem_cli.store.locks import ConversationLock
 
 BUSY_SECONDS = 30.0  # a commit takes milliseconds; only a vacuum of a big file comes near
+_T = TypeVar("_T")
 WAL_PAGES = 16_000  # 64 MB: checkpoints are flush.py's, but should it fail a commit makes one by itself
 
 
@@ -37,8 +40,10 @@ class Store:
         self.connection.row_factory = sqlite3.Row
         self.path = path
         self.locks: dict[str, ConversationLock] = {}  # conversations this store holds, see locks.py
-        self._file = _identity(path) if path else None
-        self._flusher = Flusher(path) if path else None
+        self._file: tuple[int, int] | None = None
+        self._flusher: Flusher | None = None
+        self._opened = ExitStack()  # of a store that reads alone
+        self._seen: reading.Seen | None = None  # of the files of a store that others can't tell of their writing
 
     @classmethod
     def open(cls, path: Path | str, *, create: bool = True, migrate_to: int = migrations.LATEST) -> Store:
@@ -46,13 +51,15 @@ class Store:
 
         With `create` off a missing file reads as an empty database and nothing is made on disk.
         """
-        path = Path(path)
-        if not path.exists():
+        path = _real(path)
+        if not _exists(path):
             if not create:
                 return cls.memory()
             _make_private_file(path)
         connection = None
         with as_sentences(path):
+            beside.put_strange_wal_aside(path)
+            file = _identity(path)
             try:
                 connection = sqlite3.connect(
                     path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -61,6 +68,7 @@ class Store:
                 _close_to_others(path)
                 _use_wal(connection)
                 store = cls(connection, path)
+                store._file, store._flusher = file, Flusher(path)
                 store._configure()
                 store._migrate(migrate_to)
             except BaseException:
@@ -80,22 +88,34 @@ class Store:
     @classmethod
     def look(cls, path: Path) -> Store:
         """Open an existing database to read alone: nothing is made, put right or brought up to date on disk."""
-        # A database without a WAL is in nobody's hands; SQLite must be told so, else it makes one to read.
-        mode = "ro" if Path(f"{path}-wal").exists() else "ro&immutable=1"
-        connection = None
-        with as_sentences(path):
-            try:
-                connection = sqlite3.connect(
-                    f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
-                )
-                _check_is_ours(connection, path)
-            except BaseException:
-                if connection is not None:
-                    connection.close()
-                raise
-        store = cls(connection, None)
-        store.path = path  # for its name in errors; what writes is not for this store
+        path = _real(path)
+        _exists(path)
+        with as_sentences(path), ExitStack() as opened:
+            connection, seen = reading.connect(path, BUSY_SECONDS, opened)
+            _check_is_ours(connection, path)
+            store = cls(connection, path)
+            store._seen, store._opened = seen, opened.pop_all()
         return store
+
+    @classmethod
+    def read(cls, path: Path | str) -> Store:
+        """Open `path` to read alone, whatever its layout; where there is none it reads as an empty database."""
+        path = _real(path)
+        if not _exists(path):
+            return cls.memory()
+        with suppress(StoreError, OSError):  # reading goes around it; any other program would spoil the database
+            beside.put_strange_wal_aside(path)
+        store = cls.look(path)
+        if store.layout == migrations.LATEST:
+            return store
+        with closing(store):
+            copy = cls(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False), None)
+            with as_sentences(path):
+                store._steadily(lambda: store.connection.backup(copy.connection))
+                copy._configure()
+                copy._migrate(migrations.LATEST)
+            copy.path = path
+        return copy
 
     @property
     def layout(self) -> int:
@@ -118,18 +138,9 @@ class Store:
 
     def copy_to(self, path: Path) -> None:
         """Write what is committed as another database, whole or not at all, readable by its owner alone."""
-        part = path.with_name(path.name + ".part")
-        try:
-            with as_sentences(path):
-                os.close(os.open(part, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600))
-            with as_sentences(path), closing(sqlite3.connect(part)) as copy:
-                self.connection.backup(copy)
-                copy.execute("PRAGMA journal_mode=DELETE")  # one file, that a backup may be moved as
-            with as_sentences(path):
-                os.replace(part, path)
-        finally:
-            with suppress(OSError):
-                part.unlink()
+        with as_sentences(path), files.replacing(path) as draft, closing(sqlite3.connect(draft)) as copy:
+            self._steadily(lambda: self.connection.backup(copy))
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, that a backup may be moved as
 
     def close(self) -> None:
         """Let go of every conversation and close, everything being on the disk. The last to close empties the WAL."""
@@ -140,6 +151,7 @@ class Store:
             self._flusher.wait()
         with suppress(sqlite3.Error):
             self.connection.close()
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +197,7 @@ class Store:
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Every row of a query. A list, because a half-read cursor would keep the WAL from being emptied."""
         with as_sentences(self.name):
-            return [dict(row) for row in self.connection.execute(sql, parameters)]
+            return self._steadily(lambda: [dict(row) for row in self.connection.execute(sql, parameters)])
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, Any] | None:
         return next(iter(self.rows(sql, parameters)), None)
@@ -232,6 +244,28 @@ class Store:
         tables = ("profiles", "conversations", "turns")
         return {table: self.rows(f"SELECT count(*) AS n FROM {table}")[0]["n"] for table in tables}
 
+    def _steadily(self, read: Callable[[], _T]) -> _T:
+        """What `read` finds; where the connection can't see that others write, found again if somebody did meanwhile."""
+        while True:
+            try:
+                found = read()
+            except sqlite3.Error:
+                if not self._overtaken():
+                    raise
+            else:
+                if not self._overtaken():
+                    return found
+            assert self.path
+            inside = self.connection.in_transaction
+            self._opened.close()
+            self.connection, self._seen = reading.connect(self.path, BUSY_SECONDS, self._opened)
+            self.connection.row_factory = sqlite3.Row
+            if inside:
+                self.connection.execute("BEGIN")
+
+    def _overtaken(self) -> bool:
+        return self._seen is not None and self.path is not None and reading.seen(self.path) != self._seen
+
     def _configure(self) -> None:
         for pragma in (
             "foreign_keys = ON",
@@ -270,9 +304,25 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _real(path: Path | str) -> Path:
+    # Locks, WAL and fsync are of files beside this one: a link to it must lead to the same ones.
+    return Path(os.path.realpath(path))
+
+
+def _exists(path: Path) -> bool:
+    with as_sentences(path):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            return False
+    if not stat.S_ISREG(mode):  # a pipe would be waited for, a device may have no end
+        raise StoreError(f"{path} is no file, so it can't be a database; name another one with --database")
+    return True
+
+
 def _make_private_file(path: Path) -> None:
     with as_sentences(path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         # Made before SQLite sees it: SQLite gives -wal and -shm the mode of the database file.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 

@@ -54,6 +54,8 @@ class ConversationBusy(StoreError):
         )
 
 
+WAY_OUT = "put a backup in its place with: dmem log restore FILE, or move it away and dmem begins a new one"
+
 # First match wins; the texts are those of sqlite3_errstr() and stable since 3.7.
 _SENTENCES = {
     "disk is full": (
@@ -71,11 +73,15 @@ _SENTENCES = {
     "not a database": (
         "is not a dmem database; name another one with --database, or move it away and dmem begins a new one"
     ),
-    "malformed": "is damaged; put a backup in its place, or move it away and dmem begins a new one",
-    "no such table": "is damaged ({error}); put a backup in its place, or move it away and dmem begins a new one",
-    "no such column": "is damaged ({error}); put a backup in its place, or move it away and dmem begins a new one",
+    "malformed": f"is damaged; {WAY_OUT}",
+    "no such table": f"is damaged ({{error}}); {WAY_OUT}",
+    "no such column": f"is damaged ({{error}}); {WAY_OUT}",
+    "no file locks": (
+        "could not be used because its file system has no locks, so two programs could spoil each other's work there; "
+        "name a database on another disk with --database"
+    ),
     "no such file": "could not be used because it or its folder does not exist; check the path",
-    "lock": "is being written by another dmem that does not come to an end; close the other one and try again",
+    "is locked": "is being written by another dmem that does not come to an end; close the other one and try again",
     "disk i/o error": (
         "could not be read or written (I/O error, often a full or failing disk); "
         "what was saved before is intact, so check the disk and try again"
@@ -90,12 +96,15 @@ _AS_SQLITE_SAYS = {
     errno.EROFS: "readonly database",
     errno.EIO: "disk i/o error",
     errno.ENOENT: "no such file",
+    errno.ENOLCK: "no file locks",
 }
 
 
 def sentence(path: Path | str, error: Exception) -> str:
     """The one sentence for what SQLite or the operating system said about `path`."""
-    text = _AS_SQLITE_SAYS.get(getattr(error, "errno", None) or 0, str(error))
+    text = _AS_SQLITE_SAYS.get(getattr(error, "errno", None) or 0, getattr(error, "strerror", None) or str(error))
+    if text == "locking protocol":  # so SQLite calls a file system that grants it no locks
+        text = "no file locks"
     for needle, rest in _SENTENCES.items():
         if needle in text.lower():
             return f"{path} {rest.format(error=text)}"

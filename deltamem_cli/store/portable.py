@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import zipfile
 import zlib
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import files
 from deltamem_cli.store import states
 from deltamem_cli.store.bundle import Bundle
 from deltamem_cli.store.errors import StoreError, as_sentences
@@ -50,22 +49,12 @@ def save(path: Path, bundle: Bundle) -> None:
         "states_sha256": hashlib.sha256(b"".join(blobs)).hexdigest(),
         "turns": [_plain(turn) for turn in bundle.turns],
     }
-    part = path.with_name(path.name + ".part")
-    try:
-        with as_sentences(path):
-            with (
-                os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file,
-                zipfile.ZipFile(file, "w") as archive,
-            ):
-                described = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
-                # a long one is not packed, so that load() never finds it packed too well
-                kind = zipfile.ZIP_DEFLATED if len(described) <= _ANYHOW else zipfile.ZIP_STORED
-                archive.writestr(MANIFEST, described, kind)
-                archive.writestr(STATES, b"".join(blobs))
-            os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    described = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
+    # a long one is not packed, so that load() never finds it packed too well
+    kind = zipfile.ZIP_DEFLATED if len(described) <= _ANYHOW else zipfile.ZIP_STORED
+    with as_sentences(path), files.replacing(path) as draft, zipfile.ZipFile(draft, "w") as archive:
+        archive.writestr(MANIFEST, described, kind)
+        archive.writestr(STATES, b"".join(blobs))
 
 
 def load(path: Path) -> Bundle:
