@@ -5,6 +5,7 @@ Imports nothing heavy: a command's module is imported when that command runs.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
 import sys
@@ -153,13 +154,23 @@ def _take_debug(args: list[str]) -> tuple[list[str], bool]:
     return kept, len(kept) != len(args)
 
 
+def _spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For what a stream's encoding lacks: a file name's bytes as they are, else the character's number."""
+    assert isinstance(error, UnicodeEncodeError)
+    part = error.object[error.start : error.end]
+    if all("\udc80" <= character <= "\udcff" for character in part):
+        return part.encode("ascii", "surrogateescape"), error.end
+    return codecs.backslashreplace_errors(error)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0, 1 (failure), 2 (usage), 130 (Ctrl-C)."""
     args, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     session = Session(debug=debug)
-    for stream in (sys.stdout, sys.stderr):  # a pipe of Windows has no δ, and output must not fail for that
+    codecs.register_error("dmem", _spelled_out)
+    for stream in (sys.stdout, sys.stderr):  # a pipe of Windows has no δ, and output must neither fail nor lose it
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="dmem")
     if debug:
         from deltamem_cli.bindings import Native
 

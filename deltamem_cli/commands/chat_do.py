@@ -14,6 +14,7 @@ from deltamem_cli.commands.interrupts import lines_gathered, stopping
 from deltamem_cli.commands.shared import confirm, count, name_turns, note, printable, write_file
 from deltamem_cli.commands.typed_lines import erase_turns
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.text import decoded
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat_talk import Talk
@@ -87,7 +88,9 @@ def from_editor(talk: Talk, text: str) -> str:
         )
     try:
         with lines_gathered():
-            return click.edit(text, require_save=False, extension=".md") or ""
+            # as bytes: it would give up a text that is not UTF-8
+            written = click.edit(text.encode(), require_save=False, extension=".md") or b""
+            return decoded(written).replace("\r\n", "\n")
     except click.ClickException as error:
         raise DeltamemError(f"The editor did not work ({error.message}): set EDITOR to one that does.") from None
 
@@ -170,7 +173,7 @@ def file_text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise DeltamemError(f"{file} can't be read ({error.strerror or error}): check the path.") from None
-    text = data.decode("utf-8-sig", "replace")
+    text = decoded(data)
     if "\0" in text:
         raise DeltamemError(f"{file} is no text file: convert it to plain text first.")
     if not text.strip():

@@ -11,6 +11,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from deltamem_cli import config, files
 from deltamem_cli.commands.typed_lines import history_path
+from deltamem_cli.text import whole
 
 
 def open_history(*, keep: bool) -> History:
@@ -38,4 +39,4 @@ class PrivateHistory(FileHistory):
 
     def store_string(self, string: str) -> None:
         with suppress(OSError):
-            super().store_string(string)
+            super().store_string(whole(string))

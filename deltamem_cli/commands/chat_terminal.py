@@ -21,6 +21,7 @@ from deltamem_cli.commands.chat_history import open_history
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.shared import count, note
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.text import whole
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat_talk import Talk
@@ -47,7 +48,7 @@ def _ask_and_answer(talk: Talk) -> None:
     _when_first_shown(prompt, partial(_prepare, talk))
     while True:
         try:
-            text = prompt.prompt(">>> ")
+            text = whole(prompt.prompt(">>> ")).removeprefix("\ufeff")  # an editor's mark
         except KeyboardInterrupt:
             note("Ctrl-D or /exit leaves; Ctrl-C stops a reply.")
             continue

@@ -27,6 +27,7 @@ from deltamem_cli.commands.shared import (
     write_file,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.text import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,14 +132,15 @@ def search(
     from deltamem_cli.store.search import MATCH_BEGIN, MATCH_END
     from deltamem_cli.store.search import search as search_store
 
+    text = whole(" ".join(words))
     with read_store(database) as store:
-        hits = search_store(store, " ".join(words), _scope(store, profile, all_), limit)
+        hits = search_store(store, text, _scope(store, profile, all_), limit)
     if as_json:
         plain = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
         print_json([{**vars(hit), "excerpt": hit.excerpt.translate(plain)} for hit in hits])
         return
     if not hits:
-        note(f"Nothing found for {' '.join(words)}" + ("" if all_ else "; look in every profile with --all"))
+        note(f"Nothing found for {text}" + ("" if all_ else "; look in every profile with --all"))
     for hit in hits:
         owner = f"{hit.profile}  " if all_ else ""
         typer.secho(

@@ -41,6 +41,7 @@ from deltamem_cli.commands.shared import (
     read_store,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.text import decoded, whole
 
 if TYPE_CHECKING:
     from deltamem_cli.session.forgetting import Forgotten
@@ -351,7 +352,7 @@ def _text(text: str | None, file: Path | None) -> str:
     if text is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError('There is nothing to remember: give a text, such as: dmem memory remember "I like tea."')
-        text = sys.stdin.buffer.read().decode("utf-8", "replace")
+        text = decoded(sys.stdin.buffer.read())
     if not text.strip():
         raise UsageError("The text is empty, so there is nothing to remember: give some words.")
-    return text.strip()
+    return whole(text).strip()

@@ -11,6 +11,7 @@ import typer
 
 from deltamem_cli.commands.shared import note, print_json, printable
 from deltamem_cli.errors import UsageError
+from deltamem_cli.text import decoded, whole
 
 if TYPE_CHECKING:
     from deltamem_cli.session.chat import ChatSession
@@ -26,8 +27,8 @@ def question(words: list[str] | None, *, example: str) -> str | None:
     """
     parts = []
     if sys.stdin is not None and not sys.stdin.isatty():
-        parts.append(sys.stdin.buffer.read().decode("utf-8", "replace").strip())
-    parts.append(" ".join(words or []).strip())
+        parts.append(decoded(sys.stdin.buffer.read()).strip())
+    parts.append(whole(" ".join(words or [])).strip())
     text = "\n\n".join(part for part in parts if part)
     if text:
         return text

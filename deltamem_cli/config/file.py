@@ -13,6 +13,7 @@ from typing import Any
 
 from deltamem_cli import files, paths
 from deltamem_cli.config.errors import ConfigError
+from deltamem_cli.text import decoded, whole
 
 FILE_NAME = "config.toml"
 _PATIENCE = 10.0  # seconds; another one's change takes milliseconds
@@ -45,7 +46,7 @@ def read() -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return decoded(path.read_bytes(), "strict").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8, or begin anew without it.") from error
     except OSError as error:
@@ -75,11 +76,19 @@ def write(make: Callable[[], str]) -> None:
     try:
         files.make_folder(path.parent)
         with _alone(path):
-            files.write(path, make().encode("utf-8"))
+            files.write(path, _utf8(make(), path).encode())
     except OSError as error:
         raise ConfigError(
             f"{path} could not be written ({error.strerror}): make its folder writable, or set DMEM_HOME to another one."
         ) from error
+
+
+def _utf8(text: str, path: Path) -> str:
+    if text != whole(text):
+        raise ConfigError(
+            f"{path} is UTF-8, and what it was to say is not: say it in UTF-8; a file may have to be renamed."
+        )
+    return text
 
 
 @contextmanager

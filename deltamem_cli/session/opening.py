@@ -22,6 +22,7 @@ from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import Holder
 from deltamem_cli.store.fingerprints import check_fingerprints
 from deltamem_cli.store.records import Conversation, Identity, Profile
+from deltamem_cli.text import whole
 
 Waiting = Callable[[Holder], None]
 
@@ -81,7 +82,7 @@ def settle(request: Request, profile: Profile | None) -> Request:
     if model is None:
         model, adapter = config.value("model"), adapter or _configured_adapter()
         template = template or config.value("template")
-    system = own.system if request.system is None else request.system
+    system = own.system if request.system is None else whole(request.system)
     return replace(
         request,
         model=model,

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ from deltamem_cli import files
 from deltamem_cli.store import beside, migrations, reading
 from deltamem_cli.store.errors import StoreError, as_sentences, sentence
 from deltamem_cli.store.flush import Flusher
+from deltamem_cli.text import whole
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -197,19 +198,19 @@ class Store:
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Every row of a query. A list, because a half-read cursor would keep the WAL from being emptied."""
         with as_sentences(self.name):
-            return self._steadily(lambda: [dict(row) for row in self.connection.execute(sql, parameters)])
+            return self._steadily(lambda: [dict(row) for row in self.connection.execute(sql, _bound(parameters))])
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, Any] | None:
         return next(iter(self.rows(sql, parameters)), None)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """Change rows inside the open transaction."""
-        self.connection.execute(sql, parameters)
+        self.connection.execute(sql, _bound(parameters))
 
     def insert(self, table: str, **values: Any) -> int:
         """Insert one row inside the open transaction and return its rowid."""
         columns, marks = ", ".join(values), ", ".join("?" * len(values))
-        cursor = self.connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
+        cursor = self.connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", _bound(values.values()))
         return int(cursor.lastrowid or 0)
 
     def scrub(self) -> None:
@@ -294,6 +295,11 @@ class Store:
                 f"{self.path} was removed or replaced while it was in use, so this was not saved; "
                 "put it back or start dmem again"
             )
+
+
+def _bound(parameters: Iterable[Any]) -> list[Any]:
+    """As SQLite takes them: text is UTF-8, and names of files need not be."""
+    return [whole(value) if isinstance(value, str) else value for value in parameters]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

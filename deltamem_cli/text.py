@@ -1,0 +1,31 @@
+"""Text that others wrote: how its bytes are read, and what of it may stand in a line. Knows nothing of who asks."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+# Control characters, line and paragraph separators, what turns the direction of writing.
+# Joiners, soft hyphens, other spaces, private and very new characters are none of these: they are a part of the text.
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def decoded(data: bytes, errors: str = "replace") -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so; the mark is no part of the text. Raises UnicodeDecodeError.
+
+    Windows' editors write such a mark, and its PowerShell writes UTF-16.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", errors)
+    return data.decode("utf-8-sig", errors)
+
+
+def whole(text: str) -> str:
+    """Text of a command line or a keyboard: what was no UTF-8, and is no character, becomes U+FFFD, as in a pipe."""
+    return _LONE_SURROGATES.sub("\ufffd", text)
+
+
+def harmless(text: str, instead: str = " ") -> str:
+    """On one line, without what would steer a terminal."""
+    return STEERING.sub(instead, whole(text))

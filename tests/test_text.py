@@ -1,0 +1,106 @@
+"""Text as others wrote it: bytes, marks, halves of characters, what would steer a terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chat_support import PROMPT, Dmem, dmem
+
+from deltamem_cli.store.database import Store
+from deltamem_cli.text import decoded, harmless, whole
+
+BROKEN = "caf\udce9"  # as Python reads the bytes of Latin-1's café from a command line
+MENDED = "caf\ufffd"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_the_text(encoding: str) -> None:
+    assert decoded("δ 里\n".encode(encoding)) == "δ 里\n"
+
+
+def test_what_is_no_character_is_replaced() -> None:
+    assert whole(BROKEN) == harmless(BROKEN) == decoded(b"caf\xe9") == MENDED
+    assert whole("δ 🙂") == "δ 🙂"
+
+
+@pytest.mark.parametrize("code", [0x00, 0x1B, 0x7F, 0x9B, 0x2028, 0x2029, 0x202E, 0x2066])
+def test_what_would_steer_a_terminal_is_taken_out(code: int) -> None:
+    assert harmless(f"a{chr(code)}b") == "a b"
+
+
+def test_arguments_that_are_not_utf8_are_kept_as_those_of_a_pipe_are(tiny: Dmem) -> None:
+    tiny.chat("-s", BROKEN, BROKEN)
+    tiny.run(*dmem("memory", "remember", *tiny.model, *tiny.adapter, BROKEN))
+    turns = tiny.json("log", "show")["turns"]
+    assert [turn["messages"][0]["text"] for turn in turns] == [MENDED, MENDED]
+    assert len(tiny.json("log", "search", BROKEN)) == 2
+    tiny.run(*dmem("profile", "set", "default", "--system", BROKEN))
+    assert tiny.json("profile", "show", "default")["system"] == MENDED
+    for arguments in (["log", "list", "-p", BROKEN], ["log", "show", "--cid", BROKEN], ["profile", "create", BROKEN]):
+        assert "in a way it should not" not in tiny.run(*dmem(*arguments), code=1).stderr
+
+
+def test_the_configuration_refuses_what_is_not_utf8(home: Path, dmem: Callable[..., str]) -> None:
+    assert "is UTF-8, and what it was to say is not" in dmem("config", "set", "model", f"/{BROKEN}.gguf", code=1)
+    assert dmem("config", "get", "model") != f"/{BROKEN}.gguf"
+
+
+def test_a_file_whose_name_is_not_utf8_is_a_file(tiny: Dmem, tmp_path: Path) -> None:
+    model = tmp_path / f"{BROKEN}.gguf"
+    model.write_bytes(Path(tiny.model[1]).read_bytes())
+    tiny.model = ["-m", str(model)]
+    tiny.chat("-d", str(tmp_path / f"{BROKEN}.db"), "Hello.")
+    with Store.open(tmp_path / f"{BROKEN}.db") as store:
+        assert store.counts()["turns"] == 1
+    shown = subprocess.run(
+        dmem("log", "path", "-d", f"{BROKEN}.db"), env=tiny.env, capture_output=True, check=True
+    ).stdout
+    assert shown == b"caf\xe9.db\n"
+
+
+def test_a_typed_line_that_is_not_utf8_is_kept(tiny: Dmem) -> None:
+    import os
+
+    with tiny.terminal() as chat:
+        chat.expect(PROMPT)
+        os.write(chat._file, b"caf\xe9\r")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert tiny.json("log", "show")["turns"][0]["messages"][0]["text"] == MENDED
+    assert f"+{MENDED}" in (tiny.home / "history").read_text()
+
+
+def test_a_pipe_and_a_file_may_begin_with_a_byte_order_mark(tiny: Dmem, tmp_path: Path) -> None:
+    tiny.run(*dmem("memory", "remember", *tiny.model, *tiny.adapter), stdin="\ufefftea")
+    tiny.chat(stdin="\ufeffHello.")
+    file = tmp_path / "notes.txt"
+    file.write_bytes("coffee".encode("utf-16"))
+    tiny.run(*dmem("memory", "remember", *tiny.model, *tiny.adapter, "--file", str(file)))
+    turns = tiny.json("log", "show")["turns"]
+    assert [turn["messages"][0]["text"] for turn in turns] == ["tea", "Hello.", "coffee"]
+
+
+def test_an_editor_s_text_may_be_broken(tiny: Dmem, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'wb').write(b'\\xef\\xbb\\xbfcaf\\xe9')\n")
+    editor.chmod(0o755)
+    with tiny.terminal(EDITOR=str(editor)) as chat:
+        chat.line("/edit")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    assert tiny.json("log", "show")["turns"][0]["messages"][0]["text"] == MENDED
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_configuration_may_begin_with_a_byte_order_mark(
+    home: Path, dmem: Callable[..., str], encoding: str
+) -> None:
+    home.mkdir()
+    (home / "config.toml").write_bytes("# kept\r\nthreads = 1\r\n".encode(encoding))
+    assert dmem("config", "get", "threads") == "1\n"
+    dmem("config", "set", "threads", "2")
+    assert (home / "config.toml").read_text() == "# kept\nthreads = 2\n"
