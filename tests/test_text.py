@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 from chat_support import PROMPT, Dmem, dmem
 
+from deltamem_cli.engine import ChatTemplate
+from deltamem_cli.episodes.file import read_episodes
 from deltamem_cli.store.database import Store
 from deltamem_cli.text import decoded, harmless, whole
 
@@ -63,8 +67,6 @@ def test_a_file_whose_name_is_not_utf8_is_a_file(tiny: Dmem, tmp_path: Path) -> 
 
 
 def test_a_typed_line_that_is_not_utf8_is_kept(tiny: Dmem) -> None:
-    import os
-
     with tiny.terminal() as chat:
         chat.expect(PROMPT)
         os.write(chat._file, b"caf\xe9\r")
@@ -104,3 +106,19 @@ def test_the_configuration_may_begin_with_a_byte_order_mark(
     assert dmem("config", "get", "threads") == "1\n"
     dmem("config", "set", "threads", "2")
     assert (home / "config.toml").read_text() == "# kept\nthreads = 2\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_line_of_conversations_may_hold_line_separators_and_a_mark(tmp_path: Path, encoding: str) -> None:
+    messages = [{"role": "user", "content": "a\u2028b\x85c"}]
+    record = {"messages": messages, "questions": [{"content": "What?", "answer": "a"}]}
+    file = tmp_path / "talks.jsonl"
+    file.write_bytes(f"{json.dumps(record, ensure_ascii=False)}\r\n\r\n".encode(encoding))
+    (episode,), _ = read_episodes(file)
+    assert episode.sessions[0][0].content == "a\u2028b\x85c"
+
+
+def test_a_template_may_be_utf16(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ messages[0].content }}", encoding="utf-16")
+    assert ChatTemplate.from_file(file).source == "{{ messages[0].content }}"

@@ -10,6 +10,7 @@ from deltamem_cli.adapter.base_model import BaseModel, read_base_model
 from deltamem_cli.adapter.format import Adapter, AdapterConfig, Provenance, read_adapter, write_adapter
 from deltamem_cli.adapter.published import PublishedAdapter, Settings, ranges, read_published
 from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.text import decoded
 
 # Published parameter -> our tensor, for the parameters that are taken as they are.
 _PLAIN = {
@@ -154,7 +155,7 @@ def _model_card(path: Path) -> dict[str, str]:
     Two plain values do not justify a YAML reader; anything unusual is left out.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = decoded(path.read_bytes()).splitlines()
     except OSError:
         return {}
     card: dict[str, str] = {}

@@ -15,6 +15,7 @@ from typing import Any
 
 from deltamem_cli.episodes import Episode, Fact, Message, Question
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.text import decoded
 
 
 def read_episodes(path: Path) -> tuple[list[Episode], list[Episode]]:
@@ -22,7 +23,8 @@ def read_episodes(path: Path) -> tuple[list[Episode], list[Episode]]:
     train: list[Episode] = []
     validation: list[Episode] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines(): JSON may hold U+2028 and the like as they are
+        lines = decoded(path.read_bytes(), "strict").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DeltamemError(f"{path} cannot be read ({error}); check the path of --data") from None
     for number, line in enumerate(lines, 1):

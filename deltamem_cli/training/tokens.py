@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.text import decoded
 
 
 class Tokenizer(Protocol):
@@ -67,10 +68,10 @@ class DirectoryTokenizer:
             raise DeltamemError(
                 f"{directory} needs the package tokenizers, which is not installed; install it or train from a GGUF"
             ) from None
-        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = json.loads((directory / "tokenizer_config.json").read_bytes())
         self._fast: Any = fast.Tokenizer.from_file(str(directory / "tokenizer.json"))
         template = directory / "chat_template.jinja"
-        source = template.read_text(encoding="utf-8") if template.exists() else settings.get("chat_template", "")
+        source = decoded(template.read_bytes()) if template.exists() else settings.get("chat_template", "")
         if not source:
             raise DeltamemError(f"{directory} has no chat template, and training needs one; choose an instruct model")
         self.template = ChatTemplate(source, f"the chat template of {directory.name}")

@@ -111,7 +111,7 @@ def _from_directory(source: Path) -> tuple[BackboneShape, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     try:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((source / "config.json").read_bytes())
         files = sorted(source.glob("*.safetensors"))
         found = {name: t for f in files for name, t in load_file(f).items()}
     except (OSError, ValueError) as error:
