@@ -16,6 +16,7 @@ from typing import Any
 
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.paths import native_dir
+from deltamem_cli.text import harmless, harmless_lines
 
 API_VERSION = 1
 
@@ -154,7 +155,7 @@ class Native:
     def last_error(self) -> str:
         """What the calling thread's last call into δ-mem failed of, as a sentence; empty if δ-mem did not fail."""
         text = (self.lib.llama_deltamem_last_error() or b"").decode("utf-8", "replace")
-        text = _harmless(text)
+        text = harmless(text, "?")
         if text.partition(" ")[0].isalpha():  # not a file's name
             text = text[:1].upper() + text[1:]
         return text + ("." if text and not text.endswith(".") else "")
@@ -168,14 +169,10 @@ class Native:
     def _on_log(self, level: int, text: bytes, _user_data: Any) -> None:
         line = text.decode("utf-8", "replace")
         if self.log_to_stderr:
-            sys.stderr.write("\n".join(_harmless(part) for part in line.split("\n")))
+            # names in it come from files, which must not write on the terminal what they like
+            sys.stderr.write(harmless_lines(line, "?"))
         elif level == _LOG_ERROR and line.strip():
             self._recent.append(line.strip())
-
-
-def _harmless(text: str) -> str:
-    """Names in it come from files, which must not write on the terminal what they like."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @cache

@@ -29,3 +29,9 @@ def whole(text: str) -> str:
 def harmless(text: str, instead: str = " ") -> str:
     """On one line, without what would steer a terminal."""
     return STEERING.sub(instead, whole(text))
+
+
+def harmless_lines(text: str, instead: str = " ") -> str:
+    """The same for a text of many lines, whose tabs stay."""
+    lines = (line.split("\t") for line in text.split("\n"))
+    return "\n".join("\t".join(harmless(part, instead) for part in line) for line in lines)

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 from chat_support import PROMPT, Dmem, dmem
+from stored import conversation
 
+from deltamem_cli.adapter import shown
 from deltamem_cli.engine import ChatTemplate
 from deltamem_cli.episodes.file import read_episodes
+from deltamem_cli.memory_view.picture import Label, Picture
+from deltamem_cli.memory_view.svg import svg
 from deltamem_cli.store.database import Store
-from deltamem_cli.text import decoded, harmless, whole
+from deltamem_cli.text import STEERING, decoded, harmless, whole
 
 BROKEN = "caf\udce9"  # as Python reads the bytes of Latin-1's café from a command line
 MENDED = "caf\ufffd"
@@ -122,3 +126,65 @@ def test_a_template_may_be_utf16(tmp_path: Path) -> None:
     file = tmp_path / "chat.jinja"
     file.write_text("{{ messages[0].content }}", encoding="utf-16")
     assert ChatTemplate.from_file(file).source == "{{ messages[0].content }}"
+
+
+# joiners of an emoji and of Persian, a soft hyphen, combining marks, a private and an unassigned character
+TOGETHER = "👨\u200d👩\u200d👧 می\u200cخواهم so\u00adft e\u0301 हिन्दी \ue0b0\U000e0fff"
+
+
+def test_what_belongs_to_words_is_shown_exported_and_found(home: Path, dmem: Callable[..., str]) -> None:
+    with Store.open(home / "memory.db") as store:
+        conversation(store, 1, profile="default", word=TOGETHER)
+    for command in (["log", "list"], ["log", "show"], ["log", "export"], ["memory", "history"]):
+        assert TOGETHER in dmem(*command), command
+    dmem("log", "export", str(home / "talk.md"))
+    assert TOGETHER in (home / "talk.md").read_text(encoding="utf-8")
+
+
+def test_what_belongs_to_words_stays_in_messages_names_and_pictures() -> None:
+    assert shown(TOGETHER) == TOGETHER
+    assert harmless("a\u3000b\xa0c") == "a\u3000b\xa0c"
+    label = Label(0, 0, TOGETHER + "\x1b\ufffe", (0, 0, 0))
+    assert f">{TOGETHER}<" in svg(Picture(9, 9, [label])).decode()
+
+
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "हिन्दी", "so\u00adft", "ก้าน"])
+def test_a_profile_may_be_called_what_needs_joiners_and_marks(home: Path, dmem: Callable[..., str], name: str) -> None:
+    dmem("profile", "create", name)
+    assert name in dmem("profile", "list")
+    assert "cannot name a profile" in dmem("profile", "create", "\u200da", code=1)
+
+
+def test_a_profile_is_found_however_its_letters_are_composed(home: Path, dmem: Callable[..., str]) -> None:
+    dmem("profile", "create", "e\u0301te\u0301")
+    assert "\u00e9t\u00e9" in dmem("profile", "show", "\u00e9t\u00e9")
+    assert "already a profile" in dmem("profile", "create", "\u00e9t\u00e9", code=1)
+
+
+EVIL = "evil \x9b31m \x7f \u202e \u2028 txt"
+
+
+def test_json_escapes_what_would_steer_a_terminal(home: Path, dmem: Callable[..., str]) -> None:
+    with Store.open(home / "memory.db") as store:
+        conversation(store, 1, profile="default", word=EVIL)
+    for command in (["log", "show", "--json"], ["log", "list", "--json"], ["log", "export", "--format", "json"]):
+        text = dmem(*command)
+        assert not STEERING.search(text.replace("\n", "")), command
+        assert "31m" in json.dumps(json.loads(text))
+    assert json.loads(dmem("log", "show", "--json"))["turns"][0]["messages"][0]["text"] == f"{EVIL} 1"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_json_and_exports_lose_nothing_to_a_stream_s_encoding(home: Path, tiny: Dmem, encoding: str) -> None:
+    said = "里斯本 δ é 🙂"
+    with Store.open(home / "memory.db") as store:
+        conversation(store, 1, profile="default", word=said)
+    tiny.env["PYTHONIOENCODING"] = encoding
+
+    def out(*arguments: str) -> bytes:
+        return subprocess.run(dmem(*arguments), env=tiny.env, capture_output=True, check=True).stdout
+
+    for command in (["log", "show", "--json"], ["log", "export", "--format", "json"]):
+        assert said in json.dumps(json.loads(out(*command).decode(encoding)), ensure_ascii=False)
+    assert said in out("log", "export").decode()
+    assert b"?" not in out("log", "show")

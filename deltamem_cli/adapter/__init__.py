@@ -1,6 +1,7 @@
 """Adapter files: published folders in, one GGUF out; knows nothing of llama.cpp or of the command line."""
 
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.text import harmless
 
 
 class AdapterError(DeltamemError):
@@ -9,6 +10,5 @@ class AdapterError(DeltamemError):
 
 def shown(text: object) -> str:
     """Text from an untrusted file as it may stand inside a one-line message."""
-    line = str(text)
-    line = "".join(character if character.isprintable() else "?" for character in line)
+    line = harmless(str(text), "?")
     return line if len(line) <= 80 else line[:77] + "..."

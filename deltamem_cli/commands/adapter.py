@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from deltamem_cli.commands.adapter_list import default, list_, rm
 from deltamem_cli.commands.adapter_train import train
 from deltamem_cli.commands.adapter_verify import verify
+from deltamem_cli.commands.shared import print_json
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def show(
 
     file = adapter_file(adapter)
     if as_json:
-        typer.echo(json.dumps(_facts(file, read_adapter(file)), indent=2))
+        print_json(_facts(file, read_adapter(file)))
     else:
         _print_facts(file, read_adapter(file))
 
@@ -119,7 +119,7 @@ def _check_output(output: Path, sources: Sequence[Path], what: str, force: bool)
 
 def _report(output: Path, adapter: Adapter, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(_facts(output, adapter), indent=2))
+        print_json(_facts(output, adapter))
     else:
         typer.echo(f"wrote {output}")
         _print_facts(output, adapter)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands.shared import print_json
 from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def verify(
                 _print_case(results[-1])
     passed = all(result.passed for result in results)
     if as_json:
-        typer.echo(json.dumps({"passed": passed, "cases": [_facts(result) for result in results]}, indent=2))
+        print_json({"passed": passed, "cases": [_facts(result) for result in results]})
     else:
         failed = sum(not result.passed for result in results)
         typer.echo(f"{len(results) - failed} passed, {failed} failed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltamem_cli.commands.model_options import DEFAULT_HARDWARE, Hardware, ModelOption, grouped
+from deltamem_cli.commands.shared import print_json
 from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def bench(
                     progress=lambda done: status.update(f"round {done} of {rounds}"),
                 )
     if as_json:
-        typer.echo(json.dumps(_facts(report), indent=2))
+        print_json(_facts(report))
     else:
         _print_table(file, report)
 

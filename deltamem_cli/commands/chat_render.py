@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deltamem_cli import config
 from deltamem_cli.commands.shared import note
+from deltamem_cli.text import harmless_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _REFRESH_SECONDS = 0.08
-# Control characters but for line feed and tab, and those that turn the direction of what is written.
-_HIDDEN = dict.fromkeys(
-    [*(set(range(32)) - {9, 10}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
-)
 
 
 class View(Protocol):
@@ -39,7 +36,7 @@ def can_render() -> bool:
 
 def shown(text: str) -> str:
     """What a model may write on a terminal: everything but control characters."""
-    return text.translate(_HIDDEN)
+    return harmless_lines(text, "\ufffd")
 
 
 def tell(text: str) -> None:

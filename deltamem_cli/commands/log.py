@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deltamem_cli.commands import transcript
+from deltamem_cli.commands import shared, transcript
 from deltamem_cli.commands.shared import (
     CidOption,
     DatabaseOption,
@@ -19,6 +19,7 @@ from deltamem_cli.commands.shared import (
     moment,
     note,
     pick_conversation,
+    print_document,
     print_json,
     printable,
     profile_name,
@@ -182,11 +183,14 @@ def export(
             chosen = [pick_conversation(store, profile, cid)]
         talks = [(one, turns.all_of(store, one.id)) for one in chosen]
     if format_ == "json":
-        text = json.dumps([transcript.document(*talk) for talk in talks], ensure_ascii=False, indent=2) + "\n"
+        text = (
+            shared.as_json([transcript.document(*talk) for talk in talks], "utf-8" if file else sys.stdout.encoding)
+            + "\n"
+        )
     else:
         text = "\n".join(transcript.markdown(*talk) for talk in talks)
     if file is None:
-        typer.echo(text, nl=False)
+        print_document(text.removesuffix("\n"))
         return
     write_file(file, text.encode("utf-8"))
     note(f"wrote {file}: {count(len(talks), 'conversation')}")

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from typer.core import TyperCommand
 
 from deltamem_cli.commands import completing
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.text import STEERING, harmless, harmless_lines
 
 if TYPE_CHECKING:
     from deltamem_cli.memory_view.picture import Picture
@@ -178,7 +180,27 @@ def write_file(file: Path, data: bytes) -> None:
 
 
 def print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    print_document(as_json(document, sys.stdout.encoding))
+
+
+def as_json(document: Any, encoding: str) -> str:
+    """What the encoding lacks is escaped, and what would steer a terminal: stored texts may hold any character."""
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    return "\n".join(STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
+
+
+def print_document(text: str) -> None:
+    """A text that is to be kept as it is, on stdout: in UTF-8 where the stream's own encoding lacks a part of it."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+    typer.echo(text)
 
 
 def note(text: str) -> None:
@@ -218,9 +240,9 @@ def moment(stored: str) -> str:
 
 def printable(text: object) -> str:
     """Stored text on one line; control characters (imported files may hold any) do not reach the terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    return harmless(str(text))
 
 
 def printable_lines(text: str) -> str:
     """The same for a text of many lines, whose tabs stay."""
-    return "\n".join("\t".join(printable(part) for part in line.split("\t")) for line in text.splitlines())
+    return harmless_lines("\n".join(text.splitlines()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape
 
 from deltamem_cli.memory_view.picture import Colour, Label, Line, Picture, Rect
+from deltamem_cli.text import harmless
 
 
 def svg(picture: Picture) -> bytes:
@@ -33,8 +34,8 @@ def _element(shape: Rect | Line | Label) -> str:
 
 
 def _printable(text: str) -> str:
-    # XML 1.0 has no place for control characters, escaped or not
-    return "".join(character for character in text if character.isprintable())
+    # XML 1.0 has no place for control characters, escaped or not, nor for these two
+    return harmless(text, "").translate({0xFFFE: None, 0xFFFF: None})
 
 
 def _hex(colour: Colour) -> str:

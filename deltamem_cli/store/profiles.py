@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -21,11 +22,14 @@ DEFAULT = "default"
 SETTINGS = ("model", "adapter", "system", "template", "write")  # texts; the sampling options stand beside them
 NEW = "NEW"  # in `memory copy --to NEW`: a new conversation, so no profile may be called that
 _NAME = re.compile(r"[^\W_][\w.@+-]{0,63}")
+_JOINERS = "\u00ad\u200c\u200d"  # within words, as Persian and Hindi have them; the first is a soft hyphen
 
 
 def check_name(name: str) -> str:
     """The name, if it can be one: what may be typed without quotes and stands on one line."""
-    if not _NAME.fullmatch(name) or name.upper() == NEW:
+    name = _composed(name)
+    bare = "".join(c for c in name if c not in _JOINERS and not unicodedata.category(c).startswith("M"))
+    if not _NAME.fullmatch(bare) or not name[0].isalnum() or len(name) > 64 or name.upper() == NEW:
         raise StoreError(
             f"{name!r} cannot name a profile; use up to 64 letters, digits and . _ @ + -, "
             f"beginning with a letter or digit, and not {NEW}"
@@ -33,12 +37,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def _composed(name: str) -> str:
+    """One form for what looks the same: keyboards and file systems write é as one character or as two."""
+    return unicodedata.normalize("NFC", name)
+
+
 def all_of(store: Store) -> list[Profile]:
     return [_profile(row) for row in store.rows("SELECT * FROM profiles ORDER BY name")]
 
 
 def find(store: Store, name: str) -> Profile | None:
-    row = store.row("SELECT * FROM profiles WHERE name = ?", [name])
+    row = store.row("SELECT * FROM profiles WHERE name = ?", [_composed(name)])
     return _profile(row) if row else None
 
 
@@ -63,7 +72,7 @@ def create(
     write: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Profile:
-    check_name(name)
+    name = check_name(name)
     with store.transaction():
         if find(store, name):
             raise StoreError(f"There is already a profile {name}; change it with: dmem profile set {name}")
@@ -86,7 +95,7 @@ def ensure(store: Store, name: str) -> Profile:
     found = find(store, name)
     if found:
         return found
-    check_name(name)
+    name = check_name(name)
     with store.transaction():  # OR IGNORE: two first chats may begin at once
         store.execute("INSERT OR IGNORE INTO profiles (name, created) VALUES (?, ?)", [name, now()])
     return get(store, name)
@@ -106,7 +115,7 @@ def change(store: Store, name: str, **changes: Any) -> Profile:
 
 
 def rename(store: Store, name: str, to: str) -> Profile:
-    check_name(to)
+    to = check_name(to)
     with store.transaction():
         profile = get(store, name)
         if find(store, to):
