@@ -61,6 +61,10 @@ class LazyGroup(TyperGroup):
                 return command
         return None
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.commands = dict.fromkeys(self.list_commands(ctx))  # the names that a mistyped one is compared with
+        return super().resolve_command(ctx, args)
+
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         # the default imports every command for its help too
         named: dict[str, Any] = {name: TyperCommand(name, help=text) for name, _, text in COMMANDS}

@@ -165,3 +165,8 @@ def test_interrupt_exits_130_without_a_traceback(register: Register, capsys: pyt
 def test_usage_errors_exit_2_and_name_the_wrong_word(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(line) == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+def test_a_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["memroy"]) == 2
+    assert "Did you mean 'memory'?" in capsys.readouterr().err

@@ -60,21 +60,28 @@ def reply_view(*, stream: bool = True) -> Iterator[View]:
 
 
 class Plain:
-    """Text as it comes; to a pipe or file unchanged."""
+    """Text as it comes; to a pipe or file unchanged, and in whole lines, as several programs may write into one."""
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
-        self._last = "\n"
+        self._line = ""  # the last one, as far as it goes
 
     def add(self, text: str) -> None:
-        sys.stdout.write(shown(text) if self._terminal else text)
-        sys.stdout.flush()
-        self._last = text[-1:] or self._last
+        lines, feed, rest = text.rpartition("\n")
+        if self._terminal:
+            self._write(shown(text))
+        elif feed:
+            self._write(self._line + lines + feed)
+        self._line = rest if feed else self._line + rest
 
     def close(self) -> None:
-        if self._last != "\n":
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+        if self._line:
+            self._write("\n" if self._terminal else self._line + "\n")
+            self._line = ""
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 class Whole:
