@@ -135,7 +135,7 @@ TOGETHER = "👨\u200d👩\u200d👧 می\u200cخواهم so\u00adft e\u0301 ह
 def test_what_belongs_to_words_is_shown_exported_and_found(home: Path, dmem: Callable[..., str]) -> None:
     with Store.open(home / "memory.db") as store:
         conversation(store, 1, profile="default", word=TOGETHER)
-    for command in (["log", "list"], ["log", "show"], ["log", "export"], ["memory", "history"]):
+    for command in (["log", "list"], ["log", "show"], ["log", "export"]):
         assert TOGETHER in dmem(*command), command
     dmem("log", "export", str(home / "talk.md"))
     assert TOGETHER in (home / "talk.md").read_text(encoding="utf-8")
