@@ -62,7 +62,8 @@ class LazyGroup(TyperGroup):
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        self.commands = dict.fromkeys(self.list_commands(ctx))  # the names that a mistyped one is compared with
+        # only the names count here: a mistyped one is compared with them
+        self.commands = {name: TyperCommand(name) for name in self.list_commands(ctx)}
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
