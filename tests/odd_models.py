@@ -19,6 +19,13 @@ def chat_vocabulary(writer: Any) -> None:
     _add_tokenizer(writer, "bpe", N_VOCAB)
 
 
+def split_by_regex(writer: Any) -> None:
+    """Words as Mistral's newer models have them, which llama.cpp finds with std::regex."""
+    chat_vocabulary(writer)
+    writer.kv_data[0].pop("tokenizer.ggml.pre")
+    writer.add_tokenizer_pre("tekken")
+
+
 def no_vocabulary(writer: Any) -> None:
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(N_VOCAB)

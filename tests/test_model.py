@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import odd_models
 import pytest
 from conftest import LoadModel, MakeModel
 
@@ -31,6 +37,26 @@ def test_text_comes_back_from_its_tokens(model: Model, text: str) -> None:
     back = model.text(tokens)
     # phi3's tokenizer puts a space before every text, as SentencePiece does
     assert back == text or (model.architecture == "phi3" and back == " " + text)
+
+
+@pytest.mark.parametrize("letters", ["A", "=", " ", "a1+/", "日"])
+def test_a_word_without_end_is_read_and_ends_no_process(letters: str, tmp_path: Path) -> None:
+    """llama.cpp calls itself once per letter there; in a child, since without a deep stack it dies of it."""
+    model, text = odd_models.llama(tmp_path / "m.gguf", vocabulary=odd_models.split_by_regex), tmp_path / "text"
+    text.write_text((letters * 60_000)[:60_000], encoding="utf-8")
+    code = """
+import sys; from pathlib import Path
+from deltamem_cli.engine import Model
+model, text = Model(Path(sys.argv[1])), Path(sys.argv[2]).read_text(encoding="utf-8")
+assert model.text(model.tokenize(text)) == text
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, model, text], check=True, env=environment)
+
+
+def test_a_word_longer_than_any_stack_is_refused(model: Model) -> None:
+    with pytest.raises(EngineError, match="200,001 letters in a row.*break them into lines"):
+        model.tokenize("word " + "A" * 200_001)
 
 
 def test_broken_letters_become_question_marks(model: Model) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamem_cli.bindings import Native, native
+from deltamem_cli.engine.deep_stack import run_for
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.options import LARGEST
 from deltamem_cli.engine.template import ChatTemplate
@@ -103,8 +104,11 @@ class Model:
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`. special: control tokens written out in the text, as templates do, become those tokens.
 
-        Nothing is added at the start; templates write their own first token.
+        Nothing is added at the start; templates write their own first token. Raises EngineError for a word without end.
         """
+        return run_for(text, lambda: self._tokenize(text, special))
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")  # a lone surrogate is what Python makes of broken input
         size = len(data) + 2
         while True:
