@@ -271,6 +271,7 @@ def test_ctrl_c_stops_with_130_and_keeps_what_was_shown(tiny: Dmem) -> None:
 
 
 def test_a_broken_pipe_is_quiet_and_the_turn_is_kept(tiny: Dmem) -> None:
+    """It shows at the first whole line that is written, so the reply may be complete by then."""
     command = dmem("ask", *arguments(tiny, *tiny.adapter, "-p", "work", *LONG, "Hello.", tokens=400))
     with subprocess.Popen(
         command, env=tiny.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -282,7 +283,7 @@ def test_a_broken_pipe_is_quiet_and_the_turn_is_kept(tiny: Dmem) -> None:
         asked.wait(60)
     with Store.open(tiny.home / "memory.db") as store:
         talk = conversations.all_of(store)[0]
-        assert turns.get(store, talk.id, 1).interrupted
+        assert turns.get(store, talk.id, 1).messages[1].tokens
 
 
 def test_every_command_that_loads_a_model_takes_the_same_hardware_options() -> None:

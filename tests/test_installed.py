@@ -64,7 +64,7 @@ def test_command_knows_its_version() -> None:
 
 
 def test_output_shows_what_its_encoding_has() -> None:
-    assert "keeps a ?-mem memory" in dmem("--help", env={"PYTHONIOENCODING": "cp1252"})
+    assert r"keeps a \u03b4-mem memory" in dmem("--help", env={"PYTHONIOENCODING": "cp1252"})
 
 
 def test_memory_persists_between_two_runs_in_an_empty_folder(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_a_model_that_cannot_chat_is_refused_when_it_is_loaded(kind: str, tmp_path: Path) -> None:
     make, words = REFUSED[kind]
     with pytest.raises(EngineError, match=f"odd.gguf can't chat: .*{words}.*see: dmem model list"):
-        Model(make(tmp_path / "odd.gguf"))
+        Model(make(tmp_path / "odd.gguf")).check_speaks()
 
 
 def test_a_model_that_keeps_nothing_of_what_it_has_read_gets_no_context(

@@ -65,9 +65,12 @@ class Model:
             return f"{self.architecture} models write a whole text at once"
         if self.metadata(f"{self.architecture}.attention.causal") == "false":
             return "it reads texts in both directions, to compare them and not to go on with them"
-        if llama.llama_vocab_type(self.vocab) == _NO_VOCABULARY:
-            return "its file holds no vocabulary"
         return None
+
+    def check_speaks(self) -> None:
+        """Raises EngineError for a file without vocabulary: its numbers can be computed, and nothing said with them."""
+        if self.native.llama.llama_vocab_type(self.vocab) == _NO_VOCABULARY:
+            raise cannot_chat(self.path, "its file holds no vocabulary")
 
     def close(self) -> None:
         self._closed = True

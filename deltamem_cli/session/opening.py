@@ -148,6 +148,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
         if adapter is None:
             why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
     model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
+    model.check_speaks()
     why_no_gpu = None
     if request.gpu_layers and not model.gpu_layers:
         why_no_gpu = "There is no GPU that this build can use, so --gpu-layers has no effect."
