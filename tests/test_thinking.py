@@ -101,6 +101,7 @@ def test_marks_that_are_control_tokens_part_a_reply_and_others_are_no_text(chats
             session.engine,
             begun=opens if begun else "",
             first_span=0,
+            write_answer=True,
             write_thinking=False,
             marks=[Mark(control(opens), control(closes))],
         )

@@ -188,7 +188,7 @@ def test_a_correction_follows_the_telling_of_the_value_that_it_names(
     retold = [t for t in corrections if t.facts not in [m.facts for m in own]]
     assert len(retold) == 2 * (len(corrections) - len(retold)) > 0  # with two other values
     named = 0
-    for mixed in (m for _ in range(30) for m in pool.draw(rng, 4, 1, False, False)):
+    for mixed in (m for _ in range(90) for m in pool.draw(rng, 4, 1, False, False)):
         telling = [t for t in turns_of(pool, mixed) if t.facts]
         if len(telling) == 1:
             assert telling[0].corrects or len(telling[0].facts) > 1 or not pool.corrections[telling[0].facts[0].kind]
