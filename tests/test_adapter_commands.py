@@ -13,7 +13,7 @@ from adapter_files import SMALL, tensors_of
 from published_files import GOLDEN
 
 from deltamem_cli import cli
-from deltamem_cli.adapter.format import Provenance, read_adapter, write_adapter
+from deltamem_cli.adapter.format import Provenance, read_adapter, trained_writes, write_adapter
 
 CASE = GOLDEN / "qwen3_msw_qo"
 
@@ -172,6 +172,14 @@ def test_a_merged_adapter_is_the_mean_and_tells_what_it_is_made_of(tmp_path: Pat
         assert merged.tensors[name].type == weight.type
     assert json.loads(merged.provenance.training or "") == {"mean of": [{"seed": 1}, {"seed": 2}]}
     assert merged.provenance.license == "MIT"
+
+
+def test_a_merged_adapter_writes_as_the_last_of_them_was_trained(tmp_path: Path) -> None:
+    plain = written(tmp_path / "plain.gguf", 1.0, training="not JSON")
+    user = written(tmp_path / "user.gguf", 1.0, training='{"write": "user"}')
+    for order, meant in (((plain, user), "user"), ((user, plain), "all")):
+        assert cli.main(["adapter", "merge", *map(str, order), "-o", str(tmp_path / f"as-{meant}.gguf")]) == 0
+        assert trained_writes(tmp_path / f"as-{meant}.gguf") == meant
 
 
 def test_what_does_not_belong_together_is_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

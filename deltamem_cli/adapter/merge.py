@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from deltamem_cli.adapter.weight import Weight
 
 def merge(files: Sequence[Path], output: Path) -> Adapter:
     """Writes the mean of every weight of `files`, with the provenance of the first and the training of all.
+
+    What of a turn is written (`--write`) is as the last of them was trained.
 
     Raises AdapterError for files that can't be read, and for adapters whose settings or base models differ.
     """
@@ -34,9 +37,15 @@ def merge(files: Sequence[Path], output: Path) -> Adapter:
     for name, weight in first.tensors.items():
         mean = np.stack([adapter.tensors[name].float32 for adapter in adapters]).mean(0)
         tensors[name] = Weight.from_float32(mean, weight.type)
-    summary = {"mean of": [training_summary(adapter.provenance) for adapter in adapters]}
+    summary: dict[str, Any] = {"mean of": [training_summary(adapter.provenance) for adapter in adapters]}
+    if "write" in _mapping(summary["mean of"][-1]):  # what was trained last is what is used
+        summary["write"] = summary["mean of"][-1]["write"]
     provenance = replace(
         first.provenance, source="dmem adapter merge", training=json.dumps(summary, ensure_ascii=False)
     )
     write_adapter(output, first.config, tensors, provenance)
     return read_adapter(output)
+
+
+def _mapping(summary: Any) -> dict[str, Any]:
+    return summary if isinstance(summary, dict) else {}
