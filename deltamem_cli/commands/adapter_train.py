@@ -66,7 +66,7 @@ def train(
 ) -> None:
     """Train an adapter; needs the extra "train".
 
-    After every round of 192 steps a checkpoint goes to a folder beside FILE: to x.run for x.gguf.
+    After every round of 128 steps a checkpoint goes to a folder beside FILE: to x.run for x.gguf.
 
     Several GPUs, or several processes on a CPU, train one adapter together; --batch counts for each.
 

@@ -34,7 +34,7 @@ class Subject:
 
     def __init__(self, loaded: Loaded, plain: Engine, database: Path, write: str | None = None) -> None:
         """write: what of a turn is written; None: as the adapter was trained."""
-        self.write = write
+        self.write = write or loaded.write  # not as the user has configured chats
         self.with_memory = loaded
         self.without_memory = Loaded(plain, loaded.model, None, "It is measured without.")
         self.database = database
