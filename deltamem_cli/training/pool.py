@@ -23,7 +23,7 @@ from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encode
 
 UPDATED_SHARE = 0.35  # of told facts, that are corrected later
 ALIKE_SHARE = 0.3  # of the turns of a conversation, that tell something alike of somebody else
-UNKNOWN_SHARE = 0.25  # of conversations, that are asked for something they do not tell
+UNKNOWN_SHARE = 0.4  # of conversations, that are asked for something they do not tell
 PLAIN_QUERIES = 4  # of a batch, that ask for ordinary talk
 ASKED_SHARE = 0.3  # of told facts, that are asked for in the conversation itself
 QUERIES = 2  # ways that one telling is asked about while it is in the pool; what lies below the memory is kept of each
