@@ -101,15 +101,23 @@ def test_a_cache_that_can_not_be_is_refused_in_one_sentence(tiny_model: MakeMode
         Engine(model, None, EngineOptions(ctx_size=256, cache_type_v="q8_0"))
 
 
+TOLD_AND_ASKED = (
+    ("My name is Maria and my dog is called Rex.", "What is my dog called?"),
+    ("I live in Lisbon and my sister is a welder.", "Where do I live?"),
+    ("I work as a nurse and I am allergic to peanuts.", "What am I allergic to?"),
+    ("My favourite tea is rooibos. The meeting is on Tuesday.", "When is the meeting?"),
+)
+
+
 @pytest.mark.parametrize(
     ("settings", "tolerance", "likeness"),
     [
-        # the model's own rounding, of 4-bit weights, makes 3 % of any other order of operations
-        ({"flash_attention": "on"}, 0.06, 0.97),
-        ({"flash_attention": "off"}, 0.06, 0.97),
-        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, 0.06, 0.95),
-        ({"cache_type_k": "q8_0", "flash_attention": "off"}, 0.06, 0.95),
-        ({"cache_type_k": "q4_0", "cache_type_v": "q4_0"}, 0.4, 0.85),
+        # the model's own rounding, of 4-bit weights, makes 4 % of any other order of operations, and other CPUs others
+        ({"flash_attention": "on"}, 0.08, 0.9),
+        ({"flash_attention": "off"}, 0.08, 0.9),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, 0.1, 0.9),
+        ({"cache_type_k": "q8_0", "flash_attention": "off"}, 0.1, 0.9),
+        ({"cache_type_k": "q4_0", "cache_type_v": "q4_0"}, 0.4, 0.6),
     ],
 )
 def test_the_memory_is_the_same_whatever_the_cache_is_like(
@@ -120,25 +128,33 @@ def test_the_memory_is_the_same_whatever_the_cache_is_like(
         pytest.skip("this package has no adapter for its starter")
     model = loaded(starter_model())
 
-    def told_and_asked(settings: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The state after a message; logits that it gives in an empty context, and without it."""
+    def tell_and_ask(settings: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+        """States after each message [n, state], and what each adds to the logits in an empty context [n, vocabulary]."""
+        states, added = [], []
         with Engine(model, adapter, EngineOptions(ctx_size=256, threads=1, **settings)) as engine:  # type: ignore[arg-type]
-            told = model.render([{"role": "user", "content": "My name is Maria and my dog is called Rex."}])
-            asked = model.tokenize(model.render([{"role": "user", "content": "What is my dog called?"}]), special=True)
-            engine.feed(model.tokenize(told, special=True))
-            state = engine.state()
-            engine.clear_context()
-            with_memory = engine.feed(asked, write=False)
-            engine.clear_context()
-            engine.clear_state()
-            return state, with_memory, engine.feed(asked, write=False)
+            for told, asked in TOLD_AND_ASKED:
+                said, question = (
+                    model.tokenize(model.render([{"role": "user", "content": text}]), special=True)
+                    for text in (told, asked)
+                )
+                engine.feed(said)
+                states.append(engine.state().ravel())
+                engine.clear_context()
+                with_memory = engine.feed(question, write=False)
+                engine.clear_context()
+                engine.clear_state()
+                added.append(with_memory - engine.feed(question, write=False))
+                engine.clear_context()
+        return np.stack(states), np.stack(added)
 
-    state, with_memory, without = told_and_asked(settings)
-    exact, expected, plain = told_and_asked({"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"})
-    assert np.isfinite(with_memory).all() and np.isfinite(without).all()
-    assert np.linalg.norm(state - exact) <= tolerance * np.linalg.norm(exact)
-    # what the memory adds to the answer, beside what the cache takes from it
-    assert np.corrcoef(with_memory - without, expected - plain)[0, 1] >= likeness
+    states, added = tell_and_ask(settings)
+    exact, expected = tell_and_ask({"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"})
+    assert np.isfinite(added).all()
+    assert (np.linalg.norm(states - exact, axis=1) <= tolerance * np.linalg.norm(exact, axis=1)).all()
+    n = len(TOLD_AND_ASKED)
+    alike = np.corrcoef(added, expected)[:n, n:]
+    assert alike.argmax(1).tolist() == list(range(n))  # more like its own than like what any other message adds
+    assert np.diag(alike).mean() >= likeness
 
 
 def test_a_sliding_window_keeps_what_its_layers_look_at(tiny_model: MakeModel, loaded: LoadModel) -> None:
