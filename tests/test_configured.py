@@ -124,11 +124,11 @@ def test_history_and_markdown_can_be_switched_off(monkeypatch: pytest.MonkeyPatc
     from deltamem_cli.commands import chat_history, chat_render
 
     monkeypatch.setattr(chat_render, "can_render", lambda: True)
-    assert not isinstance(chat_history.open_history(keep=True), InMemoryHistory)
+    assert not isinstance(chat_history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
     with chat_render.reply_view() as view:
         assert isinstance(view, chat_render.Markdown)
     config.set_value("history", "off")
     config.set_value("markdown", "off")
-    assert isinstance(chat_history.open_history(keep=True), InMemoryHistory)
+    assert isinstance(chat_history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
     with chat_render.reply_view() as view:
         assert isinstance(view, chat_render.Plain)

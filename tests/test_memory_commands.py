@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import stored
 
-from deltamem_cli.commands import memory_render
+from deltamem_cli.commands import memory_render, typed_lines
 from deltamem_cli.memory_view import metrics
 from deltamem_cli.store import conversations, locks, profiles, states, turns
 from deltamem_cli.store.database import Store
@@ -233,6 +233,106 @@ def test_what_is_deleted_from_the_transcript_goes_from_the_typed_lines_too(
     dmem(*command, *profile, "-y")
     assert list(history.load_history_strings())[::-1] == ["elsewhere", "Ana is not said by this alone", "über\n+x"]
     assert b"walrus" not in (home / "history").read_bytes()
+
+
+@pytest.mark.parametrize("command, kept", [
+    (("memory", "undo"), ["/system first", "question 3"]),
+    (("memory", "undo", "2"), ["/system first"]),
+    (("memory", "reset", "--transcript"), []),
+    (("memory", "reset"), ["/system first", "question 3", "/read f what?", "/mistyped", "of turn 4", "after it"]),
+    (("profile", "delete"), []),
+])  # fmt: skip
+def test_typed_lines_go_with_the_turn_that_they_led_to(
+    talk: Conversation, home: Path, dmem: Dmem, command: tuple[str, ...], kept: list[str]
+) -> None:
+    lines = ("/system first", 1), ("question 3", 3), ("/read f what?", 4), ("/mistyped", 4), ("of turn 4", 4)
+    for text, turn in (*lines, ("after it", 5)):
+        typed_lines.add(text, talk.id, turn)
+    typed_lines.add("of another", "another", 4)
+    before = (home / "history").read_bytes()
+    profile = ["work"] if command[0] == "profile" else ["-p", "work"]
+    dmem(*command, *profile, "-y")
+    assert _typed(home) == [*kept, "of another"]
+    left = (home / "history").read_bytes()
+    assert all(line in before for line in left.splitlines()), "what stays is left as it is"
+
+
+def test_the_typed_system_prompt_goes_when_no_turn_has_it_any_more(home: Path, dmem: Dmem) -> None:
+    with Store.open(home / "memory.db") as store:
+        talk = stored.conversation(store, 0)
+        for number in (1, 2):
+            turns.commit(store, talk, stored.exchange(number, context={"run": "r", "system": "You know zanzibar."}))
+    typed_lines.add("/system You know zanzibar.", "the one before", 3)
+    dmem("memory", "undo", "-p", "work", "-y")
+    assert _typed(home) == ["/system You know zanzibar."]
+    dmem("memory", "undo", "-p", "work", "-y")
+    assert _typed(home) == []
+
+
+@pytest.mark.parametrize("command", [("memory", "undo", "4"), ("memory", "reset", "--transcript"),
+                                     ("memory", "reset", "--all", "--transcript"), ("profile", "delete")])  # fmt: skip
+@pytest.mark.parametrize("step", ["store.wiping.wipe_typed", "store.database.Store.scrub"])
+def test_what_a_killed_deletion_left_goes_with_the_next_command_that_writes(
+    talk: Conversation, home: Path, dmem: Dmem, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], step: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    typed_lines.add("/system about a walrus", talk.id, 1)
+    typed_lines.add("elsewhere", "another", 1)
+    profile = ["work"] if command[0] == "profile" else ["-p", "work"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(f"deltamem_cli.{step}", kill)
+        dmem(*command, *profile, "-y")
+    assert b"walrus" in stored.raw_bytes(home / "memory.db")
+    dmem("profile", "list")  # it reads alone
+    assert b"walrus" in stored.raw_bytes(home / "memory.db")
+    dmem("profile", "create", "next")
+    assert b"walrus" not in stored.raw_bytes(home / "memory.db") and _typed(home) == ["elsewhere"]
+
+
+def test_a_deletion_that_can_not_be_wiped_is_done_and_says_what_is_left(
+    talk: Conversation, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deltamem_cli import cli
+    from deltamem_cli.commands import wiping
+
+    monkeypatch.setattr(wiping.wipe, "__kwdefaults__", {"patience": 0.05})
+    typed_lines.add("about a walrus", talk.id, 4)
+    with Store.open(home / "memory.db") as reader, reader.reading():
+        turns.all_of(reader, talk.id)
+        assert cli.main(["memory", "undo", "4", "-p", "work", "-y"]) == 0
+        told = capsys.readouterr().err
+        assert "undid 4 turns" in told and "another program is reading" in told
+        assert _typed(home) == [], "only the bytes have to wait"
+        assert cli.main(["profile", "create", "next"]) == 0
+        assert "another program is reading" in capsys.readouterr().err
+    assert cli.main(["profile", "create", "other"]) == 0
+    assert "another program" not in capsys.readouterr().err
+    assert b"walrus" not in stored.raw_bytes(home / "memory.db")
+
+
+def test_typed_lines_that_can_not_be_erased_are_told_of_and_tried_again(
+    talk: Conversation, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deltamem_cli import cli
+
+    (home / "history").mkdir()
+    assert cli.main(["memory", "undo", "-p", "work", "-y"]) == 0
+    assert f"still in {home / 'history'}" in capsys.readouterr().err
+    (home / "history").rmdir()
+    typed_lines.add("about a walrus", talk.id, 4)
+    assert cli.main(["memory", "scrub"]) == 0
+    assert _typed(home) == []
+
+
+def _typed(home: Path) -> list[str]:
+    from prompt_toolkit.history import FileHistory
+
+    return list(FileHistory(str(home / "history")).load_history_strings())[::-1]
 
 
 def test_command_on_a_conversation_in_use_names_the_holder(talk: Conversation, home: Path, dmem: Dmem) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import stored
 
-from deltamem_cli.store import bundle, conversations, locks, profiles, search, states, turns
+from deltamem_cli.store import bundle, conversations, locks, profiles, search, states, turns, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import ConversationBusy, StoreError
 from deltamem_cli.store.reset import extent, reset
+from deltamem_cli.store.wiping import Typed
 
 SECRET = "xylophonequagga"
 
@@ -26,6 +27,13 @@ def path(tmp_path: Path) -> Path:
 def store(path: Path) -> Iterator[Store]:
     with Store.open(path) as store:
         yield store
+
+
+def wipe(store: Store) -> list[Typed]:
+    """Returns the typed lines that were to be erased."""
+    asked: list[Typed] = []
+    wiping.wipe(store, asked.extend, patience=0.05)
+    return asked
 
 
 def traces_of_states(path: Path, seeds: range) -> int:
@@ -57,6 +65,7 @@ def test_reset_leaves_no_byte_of_the_states_and_keeps_the_transcript(path: Path,
     assert traces_of_states(path, range(1, 26)) > 100, "the test must see what it looks for"
     gone = reset(store, [talk], transcript=False)
     assert (gone.states, gone.turns) == (25, 0)
+    assert {typed.since for typed in wipe(store)} == {9, 18}, "a reset that keeps the transcript keeps what was typed"
     assert traces_of_states(path, range(1, 26)) == 0
     assert traces_of(path, SECRET) > 0 and len(turns.all_of(store, talk.id)) == 25
     assert states.latest(store, talk.id) is None
@@ -68,13 +77,14 @@ def test_reset_with_transcript_leaves_no_byte_of_the_words_either(path: Path, st
     talk = conversations.get(store, secret_conversation(store))
     assert traces_of(path, SECRET) > 25
     reset(store, [talk], transcript=True)
+    wipe(store)
     assert traces_of(path, SECRET) == 0
     assert traces_of(path, "quagga") == 0
     # the other conversation has the same seeds 1 to 3
     assert traces_of_states(path, range(4, 26)) == 0
     assert [turn.messages[0].text for turn in turns.all_of(store, kept.id)] == [f"keepsake {n}" for n in (1, 2, 3)]
     assert len(search.search(store, "keepsake")) == 3
-    assert path.with_name("memory.db-wal").stat().st_size == 0
+    assert path.with_name("memory.db-wal").stat().st_size < 20_000, "it was cut to nothing before the mark went"
 
 
 def test_words_in_cells_that_pages_left_behind_are_wiped_too(path: Path, store: Store) -> None:
@@ -89,6 +99,7 @@ def test_words_in_cells_that_pages_left_behind_are_wiped_too(path: Path, store: 
         if number % 5 == 0:
             turns.undo(store, private.id, int(random.integers(1, 4)))
     reset(store, [private], transcript=True)
+    wipe(store)
     assert traces_of(path, SECRET[:10]) == 0
 
 
@@ -101,22 +112,22 @@ def test_reset_of_the_last_conversation_does_not_bring_up_an_older_one(store: St
     assert turns.commit(store, latest, stored.exchange(1)).number == 1
 
 
-def test_undone_and_forgotten_words_are_gone_after_a_scrub(path: Path, store: Store) -> None:
+def test_undone_and_forgotten_words_are_gone_once_wiped(path: Path, store: Store) -> None:
     talk = stored.conversation(store, 6, word=SECRET)
     turns.undo(store, talk.id, 2)
     turns.replace_after_forgetting(store, talk.id, [2], {n: turns.Replayed(stored.snapshot(100 + n)) for n in (3, 4)})
-    store.scrub()
+    wipe(store)
     assert traces_of(path, f"{SECRET} 2") == traces_of(path, f"{SECRET} 5") == traces_of(path, f"{SECRET} 6") == 0
     assert traces_of(path, f"{SECRET} 3") == 1
     assert traces_of_states(path, range(2, 7)) == 0
     assert [turn.number for turn in turns.all_of(store, talk.id)] == [1, 3, 4]
 
 
-def test_deleted_profile_leaves_no_byte_after_a_scrub(path: Path, store: Store) -> None:
+def test_deleted_profile_leaves_no_byte_once_wiped(path: Path, store: Store) -> None:
     secret_conversation(store, profile="private")
     profiles.change(store, "private", system=f"about {SECRET}")
     profiles.delete(store, "private")
-    store.scrub()
+    wipe(store)
     assert traces_of(path, SECRET) == 0 and traces_of(path, "private") == 0
     assert traces_of_states(path, range(1, 26)) == 0
 
@@ -140,13 +151,85 @@ def test_reset_of_a_conversation_in_use_changes_nothing(path: Path, store: Store
     assert states.latest(store, first.id) and states.latest(store, second.id)
 
 
-def test_wipe_that_a_reader_prevents_is_told_and_done_by_the_next_one(path: Path, store: Store) -> None:
+def test_wipe_that_a_reader_prevents_stays_marked_and_is_done_by_the_next_one(path: Path, store: Store) -> None:
     talk = conversations.get(store, secret_conversation(store))
-    store.connection.execute("PRAGMA busy_timeout = 50").fetchall()
     with Store.open(path) as reader:
         with reader.reading():
             turns.all_of(reader, talk.id)
-            with pytest.raises(StoreError, match="could not be wiped yet.*dmem memory scrub"):
-                reset(store, [talk], transcript=True)
-        store.scrub()
-        assert traces_of(path, SECRET) == 0
+            assert reset(store, [talk], transcript=True).turns == 25
+            with pytest.raises(StoreError, match="could not be wiped yet.*the next command wipes them"):
+                wipe(store)
+        assert wiping.pending(store)
+        wipe(store)
+        assert traces_of(path, SECRET) == 0 and not wiping.pending(store)
+
+
+@pytest.mark.parametrize("delete", ["undo", "forget", "replace", "reset", "transcript", "conversation", "profile"])
+def test_every_deletion_is_marked_in_its_own_transaction(store: Store, delete: str) -> None:
+    talk = stored.conversation(store, 3)
+    deletions = {
+        "undo": lambda: turns.undo(store, talk.id, 2),
+        "forget": lambda: turns.replace_after_forgetting(store, talk.id, [3], {}),
+        "replace": lambda: turns.commit(store, talk, stored.exchange(9), instead_of=3),
+        "reset": lambda: reset(store, [talk], transcript=False),
+        "transcript": lambda: reset(store, [talk], transcript=True),
+        "conversation": lambda: conversations.delete(store, talk.id),
+        "profile": lambda: profiles.delete(store, "work"),
+    }
+
+    def undone() -> None:
+        with store.transaction():
+            deletions[delete]()
+            assert wiping.pending(store)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        undone()
+    assert not wiping.pending(store)
+    deletions[delete]()
+    assert wiping.pending(store)
+    wipe(store)
+    assert not wiping.pending(store)
+
+
+def test_a_mark_names_the_typed_lines_until_they_are_erased(path: Path, store: Store) -> None:
+    talk = stored.conversation(store, 4, word=SECRET)
+
+    def refuses(_: object) -> None:
+        raise PermissionError(13, "Permission denied", "history")
+
+    turns.replace_after_forgetting(store, talk.id, [2], {n: turns.Replayed(stored.snapshot(n)) for n in (3, 4)})
+    turns.undo(store, talk.id)
+    with pytest.raises(StoreError, match="still in history .Permission denied.*the next command"):
+        wiping.wipe(store, refuses)
+    assert traces_of_states(path, range(4, 5)) == 0, "that lines can't be erased keeps nothing else from being wiped"
+    assert wipe(store) == [
+        Typed(talk.id, [2], None, [f"{SECRET} 2"], []),
+        Typed(talk.id, [4], 4, [f"{SECRET} 4"], []),  # what was typed after the last turn is of no other one
+    ]
+    assert wipe(store) == []
+    assert traces_of(path, f"{SECRET} 2") == traces_of(path, f"{SECRET} 4") == 0
+
+
+def test_the_typed_system_prompt_goes_with_the_last_turn_that_has_it(store: Store) -> None:
+    talk = conversations.new(profiles.ensure(store, "work"))
+    for number, system in enumerate(["first", "second", "second", "second"]):
+        turns.commit(store, talk, stored.exchange(number, context={"run": "r", "system": system}))
+    other = stored.conversation(store, 1)
+    turns.undo(store, talk.id)
+    turns.commit(store, talk, stored.exchange(8, context={"system": "second"}), instead_of=3)
+    assert [typed.systems for typed in wipe(store)] == [[], []]
+    turns.commit(store, talk, stored.exchange(9, context={"system": "third"}), instead_of=3)
+    turns.commit(store, other, stored.exchange(9, context={"system": "third"}))
+    turns.undo(store, talk.id, 2)
+    assert [typed.systems for typed in wipe(store)] == [[], ["second"]]
+    reset(store, [conversations.get(store, one.id) for one in (talk, other)], transcript=True)
+    assert [typed.systems for typed in wipe(store)] == [["first"], ["third"]]
+
+
+def test_a_damaged_turn_can_be_deleted_too(store: Store) -> None:
+    talk = stored.conversation(store, 2)
+    with store.transaction():
+        store.execute("UPDATE turns SET context = '{'")
+    reset(store, [talk], transcript=True)
+    wipe(store)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from deltamem_cli import paths
 from deltamem_cli.commands import chat_set
+from deltamem_cli.commands.chat_render import tell
 from deltamem_cli.commands.shared import count, moment, note, opening_words, printable, size
+from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -174,6 +176,7 @@ def _reset(talk: Talk) -> None:
     confirm("Clear this conversation's memory for good? The transcript stays.", False)
     talk.reset_memory()
     note("The memory is empty, and so is what the model sees.")
+    wipe(talk.store, tell)
 
 
 def _speed(tokens: int, seconds: float) -> str:

@@ -12,7 +12,7 @@ from deltamem_cli.commands import chat_turn, transcript
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.interrupts import lines_gathered, stopping
 from deltamem_cli.commands.shared import confirm, count, name_turns, note, printable, write_file
-from deltamem_cli.commands.typed_lines import erase_turns
+from deltamem_cli.commands.wiping import wipe, wipe_typed
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.text import decoded
 
@@ -52,19 +52,12 @@ def _show(talk: Talk, reply: Callable[[chat_turn.Progress], Generator[str, None,
 
 
 def regenerate(talk: Talk, _argument: str) -> None:
-    talk.taken_back = True
     _show(talk, lambda progress: talk.session.regenerate(progress=progress))
 
 
 def undo(talk: Talk, argument: str) -> None:
-    from deltamem_cli.store import turns
-
-    number = _number(argument) if argument else 1
-    stored = turns.all_of(talk.store, talk.session.conversation.id)[-number:]
-    gone = talk.session.undo(number)
-    talk.taken_back = True
-    if not talk.request.temporary:
-        erase_turns(turn for turn in stored if turn.number in gone)
+    gone = talk.session.undo(_number(argument) if argument else 1)
+    wipe_typed(talk.store, tell)  # the bytes go when the chat ends
     back = "; the memory is what it was before" if talk.session.engine.has_memory else ""
     note(f"Took back {count(len(gone), 'turn')}{back}.")
 
@@ -147,8 +140,7 @@ def forget(talk: Talk, argument: str) -> None:
     with stopping(talk.session.stop), progress_bar("replaying") as progress:
         result = talk.session.forget(numbers, progress=progress)
     forget_report(result)
-    if not talk.request.temporary:
-        erase_turns(planned.turns)
+    wipe(talk.store, tell)
 
 
 def read(talk: Talk, argument: str) -> None:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from deltamem_cli import config, files
-from deltamem_cli.commands.typed_lines import history_path
+from deltamem_cli.commands import typed_lines
 from deltamem_cli.text import whole
 
 
-def open_history(*, keep: bool) -> History:
-    """The user's history; with `keep` off, or as the configuration says, one that ends with the process."""
+def open_history(typed_for: Callable[[], tuple[str, int]], *, keep: bool) -> History:
+    """The user's history; with `keep` off, or as the configuration says, one that ends with the process.
+
+    typed_for: the conversation and the number of the turn that what is typed now is for.
+    """
     if not keep or not config.value("history"):
         return InMemoryHistory()
-    return PrivateHistory(history_path())
+    return PrivateHistory(typed_lines.history_path(), typed_for)
 
 
 class PrivateHistory(FileHistory):
     """A history file that only its user may read. What can't be written is not kept: a chat must not end for it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, typed_for: Callable[[], tuple[str, int]]) -> None:
+        self._typed_for = typed_for
         with suppress(OSError):
             files.make_folder(path.parent)
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -39,4 +43,4 @@ class PrivateHistory(FileHistory):
 
     def store_string(self, string: str) -> None:
         with suppress(OSError):
-            super().store_string(whole(string))
+            typed_lines.add(whole(string), *self._typed_for())

@@ -28,7 +28,6 @@ class Talk:
         self.request = request
         self.stream = stream  # replies are shown as they grow
         self.warned: set[str] = set()  # of what is told once
-        self.taken_back = False  # turns, whose bytes are still in the database's files
         self._model = ExitStack()
         self._start: Future[None] | None = None
         self._started = (0, 0)  # tokens fed and to feed
@@ -65,11 +64,9 @@ class Talk:
             progress(*self._started)
         start.result()
 
-    def wipe(self) -> None:
-        """At the end: no byte is left of turns that were taken back. Raises StoreError."""
-        if self.taken_back:
-            self.store.scrub()
-            self.taken_back = False
+    def typed_for(self) -> tuple[str, int]:
+        """The conversation and the number of the turn that what is typed now leads to."""
+        return self.session.conversation.id, self.session.n_turns + 1
 
     def begin_new(self) -> None:
         """A fresh conversation of the same profile and model; the old one stays as it is."""

@@ -20,6 +20,7 @@ from deltamem_cli.commands.chat_complete import ChatCompleter
 from deltamem_cli.commands.chat_history import open_history
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.shared import count, note
+from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.text import whole
 
@@ -34,10 +35,7 @@ def hold(talk: Talk) -> None:
     try:
         _ask_and_answer(talk)
     finally:
-        try:
-            talk.wipe()
-        except DeltamemError as error:
-            tell(str(error))
+        wipe(talk.store, tell)
     _farewell(talk)
 
 
@@ -112,7 +110,7 @@ def _prompt(talk: Talk) -> PromptSession[str]:
     request = talk.request
     typed = _Typed()
     prompt: PromptSession[str] = PromptSession(
-        history=open_history(keep=request.log and not request.temporary and not request.read_only),
+        history=open_history(talk.typed_for, keep=request.log and not request.temporary and not request.read_only),
         completer=ChatCompleter(talk),
         complete_while_typing=False,
         key_bindings=_keys(typed),

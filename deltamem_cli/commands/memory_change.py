@@ -26,6 +26,7 @@ from deltamem_cli.commands.shared import (
     read_store,
     size,
 )
+from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def undo(
       dmem memory undo
       dmem memory undo 2 --dry-run
     """
-    from deltamem_cli.commands.typed_lines import erase_turns
     from deltamem_cli.store import locks, turns
 
     with (read_store if dry_run else open_store)(database) as store:
@@ -65,8 +65,7 @@ def undo(
         if not dry_run:
             confirm(f"Undo {count(turns_, 'turn')} of conversation {conversation.id}?", yes)
             turns.undo(store, conversation.id, turns_)
-            erase_turns(gone)
-            store.scrub()
+            wipe(store, note)
     numbers = [turn.number for turn in gone]
     if as_json:
         print_json({"conversation": conversation.id, "undone": numbers, "dry_run": dry_run})
@@ -90,8 +89,7 @@ def reset(
     Examples:
       dmem memory reset --profile work --transcript
     """
-    from deltamem_cli.commands.typed_lines import erase_turns
-    from deltamem_cli.store import conversations, locks, profiles, turns
+    from deltamem_cli.store import conversations, locks, profiles
     from deltamem_cli.store.reset import extent
     from deltamem_cli.store.reset import reset as reset_store
 
@@ -112,9 +110,8 @@ def reset(
             _say_extent(what, gone, transcript)
         if not dry_run:
             confirm("Clear it? This cannot be undone.", yes)
-            if transcript:
-                erase_turns(turn for one in chosen for turn in turns.all_of(store, one.id))
             gone = reset_store(store, chosen, transcript=transcript)
+            wipe(store, note)
     if as_json:
         ids = [conversation.id for conversation in chosen]
         print_json({"dry_run": dry_run, "transcript": transcript, "ids": ids, **asdict(gone)})
@@ -123,14 +120,17 @@ def reset(
 
 
 def scrub(database: DatabaseOption = None) -> None:
-    """Wipe the bytes of everything deleted so far; undo, reset and forget do it by themselves when nobody else reads.
+    """Wipe the bytes of everything deleted so far; undo, reset and forget do it by themselves, as soon as nobody else reads.
 
     \b
     Examples:
       dmem memory scrub
     """
-    with open_store(database) as store:
-        store.scrub()
+    from deltamem_cli.commands.typed_lines import erase
+    from deltamem_cli.store import wiping
+
+    with open_store(database, wipe_marked=False) as store:
+        wiping.wipe(store, erase)
     note("wiped")
 
 

@@ -40,6 +40,7 @@ from deltamem_cli.commands.shared import (
     profile_name,
     read_store,
 )
+from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.text import decoded, whole
 
@@ -210,7 +211,6 @@ def forget(
     """
     from deltamem_cli.commands.chat_render import progress_bar
     from deltamem_cli.commands.interrupts import stopping
-    from deltamem_cli.commands.typed_lines import erase_turns
     from deltamem_cli.engine import Cancelled
     from deltamem_cli.session import forgetting
     from deltamem_cli.session.opening import Request
@@ -256,7 +256,7 @@ def forget(
             note("Stopped; nothing was forgotten.")
             raise typer.Exit(130) from None
         if not dry_run:
-            erase_turns(planned.turns)
+            wipe(store, note)
     if as_json:
         print_json(
             {

@@ -28,6 +28,7 @@ from deltamem_cli.commands.shared import (
     printable,
     read_store,
 )
+from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -208,8 +209,7 @@ def delete(
       dmem profile delete work --dry-run
       dmem profile delete work
     """
-    from deltamem_cli.commands.typed_lines import erase_turns
-    from deltamem_cli.store import conversations, profiles, turns
+    from deltamem_cli.store import conversations, profiles
 
     with (read_store if dry_run else open_store)(database) as store:
         talks = conversations.all_of(store, profiles.get(store, name))
@@ -218,10 +218,8 @@ def delete(
             note(f"would delete {what}")
             return
         confirm(f"Delete {what}? This cannot be undone.", yes)
-        said = [turn for talk in talks for turn in turns.all_of(store, talk.id)]
         profiles.delete(store, name)
-        erase_turns(said)
-        store.scrub()
+        wipe(store, note)
     note(f"deleted {what}")
 
 

@@ -83,12 +83,19 @@ class KeyValueCommand(TyperCommand):
         return super().parse_args(ctx, [*joined, *rest])
 
 
-def open_store(database: Path | None, *, create: bool = False) -> Store:
-    """The database, to change it; where there is none yet it reads as an empty one and is made only with `create`."""
+def open_store(database: Path | None, *, create: bool = False, wipe_marked: bool = True) -> Store:
+    """The database, to change it; where there is none yet it reads as an empty one and is made only with `create`.
+
+    wipe_marked: first goes what an earlier command deleted and could not wipe.
+    """
+    from deltamem_cli.commands import wiping
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.location import default_path
 
-    return Store.open(database or default_path(), create=create)
+    store = Store.open(database or default_path(), create=create)
+    if wipe_marked:
+        wiping.wipe(store, note, patience=wiping.BEFOREHAND)
+    return store
 
 
 def read_store(database: Path | None) -> Store:

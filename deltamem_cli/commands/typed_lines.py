@@ -1,46 +1,67 @@
 """The file of what was typed at the chat's prompt, and taking out of it what belongs to deleted turns; draws no prompt.
 
-The format is prompt_toolkit's: an entry is lines that begin with +, whatever stands between entries does not.
+The format is prompt_toolkit's: an entry is lines that begin with +, whatever stands between entries does not. Before an
+entry stands what it was typed for: a conversation and the number that its next turn was to get. So commands, mistyped
+ones too, go with the turn that they led to.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+import re
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltamem_cli import files
 from deltamem_cli.paths import data_dir
 
 if TYPE_CHECKING:
-    from deltamem_cli.store.records import Turn
+    from deltamem_cli.store.wiping import Typed
+
+_FOR = re.compile(r"^# .* conversation (\S+) turn (\d+)$", re.MULTILINE)
+_PATIENCE = 1.0  # seconds that another process, which writes a line or takes some out, is waited for
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """head: the lines that stand before it."""
+
+    head: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.head + "".join(f"+{line}\n" for line in self.text.split("\n"))
 
 
 def history_path() -> Path:
     return data_dir() / "history"
 
 
-def erase_turns(turns: Iterable[Turn]) -> None:
-    """What is deleted from the transcript goes from here too: entries that hold what these turns' users said."""
-    said = (message.text.strip() for turn in turns for message in turn.messages if message.role == "user")
-    with suppress(OSError):  # a history that can't be written is not kept either
-        _erase({text for text in said if text})
-
-
-def _erase(texts: Collection[str]) -> None:
-    """The file is written over, not only replaced. Raises OSError."""
+def add(text: str, conversation: str, turn: int) -> None:
+    """Appends what was typed for turn `turn`. Raises OSError."""
+    entry = _Entry(f"\n# {datetime.now()} conversation {conversation} turn {turn}\n", text)
     path = history_path()
-    if not texts or not path.exists():
+    with _alone(path), path.open("ab") as file:
+        file.write(str(entry).encode("utf-8", "replace"))
+
+
+def erase(typed: Sequence[Typed]) -> None:
+    """Takes out what was typed for these turns; the file is written over, not only replaced. Raises OSError."""
+    path = history_path()
+    if not path.exists():
         return
-    with path.open("r+b") as file:
+    with _alone(path), path.open("r+b") as file:
         old = file.read()
         entries = _entries(old.decode("utf-8", "surrogateescape"))
-        kept = [entry for entry in entries if not _holds(entry, texts)]
+        kept = [entry for entry in entries if not any(_goes(entry, turns) for turns in typed)]
         if len(kept) == len(entries):
             return
-        text = "".join("\n# kept\n" + "".join(f"+{line}\n" for line in entry.split("\n")) for entry in kept)
-        new = text.encode("utf-8", "surrogateescape")
+        new = "".join(map(str, kept)).encode("utf-8", "surrogateescape")
         file.seek(0)
         file.write(new + b"\0" * max(0, len(old) - len(new)))
         file.flush()
@@ -48,14 +69,44 @@ def _erase(texts: Collection[str]) -> None:
         file.truncate(len(new))
 
 
-def _entries(text: str) -> list[str]:
-    entries: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if line.startswith("+"):
-            entries[-1].append(line[1:])
-        elif entries[-1]:
-            entries.append([])
-    return ["\n".join(lines) for lines in entries if lines]
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other dmem changes the file inside, if its file system has locks and the other one does not take long."""
+    lock = path.with_name(f"{path.name}.lock")
+    deadline, held = time.monotonic() + _PATIENCE, None
+    while held is None:
+        try:
+            held = files.take_lock(lock)
+        except (files.NoLocks, OSError):
+            break
+        if held is None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        if held is not None:
+            files.drop_lock(lock, held)
+
+
+def _entries(text: str) -> list[_Entry]:
+    entries: list[_Entry] = []
+    for head, lines in re.findall(r"((?:^(?!\+).*\n)*)((?:^\+.*(?:\n|\Z))+)", text, re.MULTILINE):
+        entries.append(_Entry(head, "\n".join(line[1:] for line in lines.removesuffix("\n").split("\n"))))
+    return entries
+
+
+def _goes(entry: _Entry, typed: Typed) -> bool:
+    known = _FOR.search(entry.head)
+    if not known:  # an earlier dmem did not write down what a line was typed for
+        return _holds(entry.text, [*typed.said, *typed.systems])
+    number = int(known[2])
+    if known[1] == typed.conversation and (
+        number in typed.turns or (typed.since is not None and number >= typed.since)
+    ):
+        return True
+    return _holds(entry.text, typed.systems)  # typed for an earlier turn, or the conversation before
 
 
 def _holds(entry: str, texts: Collection[str]) -> bool:

@@ -61,7 +61,7 @@ def forget(
     stopped: Callable[[], bool] = lambda: False,
     dry_run: bool = False,
 ) -> Forgotten:
-    """Replays what came after `numbers` without them, then deletes them and wipes their bytes.
+    """Replays what came after `numbers` without them, then deletes them; their bytes are marked.
 
     Without later states nothing is replayed, and engine, model and adapter may be None. With dry_run nothing changes.
     Raises engine.Cancelled, with nothing changed; StoreError for turns that can't be replayed.
@@ -87,7 +87,6 @@ def forget(
         after = _norm(states.before(store, conversation, gone[0]))
     if not dry_run:
         turns.replace_after_forgetting(store, conversation, gone, replayed)
-        store.scrub()
     return Forgotten(gone, planned.later, before, after)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltamem_cli.store import profiles
+from deltamem_cli.store import profiles, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import new_id, now
@@ -113,8 +113,9 @@ def rename(store: Store, conversation: str, title: str | None) -> None:
 
 
 def delete(store: Store, conversation: str) -> None:
-    """Delete it with its turns, states and texts; call store.scrub() to wipe the bytes too."""
+    """Delete it with its turns, states and texts; their bytes are marked, see wiping.py."""
     with holding(store, conversation), store.transaction():
+        wiping.mark(store, conversation)
         store.execute("DELETE FROM conversations WHERE id = ?", [conversation])
 
 

@@ -213,14 +213,17 @@ class Store:
         cursor = self.connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", _bound(values.values()))
         return int(cursor.lastrowid or 0)
 
-    def scrub(self) -> None:
+    def scrub(self, *, patience: float = BUSY_SECONDS) -> None:
         """Wipe the bytes of everything that was deleted from the database file, its WAL and its search index.
 
         secure_delete zeroes what a DELETE frees, but copies remain: words in FTS segments, cells that b-tree pages
         left behind when they were rearranged, old pages in the WAL. So: rebuild the index, write the file anew, and
         cut the WAL to nothing. Blocks that the file system has freed are out of an application's reach.
+
+        patience: seconds to wait for others that read or write. Raises StoreError; it can be done again.
         """
-        left = "It is deleted, but its old bytes could not be wiped yet"
+        left = "Bytes of what was deleted could not be wiped yet"
+        self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}").fetchall()
         try:
             with self.transaction():
                 self.execute("INSERT INTO messages_fts (messages_fts) VALUES ('rebuild')")
@@ -229,9 +232,12 @@ class Store:
                 busy = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         except StoreError as error:
             raise StoreError(f"{left}: {error}, and then run: dmem memory scrub") from error
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}").fetchall()
         if busy and self.path:
             raise StoreError(
-                f"{left} because another program is reading {self.path}; close that one and run: dmem memory scrub"
+                f"{left} because another program is reading {self.path}; the next command wipes them, or close that "
+                "program and run: dmem memory scrub"
             )
 
     def check(self) -> list[str]:

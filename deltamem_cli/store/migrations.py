@@ -112,6 +112,11 @@ def m006_writes_of_profiles(db: Database) -> None:
     db.execute("ALTER TABLE profiles ADD COLUMN write TEXT")
 
 
+def m007_wipes(db: Database) -> None:
+    # One row per deletion whose bytes are still to be wiped; typed: which typed lines go with it, NULL when none is left.
+    db.execute("CREATE TABLE wipes (id INTEGER PRIMARY KEY, typed TEXT)")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_profiles_and_conversations,
     m002_turns_and_messages,
@@ -119,6 +124,7 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m004_full_text_search,
     m005_templates_of_profiles,
     m006_writes_of_profiles,
+    m007_wipes,
 )
 LATEST = len(MIGRATIONS)
 

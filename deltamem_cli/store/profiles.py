@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from deltamem_cli.store import wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import now
@@ -126,10 +127,14 @@ def rename(store: Store, name: str, to: str) -> Profile:
 
 
 def delete(store: Store, name: str) -> None:
-    """Delete the profile with all its conversations; call store.scrub() to wipe the bytes too."""
+    """Delete the profile with all its conversations; their bytes are marked, see wiping.py."""
     profile = get(store, name)
     ids = [r["id"] for r in store.rows("SELECT id FROM conversations WHERE profile_id = ?", [profile.id])]
     with holding(store, *ids), store.transaction():
+        wiping.mark_bytes(store)
+        for conversation in ids:
+            wiping.mark(store, conversation)
+            store.execute("DELETE FROM conversations WHERE id = ?", [conversation])
         store.execute("DELETE FROM profiles WHERE id = ?", [profile.id])
 
 

@@ -1,11 +1,11 @@
-"""Clearing memory for good: what would go, and its going; wiping the bytes is the database's scrub()."""
+"""Clearing memory for good: what would go, and its going; wiping the bytes is a step of its own, see wiping.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltamem_cli.store import conversations
+from deltamem_cli.store import conversations, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Conversation
@@ -49,18 +49,18 @@ def extent(store: Store, chosen: Sequence[Conversation], *, transcript: bool) ->
 
 
 def reset(store: Store, chosen: Sequence[Conversation], *, transcript: bool) -> Extent:
-    """Delete the states of the conversations, with `transcript` their turns and titles too, and wipe the bytes.
+    """Delete the states of the conversations, with `transcript` their turns and titles too. The bytes are marked.
 
     The conversations themselves stay, empty, so that the next chat goes on in them and not in an older one.
-    Running it again after a failed wipe wipes.
     """
-    with holding(store, *(conversation.id for conversation in chosen)):
-        with store.transaction():
-            gone = extent(store, chosen, transcript=transcript)
-            for conversation in chosen:
-                store.execute("DELETE FROM states WHERE conversation_id = ?", [conversation.id])
-                if transcript:
-                    store.execute("DELETE FROM turns WHERE conversation_id = ?", [conversation.id])
-                    store.execute("UPDATE conversations SET title = NULL WHERE id = ?", [conversation.id])
-        store.scrub()
+    with holding(store, *(conversation.id for conversation in chosen)), store.transaction():
+        gone = extent(store, chosen, transcript=transcript)
+        if not transcript:
+            wiping.mark_bytes(store)
+        for conversation in chosen:
+            store.execute("DELETE FROM states WHERE conversation_id = ?", [conversation.id])
+            if transcript:
+                wiping.mark(store, conversation.id)
+                store.execute("DELETE FROM turns WHERE conversation_id = ?", [conversation.id])
+                store.execute("UPDATE conversations SET title = NULL WHERE id = ?", [conversation.id])
     return gone

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deltamem_cli.store import conversations, states
+from deltamem_cli.store import conversations, states, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import now
@@ -46,6 +46,7 @@ def commit(store: Store, conversation: Conversation, turn: NewTurn, *, instead_o
                         "see: dmem memory history"
                     )
                 number = instead_of
+                wiping.mark_replaced(store, conversation.id, number, turn.context.get("system"))
                 store.execute("DELETE FROM turns WHERE conversation_id = ? AND number = ?", [conversation.id, number])
             insert(store, conversation.id, number, now(), turn)
         return get(store, conversation.id, number)
@@ -109,7 +110,7 @@ def all_of(store: Store, conversation: str, *, messages: bool = True) -> list[Tu
 def undo(store: Store, conversation: str, count: int = 1) -> list[Turn]:
     """Delete the last `count` turns and return them; the state is then, byte for byte, the one from before.
 
-    Raises StoreError when there are fewer. The bytes are wiped by the next store.scrub().
+    Raises StoreError when there are fewer. Their bytes are marked, see wiping.py.
     """
     with holding(store, conversation), store.transaction():
         every = all_of(store, conversation)
@@ -117,6 +118,7 @@ def undo(store: Store, conversation: str, count: int = 1) -> list[Turn]:
             raise StoreError(
                 f"Cannot undo {count} of {len(every)} turns in conversation {conversation}; see: dmem memory history"
             )
+        wiping.mark(store, conversation, [turn.number for turn in every[-count:]])
         for turn in every[-count:]:
             store.execute("DELETE FROM turns WHERE id = ?", [turn.id])
         conversations.touch(store, conversation)
@@ -129,7 +131,7 @@ def replace_after_forgetting(
     """Delete the `forgotten` turns and give the later ones the states of their replay, all at once or not at all.
 
     Every remaining turn after the earliest forgotten one that has a state must be in `replayed`, for its old state
-    still contains what is to be forgotten. Numbers stay as they are. Call store.scrub() afterwards.
+    still contains what is to be forgotten. Numbers stay as they are. Their bytes are marked, see wiping.py.
     """
     with holding(store, conversation), store.transaction():
         present = {turn.number: turn for turn in all_of(store, conversation, messages=False)}
@@ -144,6 +146,7 @@ def replace_after_forgetting(
                 f"Conversation {conversation} changed while its turns were replayed, so nothing was forgotten; "
                 "run the same command again"
             )
+        wiping.mark(store, conversation, forgotten)
         for number in forgotten:
             store.execute("DELETE FROM turns WHERE id = ?", [present[number].id])
         for number, result in replayed.items():
