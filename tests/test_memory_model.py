@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_support import Chats, Terminal, dmem, environment, files, say
@@ -14,7 +17,8 @@ from chat_support import Chats, Terminal, dmem, environment, files, say
 from deltamem_cli import cli
 from deltamem_cli.commands.memory_model import parse_turns, ranges
 from deltamem_cli.errors import UsageError
-from deltamem_cli.store import conversations, states, turns
+from deltamem_cli.session.chat import ChatSession
+from deltamem_cli.store import conversations, locks, states, turns
 from deltamem_cli.store.database import Store
 
 Run = Callable[..., str]
@@ -141,3 +145,31 @@ def test_turns_are_named_by_numbers_and_ranges() -> None:
     for wrong in (["0"], ["x"], ["5-3"], ["-1"], [","], ["1-999999999"]):
         with pytest.raises(UsageError):
             parse_turns(wrong)
+
+
+def test_texts_that_are_remembered_at_once_wait_for_each_other(chats: Chats) -> None:
+    model = ["-m", chats.settings["model"], "--adapter", chats.settings["adapter"], "--threads", "1"]
+    command = dmem("memory", "remember", "A text.", *model)
+    with Store.open(chats.database) as store:
+        locks.hold(store, "profile-default", brief=True)
+        one = subprocess.Popen(command, env=environment(chats.database.parent), stderr=subprocess.PIPE, text=True)
+        assert one.stderr is not None
+        assert f"Waiting for another question to the same memory (process {os.getpid()}" in one.stderr.readline()
+    assert "remembered as turn 1" in one.communicate(timeout=120)[1] and one.returncode == 0
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_a_probe_that_is_interrupted_exits_with_130(
+    chats: Chats, run: Run, monkeypatch: pytest.MonkeyPatch, json_flag: list[str]
+) -> None:
+    with chats.open() as (session, _):
+        say(session, "My name is Ana.")
+
+    def interrupted(session: ChatSession, text: str, **how: Any) -> Generator[str, None, None]:
+        for piece in ask(session, text, **how):
+            yield piece
+            session.stop()
+
+    ask = ChatSession.ask
+    monkeypatch.setattr(ChatSession, "ask", interrupted)
+    run("probe", "Who am I?", *json_flag, code=130)

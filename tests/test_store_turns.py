@@ -14,7 +14,7 @@ from deltamem_cli.store import bundle, conversations, profiles, search, states, 
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import FingerprintMismatch, NotFound, StoreError
 from deltamem_cli.store.fingerprints import check_fingerprints
-from deltamem_cli.store.records import Identity, Message, Snapshot
+from deltamem_cli.store.records import Identity, Message, Profile, Snapshot
 
 
 @pytest.fixture
@@ -287,3 +287,31 @@ def test_deleted_profile_takes_every_row_with_it(store: Store) -> None:
               ("profiles", "conversations", "turns", "messages", "states")}  # fmt: skip
     assert counts == {"profiles": 1, "conversations": 1, "turns": 2, "messages": 4, "states": 2}
     assert store.check() == []
+
+
+def test_a_deleted_profile_does_not_come_back_with_a_conversation_that_was_open(store: Store) -> None:
+    profiles.create(store, "work", system="Be brief.")
+    open_one = conversations.new(profiles.get(store, "work"))
+    profiles.delete(store, "work")
+    with pytest.raises(StoreError, match="Profile work was deleted .* not saved.*dmem profile create work"):
+        turns.commit(store, open_one, stored.exchange(1))
+    assert profiles.all_of(store) == []
+    time.sleep(0.002)  # of times, milliseconds are kept
+    profiles.create(store, "home")  # gets the number that the deleted one had
+    with pytest.raises(StoreError, match="was deleted"):
+        turns.commit(store, open_one, stored.exchange(1))
+    profiles.create(store, "work")
+    assert turns.commit(store, open_one, stored.exchange(1)).number == 1
+
+
+def test_a_first_turn_goes_to_the_profile_that_was_renamed_meanwhile(store: Store) -> None:
+    open_one = conversations.new(profiles.create(store, "work", system="Be brief."))
+    profiles.rename(store, "work", "office")
+    turns.commit(store, open_one, stored.exchange(1))
+    assert [(profile.name, profile.system) for profile in profiles.all_of(store)] == [("office", "Be brief.")]
+
+
+def test_the_first_turn_makes_a_profile_that_never_was(store: Store) -> None:
+    open_one = conversations.new(Profile(0, "default"))
+    turns.commit(store, open_one, stored.exchange(1))
+    assert [profile.name for profile in profiles.all_of(store)] == ["default"]

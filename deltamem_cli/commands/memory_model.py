@@ -45,6 +45,7 @@ from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.text import decoded, whole
 
 if TYPE_CHECKING:
+    from deltamem_cli.session.chat import ChatSession
     from deltamem_cli.session.forgetting import Forgotten
     from deltamem_cli.session.opening import Request
     from deltamem_cli.store.database import Store
@@ -99,6 +100,7 @@ def probe(
         try:
             if not as_json:
                 chat_turn.show_reply(session, lambda progress: session.ask(question, progress=progress))
+                _check_whole(session)
                 return
             with chat_turn.stopping(session.stop):
                 _, reply = parted(session.ask(question))
@@ -115,6 +117,7 @@ def probe(
             "reply": reply,
         }
     )
+    _check_whole(session)
 
 
 @grouped
@@ -140,7 +143,7 @@ def remember(
       dmem memory remember "My sister is called Ana." --profile work
       dmem memory remember -f notes.txt
     """
-    from deltamem_cli.commands import chat_turn
+    from deltamem_cli.commands import chat_turn, once
     from deltamem_cli.engine import Cancelled
     from deltamem_cli.session.opening import Request, open_chat
 
@@ -156,12 +159,13 @@ def remember(
             model=model,
             adapter=adapter,
             log=not no_log,
+            brief=True,
             replay_tokens=0,
             template=template,
             ctx_size=ctx_size,
             **asdict(hardware),
         )
-        session, loaded = open_chat(stack, store, request)
+        session, loaded = open_chat(stack, store, request, waiting=once.tell_of_waiting)
         if not session.writes:
             raise DeltamemError(f"Nothing can be remembered: {loaded.why_no_memory}")
         try:
@@ -329,6 +333,12 @@ def _as_written(store: Store, conversation: Conversation, request: Request) -> R
         if getattr(request, name) is None and known:
             request = replace(request, **{name: known[-1]})
     return request
+
+
+def _check_whole(session: ChatSession) -> None:
+    """Raises typer.Exit with 130 for a reply that was interrupted."""
+    if session.stats.interrupted:
+        raise typer.Exit(130)
 
 
 def _check_has_memory(store: Store, conversation: Conversation) -> None:

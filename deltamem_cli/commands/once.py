@@ -53,7 +53,7 @@ def answer(
     from deltamem_cli.session.opening import open_chat
 
     start = time.perf_counter()
-    session, loaded = open_chat(stack, store, request, waiting=_tell_of_waiting)
+    session, loaded = open_chat(stack, store, request, waiting=tell_of_waiting)
     seconds = time.perf_counter() - start
     if loaded.why_no_memory and request.memory:
         note(f"Memory is off: {loaded.why_no_memory}")
@@ -116,5 +116,5 @@ def _document(session: ChatSession, loaded: Loaded, request: Request, text: str,
     }
 
 
-def _tell_of_waiting(holder: Holder) -> None:
+def tell_of_waiting(holder: Holder) -> None:
     note(f"Waiting for another question to the same memory ({holder}); Ctrl-C gives up.")

@@ -16,7 +16,7 @@ HEADING_LENGTH = 60
 
 # What the first user message lends as a heading is never stored: deleting the text deletes it.
 _SELECT = """
-    SELECT conversations.id, profiles.name AS profile, conversations.created, conversations.updated,
+    SELECT conversations.id, conversations.profile_id, profiles.name AS profile, conversations.created, conversations.updated,
            conversations.origin, conversations.origin_turn, conversations.title,
            (SELECT count(*) FROM turns WHERE conversation_id = conversations.id) AS n_turns,
            coalesce(conversations.title, (
@@ -30,23 +30,37 @@ _SELECT = """
 def new(profile: Profile) -> Conversation:
     """A conversation that exists only in memory until its first turn is committed."""
     moment = now()
-    return Conversation(id=new_id(), profile=profile.name, created=moment, updated=moment)
+    return Conversation(new_id(), profile.name, created=moment, updated=moment, profile_id=profile.id)
 
 
 def insert(store: Store, conversation: Conversation) -> None:
     """Store a new conversation inside the open transaction; one that is stored already stays as it is."""
     if store.row("SELECT 1 FROM conversations WHERE id = ?", [conversation.id]):
-        return  # its profile may have been renamed since it was read
+        return
     store.insert(
         "conversations",
         id=conversation.id,
-        profile_id=profiles.ensure(store, conversation.profile).id,
+        profile_id=_owner(store, conversation).id,
         title=conversation.title,
         created=conversation.created,
         updated=conversation.updated,
         origin=conversation.origin,
         origin_turn=conversation.origin_turn,
     )
+
+
+def _owner(store: Store, conversation: Conversation) -> Profile:
+    """The profile that is meant, which may have been renamed since. Raises StoreError when it was deleted."""
+    found = profiles.by_id(store, conversation.profile_id)
+    # ids are given again: one that was made since the conversation began is another profile
+    if found and (found.name == conversation.profile or found.created <= conversation.created):
+        return found
+    if conversation.profile_id and not profiles.find(store, conversation.profile):
+        raise StoreError(
+            f"Profile {conversation.profile} was deleted while this conversation was open, so this was not saved; "
+            f"make it again with: dmem profile create {conversation.profile}"
+        )
+    return profiles.ensure(store, conversation.profile)
 
 
 def touch(store: Store, conversation: str) -> None:

@@ -52,6 +52,11 @@ def find(store: Store, name: str) -> Profile | None:
     return _profile(row) if row else None
 
 
+def by_id(store: Store, number: int) -> Profile | None:
+    row = store.row("SELECT * FROM profiles WHERE id = ?", [number])
+    return _profile(row) if row else None
+
+
 def get(store: Store, name: str) -> Profile:
     found = find(store, name)
     if found:

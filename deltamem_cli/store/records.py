@@ -46,6 +46,7 @@ class Conversation:
     origin: str | None = None  # id of the conversation that this one was branched or imported from
     origin_turn: int | None = None
     heading: str = ""
+    profile_id: int = 0  # 0: the profile was not stored when this was read
 
 
 class TurnContext(TypedDict, total=False):
