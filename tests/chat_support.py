@@ -61,6 +61,8 @@ def assert_agree(session: ChatSession) -> None:
     assert session.engine.state().tobytes() == (
         latest.state.tobytes() if latest else bytes(session.engine.state().nbytes)
     )
+    assert session.is_started
+    assert [(number, list(tokens)) for number, tokens in session.view.turns] == session.window.shown
     seen = session.window.turns
     assert seen == [turn.number for turn in stored if turn.number in seen]
     for turn in stored:

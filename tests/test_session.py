@@ -168,6 +168,7 @@ def test_a_reply_that_can_not_be_made_again_leaves_the_old_one(chats: Chats) -> 
         with pytest.raises(Cancelled):
             list(session.regenerate(progress=lambda done, total: session.stop()))
         assert state_bytes(session) == before
+        session.start()  # who stopped it is not kept waiting for the old turn to be read again
         assert session.window.turns == [1, 2]
         assert_agree(session)
         say(session, "A question that is taken back.")

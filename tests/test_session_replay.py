@@ -10,7 +10,7 @@ from chat_support import GRANULARITIES, Chats, MakeChats, assert_agree, relative
 from deltamem_cli.engine import Cancelled
 from deltamem_cli.session.forgetting import forget
 from deltamem_cli.session.replay import replay
-from deltamem_cli.store import states, turns
+from deltamem_cli.store import states, turns, wiping
 from deltamem_cli.store.database import Store
 
 
@@ -71,6 +71,7 @@ def test_what_is_forgotten_was_never_said(make_chats: MakeChats, granularity: st
                 for message in messages:
                     session.window.feed(number, message.tokens, write=True, spans=message.spans)
         assert relative(engine.state(), after) <= 1e-3
+        wiping.wipe(session.store, lambda typed: None)
     data = b"".join(path.read_bytes() for path in (tmp_path / "home").glob("memory.db*") if path.is_file())
     assert b"xylophone" not in data and b"I like tea" in data
 
@@ -84,6 +85,7 @@ def test_forgetting_that_is_stopped_changes_nothing(chats: Chats) -> None:
             session.forget([1], progress=lambda done, total: session.stop())
         assert state_bytes(session) == before
         assert [turn.number for turn in turns.all_of(session.store, session.conversation.id)] == [1, 2, 3]
+        session.start()  # who stopped it is not kept waiting
         assert_agree(session)
         say(session, "Four.")
         assert_agree(session)

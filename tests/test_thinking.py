@@ -16,7 +16,7 @@ from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.replay import replay
 from deltamem_cli.session.reply import Reply
 from deltamem_cli.session.thinking import KNOWN, Mark, Splitter, Thought, control, parted
-from deltamem_cli.store import states, turns
+from deltamem_cli.store import states, turns, wiping
 from deltamem_cli.store.records import THINKING
 
 REPLY = "<think>\nShe is Ana. So: Ana!\n</think>\n\nYou are Ana. I am sure."
@@ -242,6 +242,7 @@ def test_a_turn_with_thoughts_is_forgotten_like_any_other(
         assert_replays(session, loaded.model, loaded.adapter)
         say(session, "The end.")
         assert_agree(session)
+        wiping.wipe(session.store, lambda typed: None)
     assert not any(b"xylophone" in path.read_bytes() for path in tmp_path.rglob("memory.db*") if path.is_file())
 
 

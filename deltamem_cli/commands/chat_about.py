@@ -45,12 +45,12 @@ def greeting(talk: Talk) -> list[str]:
 
 
 def _continued(talk: Talk) -> str:
-    conversation, session = talk.session.conversation, talk.session
+    conversation, session, state = talk.session.conversation, talk.session, talk.session.view.state
     if not session.n_turns:
-        remembers = " The memory is empty." if session.engine.has_memory and not session.engine.state().any() else ""
+        remembers = " The memory is empty." if session.engine.has_memory and (state is None or not state.any()) else ""
         return f"A new conversation.{remembers}"
     heading = f" “{printable(conversation.heading)}”" if conversation.heading else ""
-    shown = len(session.beginning.replayed)
+    shown = len(session.view.turns)
     again = f", the last {shown} visible to the model" if shown else ""
     return (
         f"Continuing{heading}, {moment(conversation.updated)}: {count(conversation.n_turns, 'turn')}{again}. New: --new"

@@ -23,7 +23,8 @@ _LARGEST_FILE = 64 << 20
 
 
 def clear(talk: Talk, _argument: str) -> None:
-    talk.session.clear()
+    with stopping(talk.session.stop):
+        talk.session.clear()
     kept = " The memory stays." if talk.session.engine.has_memory else ""
     note(f"The model sees nothing of what was said before.{kept}")
 
@@ -56,7 +57,9 @@ def regenerate(talk: Talk, _argument: str) -> None:
 
 
 def undo(talk: Talk, argument: str) -> None:
-    gone = talk.session.undo(_number(argument) if argument else 1)
+    number = _number(argument) if argument else 1
+    with stopping(talk.session.stop), progress_bar("reading") as progress:
+        gone = talk.session.undo(number, progress=progress)
     wipe_typed(talk.store, tell)  # the bytes go when the chat ends
     back = "; the memory is what it was before" if talk.session.engine.has_memory else ""
     note(f"Took back {count(len(gone), 'turn')}{back}.")

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from deltamem_cli.commands.interrupts import stopping
 from deltamem_cli.errors import DeltamemError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Talk:
         self._model.close()
 
     def start(self) -> Future[None]:
-        """Feeds what the model sees at the start, in the background while the user types; ready() waits for it."""
+        """Feeds what the model is to see, in the background while the user types; ready() waits for it."""
 
         def report(done: int, total: int) -> None:
             self._started = (done, total)
@@ -59,7 +60,11 @@ class Talk:
 
     def ready(self, progress: Callable[[int, int], None]) -> None:
         """Before anything is asked of the session: waits for start(). Raises DeltamemError when that can't."""
-        start = self._start or self.start()
+        start = self._start
+        if start is None or start.done():
+            if self.session.is_started:
+                return
+            start = self.start()
         while not wait([start], 0.05).done:
             progress(*self._started)
         start.result()
@@ -70,7 +75,8 @@ class Talk:
 
     def begin_new(self) -> None:
         """A fresh conversation of the same profile and model; the old one stays as it is."""
-        self.session = self._fresh(self.request, self.loaded)
+        self._go_on(self._fresh(self.request, self.loaded))
+        self.start()
 
     def switch_model(self, name: str, adapter: str | None) -> bool:
         """Goes on with another model. True: in the same conversation; False: in a new one, as the memory is not its.
@@ -90,11 +96,15 @@ class Talk:
                 session = opening.begin(self.store, request, loaded, self.session.profile, self.session.conversation)
             except FingerprintMismatch:
                 same, session = False, self._fresh(request, loaded)
+                session.start()
         except BaseException:
             model.close()
             raise
-        self._model.close()
-        self._model, self.request, self.loaded, self.session = model, request, loaded, session
+        with stopping(_not_now):
+            old, self._model = self._model, model
+            self.request, self.loaded = request, loaded
+            self._go_on(session)
+        old.close()
         return same
 
     def set_option(self, name: str, value: str) -> None:
@@ -113,26 +123,27 @@ class Talk:
 
     def set_thinking(self, name: str, value: bool | None) -> None:
         """name: think, show_thinking or remember_thinking. Raises DeltamemError for a model that has no such switch."""
-        if name == "think":
-            self.session.set_think(value)
-        elif name == "remember_thinking":
-            self.session.settings = replace(self.session.settings, remember_thinking=bool(value))
         changes: dict[str, Any] = {name: value}
-        self.request = replace(self.request, **changes)
+        request = replace(self.request, **changes)
+        with stopping(self.session.stop):
+            if name == "think":
+                self.session.set_think(value)
+            elif name == "remember_thinking":
+                self.session.settings = replace(self.session.settings, remember_thinking=bool(value))
+            self.request = request
 
     def set_system(self, text: str) -> None:
         """Another system prompt, from the next turn on; empty: none."""
-        self.session.set_system(text or None)
-        self.request = replace(self.request, system=text)
+        request = replace(self.request, system=text)
+        with stopping(self.session.stop):
+            self.session.set_system(text or None)
+            self.request = request
 
     def reset_memory(self) -> None:
         """Clears the conversation's memory and what the model sees; the transcript stays."""
-        from deltamem_cli.store.reset import reset
-
         self.check_writes()
-        reset(self.store, [self.session.conversation], transcript=False)
-        self.session.engine.clear_state()
-        self.session.clear()
+        with stopping(self.session.stop):
+            self.session.reset()
 
     def check_writes(self) -> None:
         """Raises DeltamemError unless this chat writes into a memory."""
@@ -141,7 +152,17 @@ class Talk:
         if not self.session.writes:
             raise DeltamemError(self.loaded.why_no_memory or "Memory is off.")
 
+    def _go_on(self, session: ChatSession) -> None:
+        """With another session; a signal waits until it is complete."""
+        from deltamem_cli.store import locks
+
+        with stopping(_not_now):
+            old, self.session = self.session, session
+            if old.conversation.id != session.conversation.id:
+                locks.let_go(self.store, old.conversation.id)
+
     def _fresh(self, request: Request, loaded: Loaded) -> ChatSession:
+        """Its engine is as it was."""
         from deltamem_cli.session import opening
         from deltamem_cli.store import conversations, locks
 
@@ -149,9 +170,11 @@ class Talk:
         if not request.read_only:
             locks.hold(self.store, conversation.id)
         try:
-            session = opening.begin(self.store, request, loaded, self.session.profile, conversation)
+            return opening.begin(self.store, request, loaded, self.session.profile, conversation, start=False)
         except BaseException:
             locks.let_go(self.store, conversation.id)
             raise
-        locks.let_go(self.store, self.session.conversation.id)
-        return session
+
+
+def _not_now() -> None:
+    """What runs takes no time."""

@@ -58,6 +58,7 @@ def _ask_and_answer(talk: Talk) -> None:
             break
         except Cancelled:
             note("Stopped before it had an effect; everything is as it was.")
+            talk.start()
         except (KeyboardInterrupt, typer.Abort):
             note("Nothing was changed.")
         except DeltamemError as error:

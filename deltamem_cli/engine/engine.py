@@ -208,7 +208,7 @@ class Engine:
         if not self._n_swa or not self._fed[sequence]:
             return False
         first = int(self.native.llama.llama_memory_seq_pos_min(self._memory, sequence))
-        return first > max(0, self._fed[sequence] + 1 - self._n_swa)
+        return first < 0 or first > max(0, self._fed[sequence] + 1 - self._n_swa)
 
     def drop(self, start: int, end: int, sequence: int = 0) -> None:
         """Takes tokens [start, end) out of the visible context and moves the later ones up; the memory stays.

@@ -1,40 +1,33 @@
-"""Turns of a chat: asked, answered, committed with the state they left, taken back. Knows engine and store, no terminal."""
+"""Turns of a chat: asked, answered, committed with the state they left, taken back. Knows engine and store, no terminal.
+
+Each operation makes the view that is to be, commits to the store, and takes that view for the one that stands: that is
+the moment at which it has happened. Bringing the model to it comes last, and can be done again whenever it fails.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.engine import Engine, EngineError
+from deltamem_cli.engine import Cancelled, Engine, EngineError
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import recent
 from deltamem_cli.session.exchange import Exchange, Progress, Stop
 from deltamem_cli.session.forgetting import Forgotten, forget
 from deltamem_cli.session.prompt import Prompt
-from deltamem_cli.session.recent import Beginning
 from deltamem_cli.session.records import Settings, TurnStats
-from deltamem_cli.session.replay import put_state
+from deltamem_cli.session.view import Applied, View, put_state
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
-from deltamem_cli.store.ids import new_id
 from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Profile, Snapshot, TurnContext
+from deltamem_cli.store.reset import reset
 
 _LARGEST_NORM = 1e12  # of trained adapters it is below a thousand
-
-
-@dataclass
-class _Mark:
-    """Where a turn began, to go back to."""
-
-    state: NDArray[np.float32] | None
-    turn: int
-    dropped: int  # turns that had left the window
-    visible: list[tuple[int, list[int]]]  # turns in the window, and what of them
 
 
 class ChatSession:
@@ -51,39 +44,56 @@ class ChatSession:
         adapter: Identity | None,
         prompt: Prompt,
         settings: Settings,
+        state: NDArray[np.float32] | None,
     ) -> None:
-        """The engine holds the conversation's state already (see opening.py).
+        """state: that of the conversation's last turn; None: nothing is remembered yet.
 
-        Call start() before anything that feeds. Raises EngineError for a system prompt that does not fit.
+        Call start() before anything else. Raises EngineError for a system prompt that does not fit.
         """
         self.store = store
         self.engine = engine
         self.profile = profile
         self.conversation = conversation
         self.model, self.adapter = model, adapter
-        self.prompt = prompt
         self.settings = settings
         self.window = Window(engine)
         self.stats = TurnStats()
         self._stop = Stop(engine)
-        self._number = self._stored = turns.last_number(store, conversation.id)
         self._asked: dict[int, str] = {}  # questions of this session, for turns whose text is not stored
-        self._context: TurnContext = {}
-        budget = settings.replay_tokens
-        self._prepare(
-            recent.turns_that_fit(store, conversation.id, model, engine.n_ctx_seq // 4 if budget is None else budget)
-        )
+        self._applied = Applied(self.window)
+        budget = engine.n_ctx_seq // 4 if settings.replay_tokens is None else settings.replay_tokens
+        replayed = recent.turns_that_fit(store, conversation.id, model, budget)
+        last = turns.last_number(store, conversation.id)
+        self._stored = last
+        self._view = self._checked(View(prompt, [], [], replayed, state, last).with_prompt(prompt))
 
     def start(self, progress: Progress | None = None) -> None:
-        """Feeds what the model sees at the start; in any thread, as long as nothing else is asked of the session."""
-        self.beginning.feed(self.window, progress)
+        """Brings the model to what stands, if it is not there; in any thread, as long as nothing else is asked of the
+        session. Raises engine.Cancelled when stopped; it can be done again.
+        """
+        self._stop.wanted = False
+        self._apply(self._view, progress)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is nothing for start() to do."""
+        return self._applied.view is self._view
+
+    @property
+    def prompt(self) -> Prompt:
+        return self._view.prompt
+
+    @property
+    def view(self) -> View:
+        """What stands now."""
+        return self._view
 
     # turns
 
     @property
     def n_turns(self) -> int:
         """Number of the last turn."""
-        return self._number
+        return self._view.last
 
     @property
     def writes(self) -> bool:
@@ -91,12 +101,7 @@ class ChatSession:
         return self.engine.has_memory and not self.settings.read_only
 
     def ask(
-        self,
-        text: str,
-        *,
-        progress: Progress | None = None,
-        instead_of: int | None = None,
-        reply: Sequence[int] | None = None,
+        self, text: str, *, progress: Progress | None = None, reply: Sequence[int] | None = None
     ) -> Generator[str, None, None]:
         """Streams the reply to `text`, what is thought as Thoughts; at its end, or when stopped by stop() or by closing the iterator, commits.
 
@@ -104,74 +109,64 @@ class ChatSession:
         Raises engine.Cancelled when stopped before the reply began, and StoreError when the turn could not be saved;
         then everything is as it was before.
         """
-        mark, context = self._mark(), self._turn_context()
-        exchange = self._exchange(progress, reply)
-        try:
-            with suppress(GeneratorExit):  # closed: what was shown is kept
-                yield from exchange.ask(text)
-            self._commit(mark, context, exchange.messages, instead_of)
-            self._asked[self._number] = text
-        except BaseException:
-            self._go_back(mark)
-            raise
+        yield from self._ask(self._view, text, progress, reply)
 
     def remember(self, text: str, *, progress: Progress | None = None) -> None:
         """Writes `text` into the memory as a message that nobody answers, and commits it as a turn.
 
         Raises engine.Cancelled when stopped; then everything is as it was before.
         """
-        mark, context = self._mark(), self._turn_context()
-        exchange = self._exchange(progress)
+        exchange = self._exchange(self._view, progress)
         try:
+            before = self._apply(self._view, progress)
+            context = self._turn_context(before)
             exchange.tell(text)
-            self._commit(mark, context, exchange.messages, None, kind="remember")
-        except BaseException:
-            self._go_back(mark)
+            self._commit(before, context, exchange.messages, None, kind="remember")
+        except BaseException as error:
+            self._fall_back(error)
             raise
 
     def stop(self) -> None:
-        """Stops the running ask() or remember() as soon as possible; may be called from a signal handler."""
+        """Stops what runs as soon as possible; may be called from a signal handler.
+
+        What has happened by then stands, and only bringing the model to it is left to the next turn.
+        """
         self._stop.now()
 
-    def undo(self, count: int = 1) -> list[int]:
+    def undo(self, count: int = 1, *, progress: Progress | None = None) -> list[int]:
         """Takes back the last `count` turns; the state is then, byte for byte, the one from before them.
 
         Returns their numbers. A session that does not write can take back its own turns only: others are stored.
         """
+        last = self._view.last
         if not self.settings.read_only:
-            gone = [turn.number for turn in turns.undo(self.store, self.conversation.id, count)]
-            self._number = turns.last_number(self.store, self.conversation.id)
-            put_state(self.engine, states.latest(self.store, self.conversation.id))
+            with self.store.transaction():
+                gone = [turn.number for turn in turns.undo(self.store, self.conversation.id, count)]
+                state = self._state(states.latest(self.store, self.conversation.id))
+                last = turns.last_number(self.store, self.conversation.id)
         else:
-            if not 0 < count <= self._number - self._stored:
+            if not 0 < count <= last - self._stored:
                 raise DeltamemError(
-                    f"Cannot take back {count} of {self._number - self._stored} turns: this chat is read-only, so it can "
+                    f"Cannot take back {count} of {last - self._stored} turns: this chat is read-only, so it can "
                     "take back only what was said in it."
                 )
-            gone = list(range(self._number - count + 1, self._number + 1))
-            self._number -= count
-        self._cut(gone[0])
+            gone, state = list(range(last - count + 1, last + 1)), self._view.state
+            last -= count
+        self._view = replace(self._view.before(gone[0], state), last=last)
+        self._settle(progress)
         return gone
 
     def regenerate(self, *, progress: Progress | None = None) -> Generator[str, None, None]:
-        """Asks the last question again, from the state before it; the new turn takes the old one's place."""
-        last = self._number
+        """Asks the last question again, from the state before it; the new turn takes the old one's place.
+
+        Raises as ask() does; then the old turn still stands.
+        """
+        last = self._view.last
         text = self._question(last)
-        visible = self._visible()
+        state = self._view.state
         if not self.settings.read_only:
-            put_state(self.engine, states.before(self.store, self.conversation.id, last))
-        self._cut(last)
-        self._number = last - 1
-        replaced = False
-        try:
-            yield from self.ask(text, progress=progress, instead_of=last)
-            replaced = True
-        finally:
-            if not replaced and self._number < last:  # the old turn still stands
-                self._number = last
-                if not self.settings.read_only:
-                    put_state(self.engine, states.latest(self.store, self.conversation.id))
-                self._begin(visible)
+            state = self._state(states.before(self.store, self.conversation.id, last))
+        yield from self._ask(self._view.before(last, state), text, progress, instead_of=last)
 
     def forget(self, numbers: Collection[int], *, progress: Progress | None = None) -> Forgotten:
         """Takes turns out of transcript and memory, see forgetting.py; the visible turns that stay stay visible.
@@ -182,10 +177,10 @@ class ChatSession:
             raise DeltamemError(
                 "This chat is read-only, so nothing can be forgotten in it: open it without --read-only."
             )
-        visible = [(number, tokens) for number, tokens in self._visible() if number not in numbers]
         self._stop.wanted, self._stop.reading = False, True
+        self._applied.view = None  # its replay takes the engine
         try:
-            return forget(
+            forgotten = forget(
                 self.store,
                 self.conversation.id,
                 self.engine,
@@ -195,34 +190,41 @@ class ChatSession:
                 progress=progress,
                 stopped=lambda: self._stop.wanted,
             )
-        except BaseException:
-            visible = self._visible()
+        except BaseException as error:
+            self._fall_back(error)
             raise
         finally:
             self._stop.reading = False
-            self._number = turns.last_number(self.store, self.conversation.id)
-            put_state(self.engine, states.latest(self.store, self.conversation.id))
-            self._begin(visible)
+        self._view = replace(
+            self._view,
+            turns=[shown for shown in self._view.turns if shown[0] not in numbers],
+            state=self._state(states.latest(self.store, self.conversation.id)),
+            last=turns.last_number(self.store, self.conversation.id),
+        )
+        self._settle(progress)
+        return forgotten
+
+    def reset(self) -> None:
+        """Clears the conversation's memory and what the model sees; the transcript stays."""
+        reset(self.store, [self.conversation], transcript=False)
+        self._view = replace(self._view, turns=[], state=None)
+        self._settle()
 
     def clear(self) -> None:
         """Empties what the model sees; the memory stays."""
-        self._begin([])
+        self._applied.view = None  # a run of its own, as every one that begins with nothing visible
+        self._change(replace(self._view, turns=[]))
 
-    def set_system(self, system: str | None) -> None:
+    def set_system(self, system: str | None, *, progress: Progress | None = None) -> None:
         """Another system prompt from the next turn on; the visible turns stay visible."""
-        self._set_prompt(Prompt(self.engine.model, system, self.prompt.template, self.prompt.think))
+        self._set_prompt(Prompt(self.engine.model, system, self.prompt.template, self.prompt.think), progress)
 
-    def set_think(self, think: bool | None) -> None:
+    def set_think(self, think: bool | None, *, progress: Progress | None = None) -> None:
         """Whether the model is to think, from the next turn on; None: as its template has it."""
-        self._set_prompt(Prompt(self.engine.model, self.prompt.system, self.prompt.template, think))
+        self._set_prompt(Prompt(self.engine.model, self.prompt.system, self.prompt.template, think), progress)
 
-    def _set_prompt(self, prompt: Prompt) -> None:
-        old, self.prompt = self.prompt, prompt
-        try:
-            self._begin(self._visible())
-        except BaseException:  # too long, or the template has no place for one
-            self.prompt = old
-            raise
+    def _set_prompt(self, prompt: Prompt, progress: Progress | None) -> None:
+        self._change(self._checked(self._view.with_prompt(prompt)), progress)
 
     @property
     def context_filled(self) -> tuple[int, int]:
@@ -235,47 +237,64 @@ class ChatSession:
         self.window.dropped.clear()
         return dropped
 
-    # inside
+    # a turn
 
-    def _exchange(self, progress: Progress | None, given: Sequence[int] | None = None) -> Exchange:
+    def _ask(
+        self,
+        before: View,
+        text: str,
+        progress: Progress | None,
+        given: Sequence[int] | None = None,
+        *,
+        instead_of: int | None = None,
+    ) -> Generator[str, None, None]:
+        exchange = self._exchange(before, progress, given)
+        try:
+            before = self._apply(before, progress)
+            context = self._turn_context(before)
+            with suppress(GeneratorExit):  # closed: what was shown is kept
+                yield from exchange.ask(text)
+            self._commit(before, context, exchange.messages, instead_of)
+            self._asked[self._view.last] = text
+        except BaseException as error:
+            self._fall_back(error)
+            raise
+
+    def _exchange(self, before: View, progress: Progress | None, given: Sequence[int] | None = None) -> Exchange:
         self._stop.wanted = False
-        exchange = Exchange(self.window, self.prompt, self.settings, self._number + 1, self._stop, progress, given)
+        exchange = Exchange(self.window, before.prompt, self.settings, before.last + 1, self._stop, progress, given)
         self.stats = exchange.stats
         return exchange
 
-    def _mark(self) -> _Mark:
-        state = self.engine.state() if self.engine.has_memory else None
-        visible = [(number, self.window.tokens(number)) for number in self.window.turns]
-        return _Mark(state, self._number + 1, len(self.window.dropped), visible)
-
-    def _go_back(self, mark: _Mark) -> None:
-        """Everything as it was before a turn that failed."""
-        if mark.state is not None:
-            self.engine.set_state(mark.state)
-        if len(self.window.dropped) == mark.dropped:
-            self.window.cut(mark.turn)
-        else:
-            self._begin(self._whole(mark.visible))
+    def _turn_context(self, before: View) -> TurnContext:
+        return {
+            **self._applied.run,
+            "system": before.prompt.system,
+            "window_first": before.turns[0][0] if before.turns else before.last + 1,
+            "n_past": self.window.n_past,
+        }
 
     def _commit(
-        self, mark: _Mark, context: TurnContext, messages: list[Message], instead_of: int | None, kind: str = "chat"
+        self, before: View, context: TurnContext, messages: list[Message], instead_of: int | None, kind: str = "chat"
     ) -> None:
         stats = self.stats
+        after = replace(before, turns=self.window.shown, last=before.last + 1)
         snapshot = None
-        if mark.state is not None and self.writes and self.adapter:
+        if self.writes and self.adapter:
             state = self.engine.state()
             _check_size(state)
-            stats.changed = float(np.linalg.norm(state.astype(np.float64) - mark.state))
+            old = 0.0 if before.state is None else before.state.astype(np.float64)
+            stats.changed = float(np.linalg.norm(state.astype(np.float64) - old))
             stats.written_tokens = sum(
                 len(message.tokens) if message.spans is None else sum(span >= 0 for span in message.spans)
                 for message in messages
             )
             snapshot = Snapshot(state, self.engine.layers, self.model, self.adapter)
-        self._asked.pop(mark.turn, None)
+            after = replace(after, state=state)
+        self._asked.pop(after.last, None)
         if self.settings.read_only:
-            if mark.state is not None:
-                self.engine.set_state(mark.state)
-            self._number += 1
+            put_state(self.engine, before.state)
+            self._view = self._applied.view = after
             return
         turn = NewTurn(
             model=self.model,
@@ -291,53 +310,57 @@ class ChatSession:
             written_tokens=stats.written_tokens,
             timings={"prompt": stats.prompt_seconds, "reply": stats.reply_seconds},
         )
-        self._number = turns.commit(self.store, self.conversation, turn, instead_of=instead_of).number
+        number = turns.commit(self.store, self.conversation, turn, instead_of=instead_of).number
+        self._view = self._applied.view = replace(after, last=number)
 
     def _how(self) -> dict[str, int | str]:
         """What of the engine decides the numbers, for a replay that is to come to the same."""
         names = ("ctx_size", "cache_type_k", "cache_type_v", "flash_attention")
         return {name: value for name, value in self.engine.chosen().items() if name in names}
 
-    # the window's beginning
+    # from one view to another
 
-    def _cut(self, number: int) -> None:
-        """Takes `number` and later turns out of the window; the turn that takes the number was not shown before itself."""
-        self.window.cut(number)
-        self._context["replayed"] = [shown for shown in self._context.get("replayed", []) if shown < number]
+    def _apply(self, new: View, progress: Progress | None = None) -> View:
+        """Brings the model to `new`, which may be what stands, and returns it with all tokens that it was fed."""
+        applied = self._applied.apply(new, self._whole, self._stop, progress)
+        if new is self._view:
+            self._view = applied
+        return applied
 
-    def _turn_context(self) -> TurnContext:
-        visible = self.window.turns
-        return {
-            **self._context,
-            "window_first": visible[0] if visible else self._number + 1,
-            "n_past": self.window.n_past,
-        }
+    def _settle(self, progress: Progress | None = None) -> None:
+        """Brings the model to what stands; stopped, that is left to the next turn."""
+        with suppress(Cancelled):
+            self.start(progress)
 
-    def _begin(self, replayed: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """A fresh window with `replayed` turns: (number, tokens) each."""
-        self._prepare(replayed)
-        self.start()
+    def _change(self, new: View, progress: Progress | None = None) -> None:
+        """To another view of the same turns and memory; the old one stands when the model can't be brought to it."""
+        old, self._view = self._view, new
+        try:
+            self._settle(progress)
+        except BaseException:
+            self._view = old
+            raise
 
-    def _prepare(self, replayed: Sequence[tuple[int, Sequence[int]]]) -> None:
-        head = self.prompt.head()
-        self.window.check_head(head)
-        self.beginning = Beginning(head, replayed, self.prompt.opening())
-        self._context = {
-            **self.beginning.context,
-            "run": new_id(),
-            "run_first": self._number + 1,
-            "system": self.prompt.system,
-        }
+    def _fall_back(self, error: BaseException) -> None:
+        """What stands was not left: brings the model back to it, or leaves that to the next turn where an end was wished for."""
+        if not self._applied.go_back(self._view) and isinstance(error, Exception) and not isinstance(error, Cancelled):
+            with suppress(DeltamemError):  # that of the operation is the news
+                self.start()
 
-    def _visible(self) -> list[tuple[int, list[int]]]:
-        return self._whole([(number, self.window.tokens(number)) for number in self.window.turns])
+    def _checked(self, new: View) -> View:
+        """Raises EngineError for a system prompt that leaves too little room."""
+        self.window.check_head(new.head)
+        return new
 
-    def _whole(self, visible: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
-        """The same turns with all their tokens where they are stored, as a replay feeds them."""
-        if self.settings.read_only:  # another terminal may have stored others by these numbers
-            return visible
+    def _whole(self, new: View) -> View:
+        """With all tokens of its turns where they are stored."""
+        if self.settings.read_only or not new.turns:  # another terminal may have stored others by these numbers
+            return new
         stored = {turn.number: recent.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
-        return [(number, stored.get(number) or tokens) for number, tokens in visible]
+        return replace(new, turns=[(number, stored.get(number) or tokens) for number, tokens in new.turns])
+
+    def _state(self, snapshot: Snapshot | None) -> NDArray[np.float32] | None:
+        return snapshot.state if snapshot and self.engine.has_memory else None
 
     def _question(self, number: int) -> str:
         if number in self._asked:

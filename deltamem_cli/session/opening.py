@@ -1,4 +1,4 @@
-"""Which model, which adapter, which conversation: opens them and puts the stored state into the engine."""
+"""Which model, which adapter, which conversation: opens them, and finds what the conversation remembers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deltamem_cli.store import bundle, conversations, locks, profiles, states
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import Holder
 from deltamem_cli.store.fingerprints import check_fingerprints
-from deltamem_cli.store.records import Conversation, Identity, Profile
+from deltamem_cli.store.records import Conversation, Identity, Profile, Snapshot
 from deltamem_cli.text import whole
 
 Waiting = Callable[[Holder], None]
@@ -164,13 +164,18 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     return Loaded(engine, model_identity, identity, why, why_no_gpu, write, recommends)
 
 
-def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
-    """Puts the conversation's last state into the engine. Raises FingerprintMismatch when it belongs to others."""
+def last_state(store: Store, conversation: Conversation, loaded: Loaded) -> Snapshot | None:
+    """What the conversation remembers; None: nothing. Raises FingerprintMismatch when it belongs to others."""
     snapshot = states.latest(store, conversation.id)
     if loaded.adapter is None:
-        return
+        return None
     check_fingerprints(snapshot, loaded.model, loaded.adapter)
-    put_state(loaded.engine, snapshot)
+    return snapshot
+
+
+def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
+    """Puts the conversation's last state into the engine. Raises FingerprintMismatch when it belongs to others."""
+    put_state(loaded.engine, last_state(store, conversation, loaded))
 
 
 def pick(store: Store, profile: Profile, request: Request, *, waiting: Waiting = lambda holder: None) -> Conversation:
@@ -226,10 +231,10 @@ def begin(
 ) -> ChatSession:
     """A session of `conversation`, which is held, with a model that is loaded. Raises DeltamemError.
 
-    Without `start` the caller calls the session's own start(), which may take a while.
+    Without `start` the engine is left as it is, and the caller calls the session's own start(), which may take a while.
     """
     request = settle(request, profile)
-    restore(store, conversation, loaded)
+    snapshot = last_state(store, conversation, loaded)
     session = ChatSession(
         store,
         loaded.engine,
@@ -246,6 +251,7 @@ def begin(
             log=request.log,
             remember_thinking=bool(request.remember_thinking),
         ),
+        state=snapshot.state if snapshot else None,
     )
     if start:
         session.start()

@@ -1,42 +1,10 @@
-"""What the model is shown when a session begins: the system prompt, and which earlier turns again."""
+"""Which earlier turns the model is shown again when a session begins, and what of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-from deltamem_cli.session.window import Window
 from deltamem_cli.store import turns
 from deltamem_cli.store.database import Store
-from deltamem_cli.store.records import THINKING, Identity, Turn, TurnContext
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """head, opening: as Window.start takes them. replayed: (number, tokens) of each turn that is shown again."""
-
-    head: Sequence[int]
-    replayed: Sequence[tuple[int, Sequence[int]]]
-    opening: Sequence[int] = ()
-
-    @property
-    def context(self) -> TurnContext:
-        """What a turn's record keeps of it."""
-        context: TurnContext = {"head": list(self.head), "replayed": [number for number, _ in self.replayed]}
-        if self.opening:
-            context["opening"] = list(self.opening)
-        return context
-
-    def feed(self, window: Window, progress: Callable[[int, int], None] | None = None) -> None:
-        """Empties the window and feeds both. None of it is written: the memory holds each once."""
-        window.start(self.head, self.opening)
-        total, done = sum(len(tokens) for _, tokens in self.replayed), 0
-        for number, tokens in self.replayed:
-            window.feed(number, tokens, write=False)
-            done += len(tokens)
-            if progress:
-                progress(done, total)
-        window.dropped.clear()
+from deltamem_cli.store.records import THINKING, Identity, Turn
 
 
 def turns_that_fit(store: Store, conversation: str, model: Identity, budget: int) -> list[tuple[int, list[int]]]:

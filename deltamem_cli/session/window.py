@@ -70,6 +70,16 @@ class Window:
         """What is visible of `turn`, with the opening that the head stands for."""
         return [*(self.opening if turn == self._joined else ()), *self._held(turn)]
 
+    @property
+    def shown(self) -> list[tuple[int, list[int]]]:
+        """Every visible turn with its tokens."""
+        return [(turn, self.tokens(turn)) for turn in self.turns]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model sees what is noted here: not where something was broken off in between."""
+        return self.n_past == len(self.head) + sum(len(stretch.tokens) for stretch in self.stretches)
+
     def hidden(self, turn: int, tokens: Sequence[int]) -> int:
         """How many of the tokens that `turn` begins with the head stands for; makes room for the others."""
         if not self.opening or self._held(turn) or self._joined == turn:
@@ -149,16 +159,18 @@ class Window:
         finally:
             sampler.close()
 
-    def cut(self, turn: int) -> None:
-        """Takes `turn` and all later ones out again, from the end."""
+    def cut(self, turn: int) -> bool:
+        """Takes `turn` and all later ones out again, from the end. False when the model can't: it has to be fed anew."""
         size = 0
         while self.stretches and self.stretches[-1].turn >= turn:
             size += len(self.stretches.pop().tokens)
         if self._joined is not None and self._joined >= turn:
             self._joined = None
-        self._drop(self.n_past - size, self.n_past)
-        if self.engine.is_torn():
-            self._feed_again()
+        start = self.n_past - size
+        if not self.engine.keeps_without(start, self.n_past):
+            return False
+        self.engine.drop(start, self.n_past)
+        return not self.engine.is_torn()
 
     def take_out(self, turn: int, count: int, *, behind: int) -> None:
         """Lets `count` tokens of the last turn go, those before its last `behind`, as far as they are visible."""
