@@ -125,12 +125,15 @@ def search(
 ) -> None:
     """Search the transcripts of a profile, or with --all of every profile.
 
+    Words match whole, whatever their case and accents. In text without spaces between words, such as Chinese or Thai,
+    and for emoji, any part matches.
+
     \b
     Examples:
       dmem log search train vienna
       dmem log search --all '"my sister"'
     """
-    from deltamem_cli.store.search import MATCH_BEGIN, MATCH_END
+    from deltamem_cli.store.excerpt import MATCH_BEGIN, MATCH_END
     from deltamem_cli.store.search import search as search_store
 
     text = whole(" ".join(words))

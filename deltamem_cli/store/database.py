@@ -214,10 +214,10 @@ class Store:
         return int(cursor.lastrowid or 0)
 
     def scrub(self, *, patience: float = BUSY_SECONDS) -> None:
-        """Wipe the bytes of everything that was deleted from the database file, its WAL and its search index.
+        """Wipe the bytes of everything that was deleted from the database file, its WAL and its search indexes.
 
         secure_delete zeroes what a DELETE frees, but copies remain: words in FTS segments, cells that b-tree pages
-        left behind when they were rearranged, old pages in the WAL. So: rebuild the index, write the file anew, and
+        left behind when they were rearranged, old pages in the WAL. So: rebuild the indexes, write the file anew, and
         cut the WAL to nothing. Blocks that the file system has freed are out of an application's reach.
 
         patience: seconds to wait for others that read or write. Raises StoreError; it can be done again.
@@ -226,7 +226,8 @@ class Store:
         self.connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}").fetchall()
         try:
             with self.transaction():
-                self.execute("INSERT INTO messages_fts (messages_fts) VALUES ('rebuild')")
+                for index in ("messages_fts", "messages_trigram"):
+                    self.execute(f"INSERT INTO {index} ({index}) VALUES ('rebuild')")
             with as_sentences(self.name):
                 self.connection.execute("VACUUM")
                 busy = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]

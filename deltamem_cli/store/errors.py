@@ -76,6 +76,9 @@ _SENTENCES = {
     "malformed": f"is damaged; {WAY_OUT}",
     "no such table": f"is damaged ({{error}}); {WAY_OUT}",
     "no such column": f"is damaged ({{error}}); {WAY_OUT}",
+    "no such tokenizer": (
+        "could not be used because search needs SQLite 3.34 or newer; install dmem with a Python that has it"
+    ),
     "no file locks": (
         "could not be used because its file system has no locks, so two programs could spoil each other's work there; "
         "name a database on another disk with --database"
