@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import stored
 
-from deltamem_cli.store import bundle, conversations, profiles, search, states, turns
+from deltamem_cli.store import bundle, conversations, ids, profiles, search, states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import FingerprintMismatch, NotFound, StoreError
 from deltamem_cli.store.fingerprints import check_fingerprints
@@ -95,12 +97,43 @@ def test_last_conversation_is_the_one_that_was_last_changed(store: Store) -> Non
         return latest.id
 
     assert last() == second.id
-    time.sleep(0.002)  # times are kept in milliseconds
     turns.commit(store, first, stored.exchange(3))
     assert last() == first.id
-    time.sleep(0.002)
     turns.undo(store, second.id)
     assert last() == second.id
+
+
+@pytest.mark.parametrize("years", [-30, 30], ids=["set back", "ahead"])
+def test_last_conversation_is_no_matter_of_the_clock(
+    store: Store, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    profile = profiles.ensure(store, "work")
+
+    def order() -> list[str]:
+        latest = conversations.latest(store, profile)
+        found = [one.id for one in conversations.all_of(store)]
+        assert latest and latest.id == found[0]
+        return found
+
+    first = stored.conversation(store, 1)
+    with monkeypatch.context() as wrong:
+        off = years * 365 * 86400
+        clock, moment = time.time_ns, datetime(2026 + years, 1, 1, tzinfo=timezone.utc)
+        wrong.setattr(ids, "_last", (0, 0))
+        wrong.setattr(time, "time_ns", lambda: clock() + off * 10**9)
+        wrong.setattr(ids, "datetime", SimpleNamespace(now=lambda zone: moment))
+        second = stored.conversation(store, 1)
+        assert second.updated.startswith(str(2026 + years)) and (second.id < first.id) == (years < 0)
+        assert order() == [second.id, first.id]
+    third = stored.conversation(store, 1)
+    assert order() == [third.id, second.id, first.id]
+    turns.commit(store, first, stored.exchange(2))
+    assert order() == [first.id, third.id, second.id]
+    copy = bundle.branch(store, second, profile)
+    assert order() == [copy.id, first.id, third.id, second.id]
+    conversations.delete(store, copy.id)
+    turns.undo(store, third.id)
+    assert order() == [third.id, first.id, second.id]
 
 
 def test_turn_without_state_leaves_the_memory_as_the_last_one_left_it(store: Store) -> None:

@@ -25,6 +25,7 @@ _SELECT = """
                ORDER BY turns.number, messages.position LIMIT 1), '') AS heading
     FROM conversations JOIN profiles ON profiles.id = conversations.profile_id
 """
+_LAST_FIRST = " ORDER BY conversations.sequence DESC"
 
 
 def new(profile: Profile) -> Conversation:
@@ -47,6 +48,7 @@ def insert(store: Store, conversation: Conversation) -> None:
         origin=conversation.origin,
         origin_turn=conversation.origin_turn,
     )
+    _put_last(store, conversation.id)
 
 
 def _owner(store: Store, conversation: Conversation) -> Profile:
@@ -66,22 +68,27 @@ def _owner(store: Store, conversation: Conversation) -> Profile:
 def touch(store: Store, conversation: str) -> None:
     """Make it its profile's last conversation, inside the open transaction."""
     store.execute("UPDATE conversations SET updated = ? WHERE id = ?", [now(), conversation])
+    _put_last(store, conversation)
+
+
+def _put_last(store: Store, conversation: str) -> None:
+    # times are for people: a clock that is wrong must not decide where a chat goes on
+    store.execute(
+        "UPDATE conversations SET sequence = (SELECT coalesce(max(sequence), 0) + 1 FROM conversations) WHERE id = ?",
+        [conversation],
+    )
 
 
 def latest(store: Store, profile: Profile) -> Conversation | None:
     """The one that `dmem chat` continues: the last that something was committed to."""
-    row = store.row(
-        _SELECT + " WHERE profile_id = ? ORDER BY conversations.updated DESC, conversations.id DESC LIMIT 1",
-        [profile.id],
-    )
+    row = store.row(_SELECT + " WHERE profile_id = ?" + _LAST_FIRST + " LIMIT 1", [profile.id])
     return _conversation(row) if row else None
 
 
 def all_of(store: Store, profile: Profile | None = None) -> list[Conversation]:
     """The last one first, of one profile or of all."""
     where, parameters = (" WHERE profile_id = ?", [profile.id]) if profile else ("", [])
-    order = " ORDER BY conversations.updated DESC, conversations.id DESC"
-    return [_conversation(row) for row in store.rows(_SELECT + where + order, parameters)]
+    return [_conversation(row) for row in store.rows(_SELECT + where + _LAST_FIRST, parameters)]
 
 
 def get(store: Store, reference: str) -> Conversation:
@@ -105,8 +112,9 @@ def get(store: Store, reference: str) -> Conversation:
 
 
 def branches(store: Store, conversation: str) -> list[Conversation]:
-    """The conversations that were copied from this one; they keep their own states and texts."""
-    return [_conversation(row) for row in store.rows(_SELECT + " WHERE conversations.origin = ?", [conversation])]
+    """The conversations that were copied from this one, the last one first; they keep their own states and texts."""
+    rows = store.rows(_SELECT + " WHERE conversations.origin = ?" + _LAST_FIRST, [conversation])
+    return [_conversation(row) for row in rows]
 
 
 def written_with(store: Store, *, model: str | None = None, adapter: str | None = None) -> list[Conversation]:
@@ -115,7 +123,7 @@ def written_with(store: Store, *, model: str | None = None, adapter: str | None 
         _conversation(row)
         for row in store.rows(
             _SELECT + " WHERE conversations.id IN "
-            "(SELECT conversation_id FROM states WHERE model_fingerprint = ? OR adapter_fingerprint = ?)",
+            "(SELECT conversation_id FROM states WHERE model_fingerprint = ? OR adapter_fingerprint = ?)" + _LAST_FIRST,
             [model, adapter],
         )
     ]

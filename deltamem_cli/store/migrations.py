@@ -150,6 +150,21 @@ def m008_search_without_spaces(db: Database) -> None:
     )
 
 
+def m009_sequence_of_conversations(db: Database) -> None:
+    # Which one is the last is no matter of the clock, which may be set back, or have stood ahead for a while.
+    db.executescript(
+        """
+        ALTER TABLE conversations ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+        UPDATE conversations SET sequence = ordered.number
+            FROM (SELECT id, row_number() OVER (ORDER BY updated, id) AS number FROM conversations) AS ordered
+            WHERE ordered.id = conversations.id;
+        DROP INDEX conversations_by_profile;
+        CREATE INDEX conversations_by_profile ON conversations (profile_id, sequence);
+        CREATE INDEX conversations_by_sequence ON conversations (sequence);
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_profiles_and_conversations,
     m002_turns_and_messages,
@@ -159,6 +174,7 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m006_writes_of_profiles,
     m007_wipes,
     m008_search_without_spaces,
+    m009_sequence_of_conversations,
 )
 LATEST = len(MIGRATIONS)
 
