@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stored
@@ -76,28 +77,82 @@ def test_missing_database_reads_as_empty_and_is_not_made(path: Path) -> None:
     assert not path.parent.exists()
 
 
+TABLES = ("profiles", "conversations", "turns", "messages", "states")
+
+
+def old_database(path: Path, version: int) -> dict[str, list[dict[str, Any]]]:
+    """A database of that layout with two conversations, the first of them the last one, and all its rows."""
+    with Store.open(path, migrate_to=version) as store, store.transaction():
+        assert store.layout == version
+        if version >= 1:
+            store.insert("profiles", name="old", created="2026-01-01T00:00:00.000Z", system="Be terse.")
+            for name, updated in (("c1", "2026-03-01"), ("c2", "2026-02-01"), ("c0", "2026-02-01")):
+                store.insert("conversations", id=name, profile_id=1, created="x", updated=updated)
+        if version >= 2:
+            for number, text in enumerate(("an old xylophone", "一把旧木琴 🙂"), 1):
+                store.insert("turns", conversation_id="c1", number=number, kind="chat", created="x", model_name="m",
+                             model_fingerprint="f", context='{"run": "r"}', timings='{"reply": 0.5}')  # fmt: skip
+                store.insert("messages", turn_id=number, position=0, role="user", text=text, tokens=b"\1\0\0\0")
+        if version >= 3:
+            for turn, conversation in ((None, "c2"), (1, "c1"), (2, "c1")):
+                store.insert("states", conversation_id=conversation, turn_id=turn, model_name="m", model_fingerprint="f",
+                             adapter_name="a", adapter_fingerprint="b", layers="[7]", n_layers=1, heads=1, rank=2,
+                             state=os.urandom(12) + b"\0\0\0\0")  # fmt: skip
+        if version >= 5:
+            store.execute("UPDATE profiles SET template = 'work.jinja'")
+        return {name: store.rows(f"SELECT * FROM {name}") for name in TABLES if store.db.table(name).exists()}
+
+
 @pytest.mark.parametrize("version", range(migrations.LATEST))
-def test_every_earlier_layout_becomes_todays_with_its_rows(path: Path, version: int) -> None:
-    with Store.open(path, migrate_to=version) as store:
-        assert store.connection.execute("PRAGMA user_version").fetchone()[0] == version
-        if version >= 1:
-            store.insert("profiles", name="old", created="2026-01-01T00:00:00.000Z")
-            store.insert("conversations", id="c1", profile_id=1, created="x", updated="x")
-        if version >= 2:
-            store.insert("turns", conversation_id="c1", number=1, kind="chat", created="x", model_name="m",
-                         model_fingerprint="f")  # fmt: skip
-            store.insert("messages", turn_id=1, position=0, role="user", text="an old xylophone")
+def test_every_earlier_layout_becomes_todays_with_all_that_it_held(path: Path, version: int) -> None:
+    held = old_database(path, version)
     with Store.open(path) as store:
-        assert store.connection.execute("PRAGMA user_version").fetchone()[0] == migrations.LATEST
+        assert store.layout == migrations.LATEST
+        for name, rows in held.items():
+            now = store.rows(f"SELECT * FROM {name}")
+            assert [{key: row[key] for key in rows[0]} for row in now] == rows
         if version >= 1:
-            assert [one.id for one in conversations.all_of(store, profiles.get(store, "old"))] == ["c1"]
+            assert [one.id for one in conversations.all_of(store, profiles.get(store, "old"))] == ["c1", "c2", "c0"]
         if version >= 2:
-            assert turns.get(store, "c1", 1).messages[0].text == "an old xylophone"
-            assert [hit.turn for hit in search.search(store, "xylophone")] == [1]
+            assert [turn.messages[0].text for turn in turns.all_of(store, "c1")] == [
+                "an old xylophone",
+                "一把旧木琴 🙂",
+            ]
+            assert [hit.turn for words in ("xylophone", "木琴", "🙂") for hit in search.search(store, words)] == [
+                1,
+                2,
+                2,
+            ]
         assert store.check() == []
     fresh = path.with_name("fresh.db")
     Store.open(fresh).close()
     assert schema(path) == schema(fresh)
+    assert not list(path.parent.glob("*.before-update*"))
+
+
+@posix
+@pytest.mark.parametrize("version", range(1, migrations.LATEST))
+def test_old_database_whose_update_is_killed_is_whole_and_has_a_copy_until_it_is_done(path: Path, version: int) -> None:
+    held = old_database(path, version)
+    code = (
+        "import os, signal, sys\n"
+        "from deltamem_cli.store import migrations\n"
+        "from deltamem_cli.store.database import Store\n"
+        "kill = lambda db: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "migrations.MIGRATIONS = (*migrations.MIGRATIONS[:-1], kill)\n"
+        "Store.open(sys.argv[1])\n"
+    )
+    for _ in range(2):
+        stored.run(code, path).communicate(timeout=60)
+        copy = path.with_name("memory.db.before-update")
+        assert not stat.S_IMODE(copy.stat().st_mode) & 0o077
+        for file in (path, copy):
+            with Store.look(file) as store:
+                assert store.layout == version
+                assert {name: store.rows(f"SELECT * FROM {name}") for name in held} == held
+    with Store.open(path) as store:
+        assert store.layout == migrations.LATEST and store.counts()["profiles"] == 1
+    assert not copy.exists()
 
 
 def test_migration_that_fails_leaves_the_layout_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,9 +104,7 @@ def test_last_conversation_is_the_one_that_was_last_changed(store: Store) -> Non
 
 
 @pytest.mark.parametrize("years", [-30, 30], ids=["set back", "ahead"])
-def test_last_conversation_is_no_matter_of_the_clock(
-    store: Store, monkeypatch: pytest.MonkeyPatch, years: int
-) -> None:
+def test_last_conversation_is_no_matter_of_the_clock(store: Store, monkeypatch: pytest.MonkeyPatch, years: int) -> None:
     profile = profiles.ensure(store, "work")
 
     def order() -> list[str]:

@@ -48,7 +48,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path | str, *, create: bool = True, migrate_to: int = migrations.LATEST) -> Store:
-        """Open `path`, made and brought up to date as needed.
+        """Open `path`, made and brought up to date as needed; of an old one a copy is kept beside it until that is done.
 
         With `create` off a missing file reads as an empty database and nothing is made on disk.
         """
@@ -285,12 +285,19 @@ class Store:
             self.connection.execute(f"PRAGMA {pragma}").fetchall()
 
     def _migrate(self, target: int) -> None:
-        if self._version() == target:
-            return
-        with self.transaction():  # asked again inside: another process may have migrated meanwhile
-            version = self._version()
-            if version < target:
-                migrations.apply(self.db, version, target)
+        kept = Path(f"{self.path}.before-update") if self.path else None
+        if self._version() != target:
+            with self.transaction():  # asked again inside: another process may have migrated meanwhile
+                version = self._version()
+                if version and version < target and self.path and kept:
+                    with Store.look(self.path) as before:  # this connection is writing, so it can't be copied from
+                        before.copy_to(kept)
+                if version < target:
+                    migrations.apply(self.db, version, target)
+        if kept and kept.exists():
+            if self._flusher:
+                self._flusher.wait()
+            kept.unlink(missing_ok=True)
 
     def _version(self) -> int:
         return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
