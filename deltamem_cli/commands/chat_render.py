@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -122,7 +123,7 @@ class Markdown:
             self._text = self._text[end:]
         now = time.monotonic()
         if end or now >= self._next:
-            self._live.update(_Tail(self._text), refresh=True)
+            self._live.update(_Rendered(self._text, tail=True), refresh=True)
             # a slow terminal or a long block must not hold up the model
             self._next = now + max(_REFRESH_SECONDS, 4 * (time.monotonic() - now))
 
@@ -137,40 +138,44 @@ class Markdown:
             return
         if self._printed:
             self._console.print()
-        self._console.print(_markdown(text))
+        self._console.print(_Rendered(text))
         self._printed = True
 
 
-class _Tail:
-    """The end of a block that is being written, as much of it as the terminal has lines for."""
+class _Rendered:
+    """Markdown, or its last lines: as many as the terminal has for a block that is being written."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, tail: bool = False) -> None:
         self._text = text
+        self._tail = tail
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.segment import Segment
 
-        for line in console.render_lines(_markdown(self._text), options, pad=False)[-max(1, console.height - 2) :]:
+        from deltamem_cli.commands.chat_markdown import rendered
+
+        lines = rendered(self._text, console, options)
+        for line in lines[-max(1, console.height - 2) :] if self._tail else lines:
             yield from line
             yield Segment.line()
 
 
-def _markdown(text: str) -> Any:
-    from rich.markdown import Markdown as RichMarkdown
-
-    return RichMarkdown(text, hyperlinks=False)
+_FENCE = re.compile(r" *(?:(?:[-*+]|\d+[.)]) +)*(`{3,}(?!.*`)|~{3,})(.*)")
 
 
 def _complete(text: str) -> int:
-    """Where the last complete block of `text` ends: behind a blank line that no code fence holds; 0: nowhere."""
-    end, position, fence = 0, 0, ""
+    """Where the last complete block of `text` ends: before what follows a blank line at the margin; 0: nowhere."""
+    end, position, fence, blank = 0, 0, "", False
     for line in text.splitlines(keepends=True):
-        position += len(line)
-        mark = line.lstrip()[:3]
-        if mark in ("```", "~~~") and fence in ("", mark):
-            fence = "" if fence else mark
-        if not fence and line == "\n" and text[:position].strip():
+        if blank and not fence and not line[0].isspace() and text[:position].strip():
             end = position
+        found = _FENCE.match(line)
+        if found and not fence:
+            fence = found[1]
+        elif found and found[1].startswith(fence) and not found[2].strip():
+            fence = ""
+        blank = not line.strip()
+        position += len(line)
     return end
 
 

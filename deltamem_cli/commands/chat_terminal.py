@@ -196,5 +196,6 @@ def _prepare(talk: Talk) -> None:
 
 
 def _import_rendering() -> None:
-    import rich.live
-    import rich.markdown  # noqa: F401
+    import rich.live  # noqa: F401
+
+    import deltamem_cli.commands.chat_markdown  # noqa: F401
