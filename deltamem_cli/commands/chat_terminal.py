@@ -19,6 +19,7 @@ from deltamem_cli.commands import chat_do, chat_slash
 from deltamem_cli.commands.chat_complete import ChatCompleter
 from deltamem_cli.commands.chat_history import open_history
 from deltamem_cli.commands.chat_render import progress_bar, tell
+from deltamem_cli.commands.last_resort import watch_again
 from deltamem_cli.commands.shared import count, note
 from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError
@@ -52,6 +53,8 @@ def _ask_and_answer(talk: Talk) -> None:
             continue
         except EOFError:
             break
+        finally:
+            watch_again()
         try:
             _take(talk, text)
         except chat_slash.Leave:

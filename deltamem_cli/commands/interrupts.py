@@ -6,27 +6,33 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+from typing import Any
 
-# Sent when the terminal closes or the machine shuts down: the reply ends and is committed before the process ends.
-_LEAVE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from deltamem_cli.commands.last_resort import LEAVE, terminal_changed, watching
+
 _AGAIN = 0.05  # seconds
+Handler = Callable[[int, "FrameType | None"], None]
 
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit inside, so that what is open is closed and the terminal is as it was."""
+    """SIGTERM and SIGHUP raise SystemExit inside, so that what is open is closed and the terminal is as it was.
+
+    When the native library does not return, the process ends without that.
+    """
 
     lost: list[tuple[threading.Timer, int]] = []
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        tell(number)
         raise SystemExit(128 + number)
 
     def again(dropped: sys.UnraisableHookArgs) -> None:
         # Python drops what is raised while it clears an object away: the signal is sent once more, when that is over
-        for number in _LEAVE:
+        for number in LEAVE:
             if isinstance(dropped.exc_value, SystemExit) and dropped.exc_value.code == 128 + number:
                 timer = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
                 lost.append((timer, number))
@@ -35,15 +41,16 @@ def ending_in_order() -> Iterator[None]:
         unraisable(dropped)
 
     unraisable, sys.unraisablehook = sys.unraisablehook, again
-    previous = {number: signal.signal(number, leave) for number in _LEAVE}
-    try:
-        yield
-    finally:
-        for timer, _ in lost:
-            timer.cancel()  # what is still open outside is not to be killed
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        sys.unraisablehook = unraisable
+    with watching() as tell:
+        previous = _handle(LEAVE, leave)
+        try:
+            yield
+        finally:
+            for timer, _ in lost:
+                timer.cancel()  # what is still open outside is not to be killed
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            sys.unraisablehook = unraisable
     if lost:
         raise SystemExit(128 + lost[0][1])
 
@@ -52,7 +59,7 @@ def ending_in_order() -> Iterator[None]:
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
     """Inside, Ctrl-C calls `stop`, each time it is pressed, and raises nothing.
 
-    SIGTERM and SIGHUP call it too and raise SystemExit when the block is over.
+    SIGTERM and SIGHUP call it too: the reply ends and is committed, and SystemExit is raised when the block is over.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -62,16 +69,24 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             leaving.append(number)
+            tell(number)
         stop()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, *_LEAVE)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if leaving:
-            raise SystemExit(128 + leaving[0])
+    with watching() as tell:
+        previous = _handle([signal.SIGINT, *LEAVE], handle)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            if leaving:
+                raise SystemExit(128 + leaving[0])
+
+
+def _handle(numbers: Iterable[int], handler: Handler) -> dict[int, Any]:
+    """Number and handler until now of each that is handled: what nohup lets pass goes on passing."""
+    ignored = {number for number in LEAVE if signal.getsignal(number) is signal.SIG_IGN}
+    return {number: signal.signal(number, handler) for number in numbers if number not in ignored}
 
 
 def keys_wait() -> AbstractContextManager[None]:
@@ -103,6 +118,7 @@ def _lines(*, gathered: bool) -> Iterator[None]:
         mode[index] = mode[index] | flags if gathered else mode[index] & ~flags
     termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)  # NOW: the others may throw away what is typed already
     try:
-        yield
+        with terminal_changed(sys.stdin.fileno(), old):
+            yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, old)
