@@ -20,7 +20,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from deltamem_cli.errors import DeltamemError
+from deltamem_cli import standard_streams
+from deltamem_cli.errors import DeltamemError, refused_by_system
 
 # (name, module, help). The module has an `app`, a typer.Typer: with a callback it is a group, without one its
 # single command answers to the name.
@@ -172,6 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0, 1 (failure), 2 (usage), 130 (Ctrl-C)."""
     args, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     session = Session(debug=debug)
+    standard_streams.prepare()
     codecs.register_error("dmem", _spelled_out)
     for stream in (sys.stdout, sys.stderr):  # a pipe of Windows has no δ, and output must neither fail nor lose it
         if isinstance(stream, TextIOWrapper):
@@ -180,6 +182,19 @@ def main(argv: list[str] | None = None) -> int:
         from deltamem_cli.bindings import Native
 
         Native.log_to_stderr = True
+    code = _run(args, session)
+    try:
+        standard_streams.finish()
+    except DeltamemError as error:
+        if not code:
+            _report(str(error), session)
+        return code or error.exit_code
+    except BrokenPipeError:
+        return code or 1
+    return code
+
+
+def _run(args: list[str], session: Session) -> int:
     try:
         command = get_command(app)
         examples_last(command)
@@ -192,7 +207,8 @@ def main(argv: list[str] | None = None) -> int:
         _report(str(error), session)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence; --debug shows the traceback)
-        _report(f"dmem failed in a way it should not ({type(error).__name__}: {error}): see why with --debug.", session)
+        odd = f"dmem failed in a way it should not ({type(error).__name__}: {error}): see why with --debug."
+        _report(refused_by_system(error) or odd, session)
         return 1
     return 0
 

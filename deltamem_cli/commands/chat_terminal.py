@@ -22,7 +22,7 @@ from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.last_resort import watch_again
 from deltamem_cli.commands.shared import count, note
 from deltamem_cli.commands.wiping import wipe
-from deltamem_cli.errors import DeltamemError
+from deltamem_cli.errors import DeltamemError, refused_by_system
 from deltamem_cli.text import whole
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ def _ask_and_answer(talk: Talk) -> None:
             note("Nothing was changed.")
         except DeltamemError as error:
             tell(str(error))
+        except OSError as error:
+            sentence = refused_by_system(error)
+            if not sentence:
+                raise
+            tell(sentence)
 
 
 def _take(talk: Talk, text: str) -> None:
