@@ -117,3 +117,55 @@ def test_nothing_is_lost_of_what_is_typed_while_it_loads_and_replies(tiny: Dmem)
         assert chat.wait() == 0
     asked = [turn["messages"][0]["text"] for turn in tiny.json("log", "show")["turns"]]
     assert asked == ["Too early.", "In between.", long]
+
+
+def pasted(text: str) -> str:
+    return f"\x1b[200~{text}\x1b[201~"
+
+
+PASTED = [
+    '"""\nhello\n"""\nimport os',
+    "/* c */\nint main(){}",
+    "/undo 1\n/exit",
+    "    indented\r\n\r\n    twice",
+    '"""Return x."""',
+]
+
+
+def test_what_is_pasted_is_one_message_whatever_it_contains(tiny: Dmem) -> None:
+    with tiny.terminal(tokens=2) as chat:
+        for text in PASTED:
+            chat.expect(PROMPT)
+            chat.send(pasted(text))
+            chat.send("\r")
+        chat.expect(PROMPT)
+        chat.send("/remember " + pasted("one\rtwo"))
+        chat.send("\r")
+        chat.expect("Remembered as turn 6")
+        chat.expect(PROMPT)
+        chat.send(pasted("/exit"))
+        chat.send("\r")
+        assert chat.wait() == 0
+    asked = [turn["messages"][0]["text"] for turn in tiny.json("log", "show")["turns"]]
+    assert asked == [*(text.replace("\r", "") for text in PASTED), "one\ntwo"]
+
+
+def test_typed_quotes_and_comments_are_messages(tiny: Dmem) -> None:
+    with tiny.terminal(tokens=2) as chat:
+        for keys in (
+            '"""\ra """b""" c\r"""\r',
+            '"""doc"""\x1b\rimport os\r',
+            "/* c */\r",
+            "/1 is a path\r",
+            '"""a"""\r',
+        ):
+            chat.expect(PROMPT)
+            chat.send(keys)
+        chat.line("/?")
+        chat.expect("Show the commands")
+        chat.line("/undone")
+        chat.expect("There is no command /undone")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    asked = [turn["messages"][0]["text"] for turn in tiny.json("log", "show")["turns"]]
+    assert asked == ['a """b""" c', '"""doc"""\nimport os', "/* c */", "/1 is a path", "a"]

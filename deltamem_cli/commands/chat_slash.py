@@ -115,6 +115,8 @@ def command_of(text: str) -> tuple[str, str] | None:
     word, _, argument = text.partition(" ")
     if not word.startswith("/") or "\n" in word or "/" in word[1:]:  # /etc/hosts is no command
         return None
+    if not word[1:2].isalpha() and word != "/?" and text != "/":  # nor is /*
+        return None
     return find(word), argument.strip()
 
 

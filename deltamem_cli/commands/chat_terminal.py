@@ -13,6 +13,7 @@ from prompt_toolkit.application import Application, get_app
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
 from deltamem_cli.commands import chat_do, chat_slash
@@ -43,9 +44,11 @@ def hold(talk: Talk) -> None:
 def _ask_and_answer(talk: Talk) -> None:
     from deltamem_cli.engine import Cancelled
 
-    prompt = _prompt(talk)
+    typed = _Typed()
+    prompt = _prompt(talk, typed)
     _when_first_shown(prompt, partial(_prepare, talk))
     while True:
+        typed.begin()
         try:
             text = whole(prompt.prompt(">>> ")).removeprefix("\ufeff")  # an editor's mark
         except KeyboardInterrupt:
@@ -56,7 +59,7 @@ def _ask_and_answer(talk: Talk) -> None:
         finally:
             watch_again()
         try:
-            _take(talk, text)
+            _take(talk, text, literal=typed.literal)
         except chat_slash.Leave:
             break
         except Cancelled:
@@ -73,8 +76,9 @@ def _ask_and_answer(talk: Talk) -> None:
             tell(sentence)
 
 
-def _take(talk: Talk, text: str) -> None:
-    message = unquoted(text)
+def _take(talk: Talk, text: str, *, literal: bool) -> None:
+    """literal: a message, whatever stands in it."""
+    message = text.strip("\n") if literal else unquoted(text)
     if message is None:
         command = chat_slash.command_of(text)
         if command:
@@ -94,17 +98,19 @@ def _wait(talk: Talk) -> None:
 
 
 def unquoted(text: str) -> str | None:
-    """What stands between two lots of three quotes, None when the text is not of that form."""
+    """What stands between two lots of three quotes; None for another text, as of code that begins with a docstring."""
     text = text.strip()
-    if not text.startswith(QUOTES):
+    inner = text.removeprefix(QUOTES).removesuffix(QUOTES)
+    if len(inner) != len(text) - 2 * len(QUOTES):
         return None
-    return text[len(QUOTES) :].removesuffix(QUOTES).strip("\n")
+    if QUOTES in inner and not (inner.startswith("\n") and inner.endswith("\n")):
+        return None
+    return inner.strip("\n")
 
 
 def is_open(text: str) -> bool:
     """Whether three quotes have begun a message of many lines that is not ended yet."""
-    text = text.strip()
-    return text.startswith(QUOTES) and (len(text) < 2 * len(QUOTES) or not text.endswith(QUOTES))
+    return text.strip().startswith(QUOTES) and text.count(QUOTES) % 2 == 1
 
 
 def _farewell(talk: Talk) -> None:
@@ -115,9 +121,8 @@ def _farewell(talk: Talk) -> None:
     note(f"{count(session.n_turns, 'turn')} kept. Go on with: dmem chat{profile}")
 
 
-def _prompt(talk: Talk) -> PromptSession[str]:
+def _prompt(talk: Talk, typed: _Typed) -> PromptSession[str]:
     request = talk.request
-    typed = _Typed()
     prompt: PromptSession[str] = PromptSession(
         history=open_history(talk.typed_for, keep=request.log and not request.temporary and not request.read_only),
         completer=ChatCompleter(talk),
@@ -135,10 +140,19 @@ def _prompt(talk: Talk) -> PromptSession[str]:
 
 
 class _Typed:
-    """Whether letters have come in the same read as the key that is handled now."""
+    """How the text at the prompt has come there.
+
+    together: letters have come in the same read as the key that is handled now. literal: what was sent is a message,
+    whatever stands in it, as it was pasted.
+    """
 
     def __init__(self) -> None:
         self.together = False
+        self.begin()
+
+    def begin(self) -> None:
+        self.literal = False
+        self._block = ""  # the first line of what was pasted at the beginning, if that is more than a line
 
     def note(self, _buffer: Buffer) -> None:
         loop = get_app().loop
@@ -149,6 +163,16 @@ class _Typed:
     def _forget(self) -> None:
         self.together = False
 
+    def paste(self, buffer: Buffer, data: str) -> None:
+        pasted = data.replace("\r\n", "\n").replace("\r", "\n")
+        if not buffer.text.strip():
+            one_line = "\n" not in pasted.strip() and not (pasted.strip().startswith(QUOTES) and unquoted(pasted))
+            self._block = "" if one_line else pasted.strip().partition("\n")[0]
+        buffer.insert_text(pasted)
+
+    def is_block(self, text: str) -> bool:
+        return bool(self._block) and text.lstrip().startswith(self._block)
+
 
 def _keys(typed: _Typed) -> KeyBindings:
     keys = KeyBindings()
@@ -158,9 +182,13 @@ def _keys(typed: _Typed) -> KeyBindings:
         state = get_app().current_buffer.complete_state
         return state is not None and state.current_completion is not None
 
+    @keys.add(Keys.BracketedPaste)
+    def _(event: KeyPressEvent) -> None:
+        typed.paste(event.current_buffer, event.data)
+
     @keys.add("enter")
     def _(event: KeyPressEvent) -> None:
-        _enter(event)
+        _enter(event, typed)
 
     @keys.add("enter", filter=completing)
     def _(event: KeyPressEvent) -> None:
@@ -174,16 +202,17 @@ def _keys(typed: _Typed) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         # A line feed in one piece with text is not a person's Ctrl-J but the Enter of a program that types.
         if typed.together:
-            _enter(event)
+            _enter(event, typed)
         else:
             event.current_buffer.insert_text("\n")
 
     return keys
 
 
-def _enter(event: KeyPressEvent) -> None:
+def _enter(event: KeyPressEvent, typed: _Typed) -> None:
     buffer = event.current_buffer
-    if is_open(buffer.text):
+    typed.literal = typed.is_block(buffer.text)
+    if is_open(buffer.text) and not typed.literal:
         buffer.insert_text("\n")
     else:
         buffer.validate_and_handle()
