@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from deltamem_cli.engine import Engine, EngineOptions, Model
+from deltamem_cli.engine import Engine, EngineOptions, Model, try_out
 from deltamem_cli.engine.threads import default_threads
 
 PREFILL_TOKENS = 512
@@ -56,6 +56,7 @@ def measure(
     options = replace(
         options, ctx_size=PREFILL_TOKENS + DECODE_TOKENS, threads=options.threads or default_threads()
     )  # the same for both, whatever else runs now
+    try_out(model_path)
     with (
         Model(model_path, gpu_layers=gpu_layers) as model,
         Engine(model, None, options) as stock,

@@ -10,10 +10,12 @@ import importlib
 import os
 import sys
 from collections import deque
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import ending
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.paths import native_dir
 from deltamem_cli.text import harmless, harmless_lines
@@ -127,6 +129,7 @@ class Native:
         self._log_callback = llama.llama_log_callback(self._on_log)  # kept: C holds no reference
         llama.llama_log_set(self._log_callback, ctypes.c_void_p(0))
         self._load_backends()
+        self._tell_the_end()
         llama.llama_backend_init()
 
     def _load_backends(self) -> None:
@@ -143,6 +146,20 @@ class Native:
             ggml.ggml_backend_load_all_from_path(str(lib).encode())
         if not ggml.ggml_backend_dev_by_type(_CPU):
             raise DeltamemError(f"{lib} holds no CPU library that this processor can run: install deltamem-cli again.")
+
+    def _tell_the_end(self) -> None:
+        """What llama.cpp ends the process for, and what C++ throws and nobody catches, is told in a sentence."""
+        base = importlib.import_module("llama_cpp._ctypes_extensions").load_shared_library(
+            "ggml-base", self.directory / "lib"
+        )
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(
+            lambda message: ending.at_once(message.decode("utf-8", "replace"))
+        )
+        base.ggml_set_abort_callback.restype = ctypes.c_void_p
+        base.ggml_set_abort_callback(self._on_abort)
+        self._on_terminate = ctypes.CFUNCTYPE(None)(lambda: ending.at_once("an error that it does not handle"))
+        with suppress(AttributeError):  # std::set_terminate, as all compilers but Microsoft's spell it
+            base._ZSt13set_terminatePFvvE(self._on_terminate)
 
     def call(self, name: str, *args: Any) -> Any:
         """Calls llama_deltamem_<name>. Raises NativeError with its text when it reports a failure."""

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
+from deltamem_cli import build
+from deltamem_cli.engine import fingerprint, remembered
 from deltamem_cli.session import opening, recent
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.opening import Loaded, Request
@@ -47,6 +49,11 @@ class Chats:
 
 
 MakeChats = Callable[..., Chats]
+
+
+def as_if_tried(*models: Path) -> None:
+    """Spares the programs of this DMEM_HOME to load these models in a process of its own first."""
+    remembered.write("tried", {fingerprint(model): build.upstream() for model in models})
 
 
 def say(session: ChatSession, text: str) -> str:

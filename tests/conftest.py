@@ -100,12 +100,13 @@ def dmem(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture
 def make_chats(home: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Any:
     """make_chats(granularity, arch, **settings): sessions on a tiny model over one database."""
-    from chat_support import Chats
+    from chat_support import Chats, as_if_tried
 
     home.mkdir()
 
     def make(granularity: str = "token", arch: str = "qwen3", **settings: Any) -> Chats:
         model = tiny_model(arch)
+        as_if_tried(model)
         adapter = tiny_adapter(model, write_granularity=granularity)
         return Chats(home / "memory.db", {"model": model, "adapter": adapter, **settings})
 
@@ -121,9 +122,10 @@ def chats(make_chats: Any) -> Any:
 @pytest.fixture
 def tiny(home: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Any:
     """The installed program with a tiny model."""
-    from chat_support import Dmem
+    from chat_support import Dmem, as_if_tried
 
     model = tiny_model("qwen3")
+    as_if_tried(model)
     return Dmem(home, model, tiny_adapter(model))
 
 

@@ -40,12 +40,14 @@ def verify(
       dmem adapter verify tests/golden/*
     """
     from deltamem_cli.bindings import COMPUTE
+    from deltamem_cli.engine import try_out
     from deltamem_cli.parity import replay
 
     if compute not in COMPUTE:
         raise UsageError(f"--compute is {compute}; it must be one of {', '.join(COMPUTE)}")
     results = []
     for case in cases:
+        try_out(case / "model.gguf")
         for size in micro_batch or (1, 8, 512):
             results.append(replay(case, micro_batch=size, compute=compute))
             if not as_json:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from deltamem_cli import ending
+
 # Sent when the terminal closes or the machine shuts down.
 LEAVE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _PATIENCE = 0.8  # seconds for what the library does
@@ -96,9 +98,11 @@ def watch_again() -> None:
 def terminal_changed(file: int, mode: Any) -> Iterator[None]:
     """`mode`: what the terminal has to be set to again, whatever ends the process."""
     _terminal.append((file, mode))
+    ending.put_right.append(restore_terminal)
     try:
         yield
     finally:
+        ending.put_right.remove(restore_terminal)
         _terminal.pop()
 
 

@@ -7,5 +7,16 @@ from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import EngineOptions
 from deltamem_cli.engine.sampling import Sampling
 from deltamem_cli.engine.template import ChatTemplate
+from deltamem_cli.engine.trying import try_out
 
-__all__ = ["Cancelled", "ChatTemplate", "Engine", "EngineError", "EngineOptions", "Model", "Sampling", "fingerprint"]
+__all__ = [
+    "Cancelled",
+    "ChatTemplate",
+    "Engine",
+    "EngineError",
+    "EngineOptions",
+    "Model",
+    "Sampling",
+    "fingerprint",
+    "try_out",
+]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 from pathlib import Path
 
-from deltamem_cli import files
 from deltamem_cli.adapter.parts import parts
+from deltamem_cli.engine import remembered
 from deltamem_cli.engine.errors import EngineError
-from deltamem_cli.paths import cache_dir
 
 _WHOLE = 64 << 20  # up to this size the whole file is read
 _BLOCK = 64 << 10
 _BLOCKS = 512  # of larger files: evenly spread, besides both ends
+_RECORD = "fingerprints"
 _END = 16 << 20  # the header with settings and vocabulary lies at the beginning
 
 
@@ -24,13 +22,13 @@ def fingerprint(path: Path, *, remember: bool = True) -> str:
     Of a model in several parts, that of the digests of all of them, whichever `path` is. Remembered by path, size and time of change, so that a second start reads nothing; without `remember` nothing is
     written to disk. Raises EngineError.
     """
-    known = _read_cache()
+    known = remembered.read(_RECORD)
     before = len(known)
     # a file that is only named like a part is loaded alone
     files = [part for part in parts(path) if part == path or part.is_file()]
     digests = [_of_file(file, known) for file in files]
     if remember and len(known) != before:
-        _write_cache(known)
+        remembered.write(_RECORD, known)
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -58,24 +56,3 @@ def _digest(path: Path, size: int) -> str:
             file.seek(_END + (size - _END - _BLOCK) * i // (_BLOCKS - 1))
             digest.update(file.read(_BLOCK))
     return digest.hexdigest()
-
-
-def _cache_file() -> Path:
-    return cache_dir() / "fingerprints.json"
-
-
-def _read_cache() -> dict[str, str]:
-    try:
-        known = json.loads(_cache_file().read_text(encoding="utf-8"))
-        if not isinstance(known, dict):
-            return {}
-        return {key: digest for key, digest in known.items() if isinstance(digest, str)}
-    except (OSError, ValueError):
-        return {}
-
-
-def _write_cache(known: dict[str, str]) -> None:
-    file = _cache_file()
-    with contextlib.suppress(OSError):  # a cache that can't be written costs time and nothing else
-        files.make_folder(file.parent)
-        files.write(file, json.dumps(dict(list(known.items())[-256:]), indent=0).encode("utf-8"))

@@ -67,9 +67,14 @@ class Model:
             return "it reads texts in both directions, to compare them and not to go on with them"
         return None
 
+    @property
+    def speaks(self) -> bool:
+        """Whether the file holds a vocabulary."""
+        return bool(self.native.llama.llama_vocab_type(self.vocab) != _NO_VOCABULARY)
+
     def check_speaks(self) -> None:
         """Raises EngineError for a file without vocabulary: its numbers can be computed, and nothing said with them."""
-        if self.native.llama.llama_vocab_type(self.vocab) == _NO_VOCABULARY:
+        if not self.speaks:
             raise cannot_chat(self.path, "its file holds no vocabulary")
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from deltamem_cli import config, models, paths
 from deltamem_cli.adapter.format import trained_writes
-from deltamem_cli.engine import ChatTemplate, Engine, EngineError, EngineOptions, Model, Sampling, fingerprint
+from deltamem_cli.engine import ChatTemplate, Engine, EngineError, EngineOptions, Model, Sampling, fingerprint, try_out
 from deltamem_cli.engine.sampling import recommended
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.chat import ChatSession
@@ -147,6 +147,8 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
         adapter = models.adapter_file(request.adapter) if request.adapter else found.adapter
         if adapter is None:
             why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
+    keep = not request.temporary  # nothing at all is written to disk then, not even a cache
+    try_out(path, remember=keep)
     model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
     model.check_speaks()
     why_no_gpu = None
@@ -156,7 +158,6 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     if request.ctx_size is None and model.n_ctx_train:
         options = replace(options, ctx_size=min(options.ctx_size, model.n_ctx_train))
     engine = stack.enter_context(Engine(model, adapter, options))
-    keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
     recommends = {**found.options, **recommended(model.metadata)}
     model_identity = Identity(path.stem, fingerprint(path, remember=keep))
