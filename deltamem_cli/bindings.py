@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 import sys
 from collections import deque
 from contextlib import suppress
@@ -179,7 +180,7 @@ class Native:
 
     def recent_errors(self) -> str:
         """What llama.cpp last complained of, for a failure that it explains nowhere else; empties the list."""
-        text = " ".join(self._recent)
+        text = "; ".join(self._recent)
         self._recent.clear()
         return text
 
@@ -189,7 +190,8 @@ class Native:
             # names in it come from files, which must not write on the terminal what they like
             sys.stderr.write(harmless_lines(line, "?"))
         elif level == _LOG_ERROR and line.strip():
-            self._recent.append(line.strip())
+            # without the name of a function of C, and what files put into it
+            self._recent.append(harmless(re.sub(r"^(\w+: )(error loading model: )?", "", line.strip()), "?"))
 
 
 @cache

@@ -14,6 +14,10 @@ MakeAdapter = Callable[..., Path]
 LoadModel = Callable[[Path], Any]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--many", type=int, default=300, help="mutated files of each kind that tests/fuzz tries")
+
+
 @pytest.fixture(autouse=True)
 def settings_are_not_the_testers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

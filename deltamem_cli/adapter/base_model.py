@@ -75,7 +75,7 @@ def read_base_model(path: Path) -> BaseModel:
     if kind != "model":
         raise AdapterError(f"{path} is a GGUF file of the kind {shown(kind)}, not a model; give the base model's file")
     architecture = header.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
+    if not isinstance(architecture, str) or not architecture or not architecture.isprintable():
         raise AdapterError(f"{path} does not name its architecture; give the base model's GGUF file")
     if architecture in _UNSUPPORTED:
         raise AdapterError(

@@ -51,6 +51,8 @@ def _answer(path: Path) -> dict[str, str]:
             tokens = _read_and_write(model)
             with Engine(model, None, EngineOptions(ctx_size=256, batch=8, threads=1)) as engine:
                 engine.feed(tokens)
+                if engine.can_shift and len(tokens) > 1:
+                    engine.drop(0, 1)
                 engine.feed(tokens[:1])
     except DeltamemError as error:
         return {"refused": str(error)}

@@ -66,7 +66,7 @@ def test_a_mutated_template_is_rendered_or_refused_in_a_sentence(
     pytestconfig: pytest.Config, tiny_model: object, loaded: object
 ) -> None:
     model = loaded(tiny_model("qwen3"))  # type: ignore[operator]
-    many = int(pytestconfig.getoption("--many", None) or 300)
+    many = int(pytestconfig.getoption("--many"))
     rng = random.Random(SEED)
     for number in range(many):
         source = mutated(rng)
