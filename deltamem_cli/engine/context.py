@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import nullcontext
 from typing import Any
 
 from deltamem_cli.bindings import NativeError
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.model import Model, cannot_chat
 from deltamem_cli.engine.options import CACHE_BLOCK, CACHE_TYPES, FLASH_ATTENTION, EngineOptions, is_quantized
+from deltamem_cli.engine.room import available, bounded
+
+_BYTES_PER_TOKEN = 48  # that llama.cpp keeps of a place in any context, keys and values apart
 
 
 class Context:
@@ -24,6 +28,7 @@ class Context:
                     f"{model.path.name} does not say how large its context is: name a size with --ctx-size."
                 )
             _check_cache(model, options)
+            _check_room(options.ctx_size or model.n_ctx_train)
             self.handle, self._threadpool, complaints = _make(model, options, threads, cancel)
         except BaseException:
             model.release()
@@ -51,6 +56,16 @@ def _check_cache(model: Model, options: EngineOptions) -> None:
             )
 
 
+def _check_room(tokens: int) -> None:
+    """Raises EngineError for a context that llama.cpp would take minutes to find too large."""
+    room = available()
+    if room is not None and tokens * _BYTES_PER_TOKEN > room:
+        raise EngineError(
+            f"No context of {tokens} tokens can be made (there are {room / 1e9:.1f} GB of memory to be had): "
+            "try a smaller --ctx-size."
+        )
+
+
 def _make(model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_bool) -> tuple[Any, Any, str]:
     """The context, its threads, and what llama.cpp warned of."""
     native, llama = model.native, model.native.llama
@@ -68,11 +83,13 @@ def _make(model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_b
     params.abort_callback = type(params.abort_callback)(abort)
     params.abort_callback_data = ctypes.addressof(cancel)
     native.recent_errors()
-    context = llama.llama_init_from_model(model.handle, params)
+    # a driver takes address space for a GPU that it never fills
+    with nullcontext() if llama.llama_supports_gpu_offload() else bounded():
+        context = llama.llama_init_from_model(model.handle, params)
     complaints = native.recent_errors()
     if not context:
         raise EngineError(
-            f"No context of {options.ctx_size} tokens can be made ({complaints or 'probably too little memory'}): "
+            f"No context of {options.ctx_size or model.n_ctx_train} tokens can be made ({complaints or 'probably too little memory'}): "
             "try a smaller --ctx-size."
         )
     try:
