@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ import pytest
 from conftest import MakeAdapter, MakeModel
 
 from deltamem_cli import config, models, paths
+from deltamem_cli.adapter.base_model import read_base_model
+from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import ModelError, choosing, hub, memory, records
 from deltamem_cli.models.facts import Facts, chat_template, parts, read_facts
 from deltamem_cli.models.pulling import register
@@ -233,3 +236,18 @@ def test_two_pulls_of_one_file_do_not_mix(tmp_path: Path) -> None:
         hub._alone(file, blob),
     ):
         pass
+
+
+def test_a_header_that_claims_billions_of_layers_is_read_at_once(tiny_model: MakeModel, tmp_path: Path) -> None:
+    data = bytearray(tiny_model("qwen3").read_bytes())
+    at = data.index(b"qwen3.block_count") + len("qwen3.block_count") + 4
+    data[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "m.gguf").write_bytes(data)
+    tracemalloc.start()
+    try:
+        assert read_facts([tmp_path / "m.gguf"]).layers == 2**31 - 1
+        with pytest.raises(DeltamemError, match="claims to have 2147483647 layers"):
+            read_base_model(tmp_path / "m.gguf")
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()

@@ -37,6 +37,8 @@ _UNSUPPORTED = {
     "eagle3": "it is a drafter that reads another model's hidden states",
 }
 
+_MOST_LAYERS = 4096  # llama.cpp runs no model of more than 512
+
 
 @dataclass(frozen=True)
 class AttentionLayer:
@@ -84,6 +86,8 @@ def read_base_model(path: Path) -> BaseModel:
         )
     reader = _Reader(header, architecture)
     block_count = reader.number("block_count")
+    if block_count > _MOST_LAYERS:
+        raise AdapterError(f"{path} claims to have {block_count} layers; convert or download the model again")
     # The layers that predict further tokens are counted among the blocks but are no part of the published model.
     plain_blocks = block_count - reader.number("nextn_predict_layers", 0)
     layers = {layer: reader.attention(layer) for layer in range(plain_blocks) if reader.has_attention(layer)}

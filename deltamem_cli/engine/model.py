@@ -192,8 +192,10 @@ class Model:
         """Numbers that one head of the KV cache keeps of a token. kind: k or v."""
         key = f"{self.architecture}.attention.{'key' if kind == 'k' else 'value'}_length"
         llama = self.native.llama
-        stated = self.metadata(key)
-        return int(stated or llama.llama_model_n_embd(self.handle) // max(1, llama.llama_model_n_head(self.handle)))
+        stated = self.metadata(key) or ""
+        if stated.isdecimal():
+            return int(stated)
+        return int(llama.llama_model_n_embd(self.handle) // max(1, llama.llama_model_n_head(self.handle)))
 
     # chat template
 

@@ -95,8 +95,9 @@ def _cache_bytes(heads_kv: Any, number: Any) -> int:
     heads = number("attention.head_count")
     head = number("embedding_length") // heads if heads else 0
     widths = number("attention.key_length", head) + number("attention.value_length", head)
-    per_layer = heads_kv if isinstance(heads_kv, list) else [heads_kv] * number("block_count")
-    return sum(count for count in per_layer if isinstance(count, int)) * widths * _CACHE_BYTES
+    if isinstance(heads_kv, list):  # one for each layer
+        return sum(count for count in heads_kv if isinstance(count, int)) * widths * _CACHE_BYTES
+    return number("block_count") * (heads_kv if isinstance(heads_kv, int) else 0) * widths * _CACHE_BYTES
 
 
 def _quantization(file_type: Any, tensors: Sequence[tuple[int, int]]) -> str:
