@@ -11,6 +11,8 @@ import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 
 from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Sampling
+from deltamem_cli.errors import UsageError
+from deltamem_cli.session.opening import replies
 
 PROMPT = list(range(60, 80))
 
@@ -144,3 +146,12 @@ def test_reading_only_generation_leaves_the_state(engine: Engine) -> None:
 def test_nothing_is_drawn_before_anything_is_fed(engine: Engine) -> None:
     with pytest.raises(EngineError, match="feed the model at least one token first"):
         next(engine.generate(Sampling()))
+
+
+@pytest.mark.parametrize(("name", "least"), [("max_tokens", 1), ("loop_guard", 0)])
+def test_a_length_that_no_memory_file_can_hold_is_refused(name: str, least: int) -> None:
+    """It is stored with the turn, and export and import take numbers of a sane size."""
+    for value in (least - 1, 2**31, 10**20):
+        with pytest.raises(UsageError, match=f"{name} is {value}: it must be {least} to 2147483647"):
+            replies({name: value})
+    assert replies({name: 2**31 - 1})[name] == 2**31 - 1

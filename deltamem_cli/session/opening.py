@@ -11,6 +11,7 @@ from typing import Any
 from deltamem_cli import config, models, paths
 from deltamem_cli.adapter.format import trained_writes
 from deltamem_cli.engine import ChatTemplate, Engine, EngineError, EngineOptions, Model, Sampling, fingerprint, try_out
+from deltamem_cli.engine.options import LARGEST
 from deltamem_cli.engine.sampling import recommended
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.chat import ChatSession
@@ -121,8 +122,8 @@ def replies(options: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"The option {name} takes a number, not {value!r}.") from None
     others: dict[str, int] = {n: values.pop(n) for n in ("max_tokens", "loop_guard") if n in values}
     for name, least in (("max_tokens", 1), ("loop_guard", 0)):
-        if others.get(name, least) < least:
-            raise UsageError(f"The option {name} is {others[name]}: it must be {least} or more.")
+        if not least <= others.get(name, least) <= LARGEST:
+            raise UsageError(f"The option {name} is {others[name]}: it must be {least} to {LARGEST}.")
     try:
         return {"sampling": Sampling(**values), **others}
     except EngineError as error:
