@@ -114,3 +114,10 @@ def test_random_damage_is_refused_or_harmless_and_never_a_crash(tmp_path: Path) 
             read_adapter(path)
         except AdapterError as error:
             assert "\n" not in str(error)
+
+
+def test_a_shape_of_nothing_times_too_much_is_refused(tmp_path: Path) -> None:
+    raw = written(tmp_path).read_bytes()
+    at = raw.index(b"blk.0.deltamem_q.weight") + len("blk.0.deltamem_q.weight") + 4
+    (tmp_path / "b.gguf").write_bytes(raw[:at] + struct.pack("<QQ", 0, 2**63) + raw[at + 16 :])
+    assert "no file has room for" in refusal(tmp_path / "b.gguf")

@@ -95,3 +95,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no such file"):
         read_safetensors_file(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [2**40, 0, 2**40]])
+def test_a_shape_of_nothing_times_too_much_is_refused(tmp_path: Path, shape: list[int]) -> None:
+    with pytest.raises(AdapterError, match="no room for"):
+        read(tmp_path, framed({"a": entry(shape=shape, offsets=(0, 0))}))

@@ -177,6 +177,15 @@ def test_layout_of_a_newer_version_is_refused_with_the_way_out(path: Path) -> No
     assert "newer dmem" in text and "99" in text and "update" in text
 
 
+def test_a_layout_below_the_first_is_damage(path: Path) -> None:
+    with Store.open(path) as store:
+        store.connection.execute("PRAGMA user_version = -3")
+    for way in (Store.open, Store.read):
+        with pytest.raises(StoreError) as error:
+            way(path)
+        one_sentence(error, path)
+
+
 def other_sqlite_file(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE logs (text)")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import odd_models
@@ -13,6 +14,7 @@ import pytest
 from conftest import MakeAdapter, MakeModel
 
 from deltamem_cli.engine import EngineError, try_out, trying
+from deltamem_cli.session.opening import Request, load
 
 NAME, LIMIT = "m.gguf", 400
 
@@ -96,6 +98,18 @@ def test_a_model_is_tried_once_and_again_only_when_it_changed(
 def test_without_a_record_nothing_is_written(tiny_model: MakeModel, home: Path) -> None:
     try_out(tiny_model("qwen3"), remember=False)
     assert not home.exists()
+
+
+def test_ask_notes_that_a_model_can_be_loaded_though_it_keeps_nothing_else(
+    tiny_model: MakeModel, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(model=tiny_model("qwen3"), memory=False, temporary=True, note_model=True, threads=1)
+    with ExitStack() as stack:
+        load(stack, request)
+    assert sorted(file.name for file in home.rglob("*") if file.is_file()) == ["fingerprints.json", "tried.json"]
+    monkeypatch.setattr(trying, "_why_not", lambda path: "tried again")
+    with ExitStack() as stack:
+        load(stack, request)
 
 
 def test_the_starter_is_loaded_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ seconds for a large vocabulary, and answers damaged files with numpy errors; thi
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _NAMES = ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "array",
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SKIPPED_PREFIX = "tokenizer."
 _MAX_ALIGNMENT = 1 << 20
+_MOST_NUMBERS = 1 << 56
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,8 @@ def _parse(path: Path, buffer: mmap.mmap) -> Header:
         if not 1 <= n_dims <= 4:
             raise _Damaged(f"its tensor {shown(name)} has {n_dims} dimensions")
         shape = tuple(cursor.number("<Q") for _ in range(n_dims))[::-1]
+        if math.prod(max(1, extent) for extent in shape) > _MOST_NUMBERS:  # also beside an extent of 0
+            raise _Damaged(f"its tensor {shown(name)} claims a shape that no file has room for")
         places.append(TensorPlace(name, shape, cursor.number("<I"), cursor.number("<Q")))
     alignment = metadata.get("general.alignment", Value("u32", 32)).value
     if not isinstance(alignment, int) or not 1 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):

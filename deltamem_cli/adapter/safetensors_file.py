@@ -62,6 +62,8 @@ def _parse(raw: bytes) -> dict[str, Weight]:
         type, shape, (begin, end) = _entry(name, entry)
         if begin > end or end > len(data) or end - begin != math.prod(shape) * STORAGE[type].itemsize:
             raise _Damaged(f"its tensor {shown(name)} does not lie where its header says")
+        if any(extent > len(raw) for extent in shape):  # beside an extent of 0 anything would fit
+            raise _Damaged(f"its tensor {shown(name)} claims a shape that the file has no room for")
         ranges.append((begin, end))
         tensors[name] = Weight(np.frombuffer(data[begin:end], dtype=STORAGE[type]).reshape(shape), type)
     expected = 0

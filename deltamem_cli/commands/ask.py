@@ -106,6 +106,7 @@ def ask(
         memory=named or adapter is not None,
         read_only=read_only,
         temporary=not named,
+        note_model=True,
         brief=True,
         log=not no_log,
         write=write,

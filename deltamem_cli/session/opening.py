@@ -40,6 +40,7 @@ class Request:
     memory: bool = True
     read_only: bool = False
     temporary: bool = False
+    note_model: bool = False  # that a model can be loaded is written down even so; else each time would try it first
     brief: bool = False  # it ends by itself soon, so it waits for others that do, and they for it
     log: bool = True
     system: str | None = None
@@ -149,7 +150,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
         if adapter is None:
             why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
-    try_out(path, remember=keep)
+    try_out(path, remember=keep or request.note_model)
     model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
     model.check_speaks()
     why_no_gpu = None

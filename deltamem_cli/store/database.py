@@ -358,7 +358,7 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if application != migrations.APPLICATION_ID and not (empty and version == 0):
+    if (application != migrations.APPLICATION_ID and not (empty and version == 0)) or version < 0:
         raise StoreError(sentence(path, sqlite3.DatabaseError("file is not a database")))
     if version > migrations.LATEST:
         raise StoreError(
