@@ -120,6 +120,35 @@ def test_no_byte_of_what_was_taken_back_in_a_chat_is_left_when_it_ends(
         assert gone not in kept
 
 
+def test_what_was_typed_goes_with_the_turn_that_it_led_to_also_after_a_kill(tiny: Dmem, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("A file.")
+    with tiny.terminal() as chat:
+        for text in (
+            "/system You know zanzibar.",
+            "This stays.",
+            "/remembr the lemur",
+            f"/read {tmp_path}/notes.txt What about the quokka?",
+            "/regen",
+            '"""One line\x1b\rabout the tapir."""',
+            "/undo 2",
+            "/context",
+        ):
+            chat.line(text)
+        chat.expect("turn 1")
+        typed = (tiny.home / "history").read_text()
+        assert "This stays." in typed and "zanzibar" in typed
+        assert not any(word in typed for word in ("lemur", "quokka", "tapir", "/regen"))
+        chat.expect(PROMPT)
+        chat.kill(signal.SIGKILL)
+        chat.wait()
+    tiny.run(*dmem("profile", "create", "other"))
+    kept = b"".join(files(tiny.home).values())
+    assert b"This stays." in kept and not any(word in kept for word in (b"lemur", b"quokka", b"tapir"))
+    tiny.run(*dmem("memory", "reset", "--transcript", "-y"))
+    kept = b"".join(files(tiny.home).values())
+    assert b"This stays." not in kept and b"zanzibar" not in kept
+
+
 def test_ctrl_c_stops_the_reply_and_the_next_turn_works(starter: Dmem) -> None:
     with starter.terminal(tokens=100_000) as chat:
         chat.line("Write a very long story about the sea and go on for ever.")

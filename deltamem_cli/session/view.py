@@ -81,7 +81,6 @@ class Applied:
             stop.reading = False
         self.run = {
             "run": new_id(),
-            "run_first": view.last + 1,
             "head": list(view.head),
             "replayed": [number for number, _ in view.turns],
         }

@@ -142,13 +142,11 @@ def _context(entry: dict[str, Any]) -> TurnContext:
     """A replay feeds what stands in it. Keys that are not known here are kept as they are."""
     check: dict[str, Callable[[], Any]] = {
         "run": lambda: _text(entry, "run"),
-        "run_first": lambda: _count(entry, "run_first"),
         "window_first": lambda: _count(entry, "window_first"),
         "replayed": lambda: _integers(entry, "replayed", 2**53, least=1),
         "system": lambda: _text_or_none(entry, "system"),
         "head": lambda: _integers(entry, "head", MAX_TOKEN),
         "n_past": lambda: _count(entry, "n_past"),
-        "chunk": lambda: _count(entry, "chunk"),
     }
     for key in entry.keys() & check.keys():
         check[key]()

@@ -56,14 +56,12 @@ class TurnContext(TypedDict, total=False):
     """
 
     run: str  # one run = one KV cache from empty to closed; turns of a run share it
-    run_first: int  # first turn that this run committed (it began with an empty cache and `replayed`)
     window_first: int  # first turn whose tokens were still in the cache when this turn began
     replayed: list[int]  # turns fed at the run's start with writing off
     system: str | None  # the system prompt in effect
     head: list[int]  # token ids at position 0 that belong to no turn (system prompt as templated)
     opening: list[int]  # token ids that a turn begins with and the head stands for in the first visible one
     n_past: int  # cache length when the turn began
-    chunk: int  # tokens per forward pass, when it matters for the write granularity
 
 
 THINKING = "thinking"  # role of what a model thought before it answered; it leaves the window when the turn is over
