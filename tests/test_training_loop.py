@@ -387,7 +387,7 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
     proj = memory_from_adapter(written.config, written.tensors).proj
     assert torch.equal(proj, saved["mean"]["module.proj"].half().float())
     assert not torch.equal(proj, saved["memory"]["proj"].half().float())
-    assert {e["event"] for e in events} == {"start", "step", "validation", "saved"}
+    assert {e["event"] for e in events} == {"checked", "start", "step", "validation", "saved"}
     with pytest.raises(DeltamemError, match="--resume"):
         run_training(options, events.append)
     options.resume = True

@@ -17,6 +17,7 @@ from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.memory import Memory, Session
+from deltamem_cli.training.shape import ARCHITECTURES as SUPPORTED
 
 CASES = sorted(p for p in (Path(__file__).parent / "golden").iterdir() if p.is_dir())
 
@@ -52,7 +53,7 @@ def test_backbone_and_memory_give_the_published_logits_and_states(case: Path, tm
         assert np.abs(states[0].detach().numpy() - vectors[f"{step}.state"]).max() < 1e-5, step
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("arch", SUPPORTED)
 def test_an_exported_memory_computes_in_llama_cpp_what_it_computed_in_training(arch: str, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base.gguf", arch, seed=3)
     backbone = Backbone(base)
@@ -83,5 +84,6 @@ def test_an_exported_memory_computes_in_llama_cpp_what_it_computed_in_training(a
     with Model(base) as model, Engine(model, tmp_path / "adapter.gguf", options) as engine:
         there = engine.feed(tokens, all_logits=True)
         state = engine.state()
-    assert np.abs(there - logits).max() < 2e-4
-    assert np.abs(state - session.stacked[0].detach().numpy()).max() < 2e-5
+    rough = 30 if arch in ("gemma2", "gemma3") else 1  # ggml looks GELU up in a table of float16
+    assert np.abs(there - logits).max() < rough * 2e-4
+    assert np.abs(state - session.stacked[0].detach().numpy()).max() < rough * 2e-5

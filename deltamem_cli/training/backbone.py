@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltamem_cli.training.weights import BackboneShape, load_weights
+from deltamem_cli.training.shape import BackboneShape
+from deltamem_cli.training.weights import load_weights
 
 Correct = Callable[[int, Tensor], dict[str, Tensor]]
 
@@ -46,35 +47,50 @@ class Backbone:
         s = self.shape
 
         def weight(name: str) -> Tensor:
-            return tensors.pop(name).to(self.device, dtype)
+            return tensors[name].to(self.device, dtype)
 
         def vector(name: str) -> Tensor | None:
-            return tensors.pop(name).to(self.device, torch.float32) if name in tensors else None
+            return tensors[name].to(self.device, torch.float32) if name in tensors else None
 
         self.embedding = weight("token_embd.weight")
         self.head = weight("output.weight") if "output.weight" in tensors else self.embedding
         self.final_norm = vector("output_norm.weight")
+        widths = self.widths
         self.layers: list[dict[str, Any]] = []
         for n in range(s.n_layer):
             p = f"blk.{n}."
             biases = [vector(p + f"attn_{h}.bias") for h in "qkv"]
+            if any(b is not None for b in biases):
+                zeros = (torch.zeros(widths[h], device=self.device) for h in "qkv")
+                bias = torch.cat([zero if b is None else b for b, zero in zip(biases, zeros, strict=True)])
+            else:
+                bias = vector(p + "attn_qkv.bias")
+            fused, gate = p + "attn_qkv.weight", p + "ffn_gate.weight"
             self.layers.append(
                 {
                     "attn_norm": vector(p + "attn_norm.weight"),
                     "ffn_norm": vector(p + "ffn_norm.weight"),
+                    "attn_post_norm": vector(p + "post_attention_norm.weight"),
+                    "ffn_post_norm": vector(p + "post_ffw_norm.weight"),
                     "q_norm": vector(p + "attn_q_norm.weight"),
                     "k_norm": vector(p + "attn_k_norm.weight"),
                     # side by side: one large product is faster than several small ones
-                    "qkv": torch.cat([weight(p + f"attn_{h}.weight") for h in "qkv"]),
-                    "qkv_bias": torch.cat([b for b in biases if b is not None]) if biases[0] is not None else None,
+                    "qkv": weight(fused)
+                    if fused in tensors
+                    else torch.cat([weight(p + f"attn_{h}.weight") for h in "qkv"]),
+                    "qkv_bias": bias,
                     "o": weight(p + "attn_output.weight"),
-                    "up": torch.cat([weight(p + "ffn_gate.weight"), weight(p + "ffn_up.weight")]),
+                    # a fused one has the gate first
+                    "up": torch.cat([weight(gate), weight(p + "ffn_up.weight")])
+                    if gate in tensors
+                    else weight(p + "ffn_up.weight"),
                     "down": weight(p + "ffn_down.weight"),
                 }
             )
         half = torch.arange(0, s.rope_dim, 2, device=self.device, dtype=torch.float32)
         factors = vector("rope_freqs.weight")
-        self.frequencies = s.rope_base ** (-half / s.rope_dim) / (1.0 if factors is None else factors)
+        self.frequencies = s.rope_base ** (-half / s.rope_dim) / s.rope_scale / (1.0 if factors is None else factors)
+        self.window_frequencies = s.window_rope_base ** (-half / s.rope_dim) if s.window else self.frequencies
 
     @property
     def widths(self) -> dict[str, int]:
@@ -83,7 +99,7 @@ class Backbone:
         return {"q": s.n_head * s.head_dim, "k": s.n_head_kv * s.head_dim, "v": s.n_head_kv * s.head_dim, "o": s.hidden}
 
     def embed(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.embedding).float()
+        return F.embedding(ids, self.embedding).float() * self.shape.embedding_scale
 
     def run(
         self,
@@ -100,18 +116,19 @@ class Backbone:
         tokens = h.shape[1]
         start = torch.zeros_like(lengths) if past is None else past.lengths
         positions = start[:, None] + torch.arange(tokens, device=h.device)
-        angles = positions[..., None].float() * self.frequencies
-        rope = (angles.cos()[:, None], angles.sin()[:, None])
-        mask = self._mask(tokens, past)
+        seen = self._mask(tokens, past)
+        views = {False: (_turns(positions, self.frequencies), seen)}
+        if self.shape.window:
+            views[True] = (_turns(positions, self.window_frequencies), seen + self._beyond_window(positions, past))
         new = Past({}, {}, lengths if past is None else past.lengths + lengths)
         for n in layers or range(self.shape.n_layer):
-            h, new.keys[n], new.values[n] = self._layer(n, h, rope, mask, past, correct)
+            h, new.keys[n], new.values[n] = self._layer(n, h, *views[self.shape.slides(n)], past, correct)
         return h, new
 
     def logits(self, hidden: Tensor, vocabulary: Tensor | None = None) -> Tensor:
         """Of all tokens, or of those of vocabulary: [..., tokens]"""
         head = self.head if vocabulary is None else self.head[vocabulary]
-        return F.linear(self._norm(hidden, self.final_norm).to(self.dtype), head).float()
+        return _capped(F.linear(self._norm(hidden, self.final_norm).to(self.dtype), head).float(), self.shape.logit_cap)
 
     def _mask(self, tokens: int, past: Past | None) -> Tensor:
         """[B or 1, 1, T, S + T] added to the scores."""
@@ -124,8 +141,21 @@ class Backbone:
         before = before[:, None, None].expand(-1, 1, tokens, -1)
         return torch.cat([before, causal.expand(len(gone), -1, -1, -1)], -1)
 
+    def _beyond_window(self, positions: Tensor, past: Past | None) -> Tensor:
+        """[B, 1, T, S + T], minus infinity where a key lies too far back for a layer with a window. positions: [B, T]"""
+        keys = positions
+        if past is not None:
+            size = next(iter(past.keys.values())).shape[2]
+            before = torch.arange(size, device=self.device).expand(len(positions), -1)
+            keys = torch.cat([before, positions], 1)
+        far = positions[:, :, None] - keys[:, None] >= self.shape.window
+        return torch.zeros(far.shape, device=self.device).masked_fill(far, -torch.inf)[:, None]
+
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], weight, self.shape.norm_eps)
+
+    def _post_norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return x if weight is None else self._norm(x, weight)
 
     def _rope(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """x [B, heads, T, head dim] float32"""
@@ -161,19 +191,31 @@ class Backbone:
         if past is not None:
             k, v = torch.cat([past.keys[n], k], 2), torch.cat([past.values[n], v], 2)
         o = F.linear(self._attend(q, k, v, mask), w["o"]).float()
-        h = h + (o + deltas["o"] if "o" in deltas else o)
+        h = h + self._post_norm(o + deltas["o"] if "o" in deltas else o, w["attn_post_norm"])
         gate, up = F.linear(self._norm(h, w["ffn_norm"]).to(self.dtype), w["up"]).chunk(2, -1)
-        return h + F.linear(F.silu(gate) * up, w["down"]).float(), k, v
+        gate = F.gelu(gate, approximate="tanh") if s.gemma else F.silu(gate)
+        return h + self._post_norm(F.linear(gate * up, w["down"]).float(), w["ffn_post_norm"]), k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Plain products, not a flash kernel: rows are short, and on a CPU the kernel is slower for them."""
         batch, heads, tokens, dim = q.shape
         groups = heads // k.shape[1]
-        grouped = (q * dim**-0.5).reshape(batch, k.shape[1], groups * tokens, dim)
+        grouped = (q * self.shape.score_scale).reshape(batch, k.shape[1], groups * tokens, dim)
         scores = (grouped @ k.transpose(-1, -2)).float().view(batch, k.shape[1], groups, tokens, -1)
+        scores = _capped(scores, self.shape.score_cap)
         weights = (scores + mask.unsqueeze(2)).softmax(-1).to(v.dtype)
         o = weights.view(batch, k.shape[1], groups * tokens, -1) @ v
         return o.view(batch, heads, tokens, dim).transpose(1, 2).reshape(batch, tokens, heads * dim)
+
+
+def _turns(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, [B, 1, T, rope dim / 2] each."""
+    angles = positions[..., None].float() * frequencies
+    return angles.cos()[:, None], angles.sin()[:, None]
+
+
+def _capped(x: Tensor, cap: float) -> Tensor:
+    return (x / cap).tanh() * cap if cap else x
 
 
 __all__ = ["Backbone", "BackboneShape", "Past"]

@@ -17,6 +17,7 @@ from deltamem_cli.episodes.conversation import told_prompt
 from deltamem_cli.episodes.file import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
+from deltamem_cli.training.check import check_backbone
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Trainer
@@ -78,7 +79,6 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         )
     if options.output.exists() and not options.resume:
         raise DeltamemError(f"{options.output} exists already; delete it, or give -o another name")
-    folder.mkdir(parents=True, exist_ok=True)
     accelerator = _accelerator()
     device = accelerator.device
     if not accelerator.is_main_process:
@@ -87,6 +87,10 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     encoder = Encoder(tokenizer_of(options.base))
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
+    # a directory is not what inference reads, and llama.cpp cannot read it
+    if options.base.is_file() and accelerator.is_main_process:
+        report({"event": "checked", "difference": round(check_backbone(options.base, backbone, encoder), 4)})
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     memory = _memory(options, backbone, start).to(device)
     # every process samples its own part of the talk

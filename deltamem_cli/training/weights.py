@@ -1,9 +1,8 @@
-"""Reads a frozen model's tensors under GGUF names from a GGUF or a Hugging Face directory; computes nothing with them."""
+"""Reads a frozen model's tensors under GGUF names, each when it is asked for; computes nothing with them."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +10,56 @@ import torch
 from torch import Tensor
 
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.training.shape import BackboneShape, shape_of
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
-# llama.cpp rotates neighbouring numbers for these, and its converter permutes the rows of wq and wk to fit
-PAIRED = ("llama", "smollm3")
-NO_ROPE_STEP = {"smollm3": 4}
-
-
-@dataclass(frozen=True)
-class BackboneShape:
-    architecture: str
-    n_layer: int
-    hidden: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    rope_dim: int
-    rope_base: float
-    norm_eps: float
-    name: str = ""
-
-    @property
-    def rope_pairs(self) -> bool:
-        return self.architecture in PAIRED
-
-    def turns(self, layer: int) -> bool:
-        """Whether the layer uses RoPE."""
-        step = NO_ROPE_STEP.get(self.architecture)
-        return step is None or (layer + 1) % step != 0
+_TOP = ("token_embd.weight", "output_norm.weight")
+_TOP_MAYBE = ("output.weight",)
+_LAYER = ("attn_norm.weight", "attn_output.weight", "ffn_norm.weight", "ffn_up.weight", "ffn_down.weight")
+_POST_NORMS = ("post_attention_norm.weight", "post_ffw_norm.weight")
+_QK_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")
+_QKV = tuple(f"attn_{h}.weight" for h in "qkv")
+_QKV_MAYBE = tuple(f"attn_{h}.bias" for h in "qkv")
 
 
-def load_weights(source: Path) -> tuple[BackboneShape, dict[str, Tensor]]:
-    return _from_directory(source) if source.is_dir() else _from_gguf(source)
+def load_weights(source: Path) -> tuple[BackboneShape, Mapping[str, Tensor]]:
+    """Raises DeltamemError for a model that cannot be read, or that has what training would not compute."""
+    if source.is_dir():
+        from deltamem_cli.training.directory import from_directory
+
+        shape, tensors = from_directory(source)
+    else:
+        shape, tensors = _from_gguf(source)
+    _check_names(source, shape, tensors)
+    return shape, tensors
 
 
-def _checked(architecture: str, source: Path) -> str:
-    if architecture not in ARCHITECTURES:
+def _check_names(source: Path, shape: BackboneShape, tensors: Mapping[str, Tensor]) -> None:
+    needed, maybe = set(_TOP), set(_TOP_MAYBE)
+    if shape.architecture == "llama":
+        maybe.add("rope_freqs.weight")
+    for n in range(shape.n_layer):
+        names: tuple[str, ...] = _LAYER
+        fused = f"blk.{n}.attn_qkv.weight" in tensors
+        names += ("attn_qkv.weight",) if fused else _QKV
+        names += _POST_NORMS if shape.gemma else ()
+        names += _QK_NORMS if shape.architecture in ("qwen3", "gemma3") else ()
+        names += () if shape.architecture == "phi3" else ("ffn_gate.weight",)
+        needed |= {f"blk.{n}.{name}" for name in names}
+        # beside a fused bias llama.cpp reads no single ones
+        one = f"blk.{n}.attn_qkv.bias"
+        maybe |= {one} if fused and one in tensors else {f"blk.{n}.{name}" for name in _QKV_MAYBE}
+    if unknown := [name for name in tensors if name not in needed | maybe]:
+        more = f" and {len(unknown) - 1} more tensors" if len(unknown) > 1 else ""
         raise DeltamemError(
-            f"{source} is a model of the architecture {architecture}, and training knows only {', '.join(ARCHITECTURES)}; "
-            "choose another base model"
+            f"{source} has the tensor {unknown[0]}{more}, and training does not compute that; choose another base model"
         )
-    return architecture
+    if missing := sorted(needed - set(tensors)):
+        raise DeltamemError(
+            f"{source} has no tensor {missing[0]}, which a {shape.architecture} model needs; download it again"
+        )
 
 
-def _from_gguf(source: Path) -> tuple[BackboneShape, dict[str, Tensor]]:
+def _from_gguf(source: Path) -> tuple[BackboneShape, Mapping[str, Tensor]]:
     import gguf
 
     try:
@@ -63,95 +68,37 @@ def _from_gguf(source: Path) -> tuple[BackboneShape, dict[str, Tensor]]:
         raise DeltamemError(
             f"{source} cannot be read as a GGUF model ({error}); check the path or download it again"
         ) from None
-
-    def get(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        return default if field is None else field.contents()
-
-    arch = _checked(get("general.architecture", "unknown"), source)
-    n_head, hidden = get(f"{arch}.attention.head_count"), get(f"{arch}.embedding_length")
-    head_dim = get(f"{arch}.attention.key_length", hidden // n_head)
-    shape = BackboneShape(
-        architecture=arch,
-        n_layer=get(f"{arch}.block_count"),
-        hidden=hidden,
-        n_head=n_head,
-        n_head_kv=get(f"{arch}.attention.head_count_kv", n_head),
-        head_dim=head_dim,
-        rope_dim=get(f"{arch}.rope.dimension_count", head_dim),
-        rope_base=get(f"{arch}.rope.freq_base", 10000.0),
-        norm_eps=get(f"{arch}.attention.layer_norm_rms_epsilon"),
-        name=get("general.name", ""),
-    )
-    tensors = {}
-    for t in reader.tensors:
-        data = gguf.dequantize(t.data, t.tensor_type)
-        tensors[t.name] = torch.from_numpy(data.copy()).reshape([int(n) for n in reversed(t.shape)])
-    return shape, tensors
-
-
-_NAMES = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "self_attn.q_norm.weight": "attn_q_norm.weight",
-    "self_attn.k_norm.weight": "attn_k_norm.weight",
-} | {f"self_attn.{h}_proj.{kind}": f"attn_{h}.{kind}" for h in "qkv" for kind in ("weight", "bias")}
-_TOP = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-
-
-def _from_directory(source: Path) -> tuple[BackboneShape, dict[str, Tensor]]:
-    from safetensors.torch import load_file
-
-    try:
-        config = json.loads((source / "config.json").read_bytes())
-        files = sorted(source.glob("*.safetensors"))
-        found = {name: t for f in files for name, t in load_file(f).items()}
-    except (OSError, ValueError) as error:
+    # a vocabulary has a hundred thousand words, and is read elsewhere
+    metadata = {key: f.contents() for key, f in reader.fields.items() if not key.startswith(("tokenizer.", "GGUF."))}
+    if metadata.get("split.count", 1) > 1:
         raise DeltamemError(
-            f"{source} cannot be read as a Hugging Face model ({error}); it needs config.json and safetensors"
-        ) from None
-    arch = _checked(config.get("model_type", "unknown"), source)
-    if config.get("rope_scaling") or config.get("rope_parameters", {}).get("rope_type", "default") != "default":
-        raise DeltamemError(
-            f"{source} scales its rotary positions, which training from a directory does not know; convert it to GGUF first"
+            f"{source} is a part of a model in {metadata['split.count']} files; join them with llama-gguf-split --merge"
         )
-    n_head = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // n_head
-    rope_base = config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta", 10000.0)
-    shape = BackboneShape(
-        architecture=arch,
-        n_layer=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        n_head=n_head,
-        n_head_kv=config.get("num_key_value_heads", n_head),
-        head_dim=head_dim,
-        rope_dim=head_dim,
-        rope_base=rope_base,
-        norm_eps=config["rms_norm_eps"],
-        name=source.name,
-    )
-    tensors = {}
-    for name, tensor in found.items():
-        if name in _TOP:
-            tensors[_TOP[name]] = tensor
-            continue
-        _, _, number, rest = name.split(".", 3)
-        if rest in _NAMES:
-            heads = {"attn_q": shape.n_head, "attn_k": shape.n_head_kv}.get(_NAMES[rest].split(".")[0])
-            if shape.rope_pairs and heads:
-                tensor = paired_rows(tensor, heads)
-            tensors[f"blk.{number}.{_NAMES[rest]}"] = tensor
-    return shape, tensors
+    return shape_of(source, metadata), _Dequantized(source, reader.tensors)
 
 
-def paired_rows(tensor: Tensor, heads: int) -> Tensor:
-    """Rows of wq or wk (or of their biases) from halves that turn together to neighbours that turn together."""
-    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
+class _Dequantized(Mapping[str, Tensor]):
+    """float32 in GGUF's shape, outputs first; the whole model at once would be many times its file."""
+
+    def __init__(self, source: Path, tensors: Any) -> None:
+        self._source = source
+        self._tensors = {t.name: t for t in tensors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        import gguf
+
+        t = self._tensors[name]
+        try:
+            data = gguf.dequantize(t.data, t.tensor_type)
+        except NotImplementedError:
+            raise DeltamemError(
+                f"{self._source} holds {name} as {t.tensor_type.name}, which cannot be read for training; choose "
+                "another quantisation of the model"
+            ) from None
+        return torch.from_numpy(data.copy()).reshape([int(n) for n in reversed(t.shape)])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
