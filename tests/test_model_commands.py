@@ -59,7 +59,12 @@ def test_list_shows_what_is_here_what_could_be_and_what_fits(dmem: Run, pair: tu
     assert lines["qwen3-4b"].endswith("get it with: dmem model pull qwen3-4b") and "2.5 GB" in lines["qwen3-4b"]
     assert lines["mine"].startswith("* mine") and lines["mine"].endswith(str(pair[0]))
     assert lines["mine"].split()[4:6] == ["yes", "no"]
+    assert (
+        lines["qwen2.5-coder-0.5b"].split()[1:3] == ["491.4", "MB"] and "dmem model pull" in lines["qwen2.5-coder-0.5b"]
+    )
     facts = listed(dmem)
+    assert facts["qwen2.5-coder-0.5b"]["adapter"] is None and facts["qwen2.5-coder-0.5b"]["license"] == "apache-2.0"
+    assert len(facts["qwen2.5-coder-0.5b"]["sha256"]) == 64 and facts["qwen2.5-coder-1.5b"]["size"] == 1_117_320_768
     assert facts["qwen3-4b"]["path"] is None and facts["qwen3-4b"]["memory_needed"] > facts["qwen3-4b"]["size"]
     assert [name for name, one in facts.items() if one["default"]] == ["mine"]
 

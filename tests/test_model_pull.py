@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,23 @@ def test_pull_of_qwen3_brings_its_adapter_converted_and_names_its_license(dmem: 
     assert dmem("adapter", "default", "qwen3-4b").stdout == f"{adapter}\n"
     # the same weights by the repository's name: the file that is here, and its adapter
     assert f"{adapter}" in dmem("model", "show", f"{QWEN}:Q4_K_M").stdout
+
+
+def test_pull_makes_a_model_without_adapter_the_default_when_asked_and_says_that_it_remembers_nothing(
+    dmem: Program,
+) -> None:
+    repo, file = "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    dmem.hub.add(repo, {file: MODEL})
+    assert dmem.models()["starter"]["default"]
+    err = dmem("model", "pull", "qwen2.5-coder-0.5b", "--default").stderr
+    assert "license: apache-2.0" in err
+    assert f"its sha256 is {sha256(MODEL).hexdigest()}, and not 1d9614638d18" in err, (
+        "another file than the one we know"
+    )
+    assert "remembers nothing, since it has no adapter: starter and qwen3-4b have one" in err
+    assert "the default model is qwen2.5-coder-0.5b now" in err
+    found = dmem.models()["qwen2.5-coder-0.5b"]
+    assert found["default"] and found["adapter"] is None
 
 
 def test_a_model_whose_adapter_fails_stays_and_the_next_pull_adds_it(dmem: Program) -> None:
@@ -313,7 +331,7 @@ def test_rm_deletes_what_was_pulled_and_only_that(dmem: Program) -> None:
     assert blob.read_bytes() == MODEL + b"\0"
     assert dmem("model", "rm", "b-Q8_0", "-y").returncode == 0
     assert not list((dmem.home / "hf" / "hub").glob("models--*"))
-    assert set(dmem.models()) == {"starter", "qwen3-4b"}
+    assert {name for name, one in dmem.models().items() if one["path"]} == {"starter"}
 
 
 def test_a_model_of_the_configuration_is_pulled_with_its_adapter(dmem: Program) -> None:

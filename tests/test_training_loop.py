@@ -425,7 +425,7 @@ def test_minutes_alone_set_no_end_by_steps_and_beta_needs_told_values_before_any
     options = RunOptions(base, tmp_path / "a.gguf", data=data, minutes=0.01, batch=2, start_episodes=1, beta=0.3)
     with pytest.raises(DeltamemError, match="leave it out"):
         run_training(options, events.append)
-    assert not events
+    assert [e["event"] for e in events] == ["checked"]
     options.beta = None
     run_training(options, events.append)
     made = training_summary(read_adapter(tmp_path / "a.gguf").provenance)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltamem_cli.commands import completing
 from deltamem_cli.errors import DeltamemError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ CHOICE = "token, message_mean or sentence_mean"
 
 
 def train(
-    base: Annotated[Path, typer.Option("--base", metavar="MODEL", help="GGUF file or Hugging Face directory.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help="A name of dmem model list, a GGUF file, or a Hugging Face directory.",
+            autocompletion=completing.models,
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="Conversations (.jsonl) instead of invented ones.")
@@ -76,12 +85,15 @@ def train(
 
     \b
     Examples:
+      dmem adapter train --base qwen2.5-coder-0.5b -o coder.deltamem.gguf --layers 12-23 --minutes 360
       dmem adapter train --base MODEL.gguf -o MODEL.deltamem.gguf --minutes 60
       dmem adapter train --base MODEL.gguf -o MODEL.deltamem.gguf --minutes 60 --resume
       dmem adapter train --base MODEL.gguf -o better.gguf --from MODEL.deltamem.gguf --data talks.jsonl
     """
     if output.suffix != ".gguf":
         raise UsageError(f"{output} is not named as an adapter file; give -o a name that ends in .gguf")
+    from deltamem_cli import models, paths
+
     try:
         from deltamem_cli.training.run import RunOptions, run_training
     except ImportError as error:
@@ -89,8 +101,9 @@ def train(
             f"Training needs the package {error.name}, which is not installed; install the extra with: "
             'pip install "deltamem-cli[train]"'
         ) from None
+    folder = paths.expanded(base)
     options = RunOptions(
-        base=base, output=output, data=data, steps=steps, minutes=minutes, seed=seed, rank=rank,
+        base=folder if folder.is_dir() else models.resolve(base).path, output=output, data=data, steps=steps, minutes=minutes, seed=seed, rank=rank,
         state_heads=state_heads, heads=heads, layers=layers, granularity=granularity, update=update, beta=beta,
         batch=batch, lr=lr, finish=finish, resume=resume, start_from=start_from, license=license,
     )  # fmt: skip

@@ -93,6 +93,7 @@ def pull(
         ),
     ],
     name: NameOption = None,
+    as_default: Annotated[bool, typer.Option("--default", help="Use it when no model is named.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Download a model, and the δ-mem adapter that is known for it.
@@ -103,13 +104,15 @@ def pull(
 
     \b
     Examples:
-      dmem model pull qwen3-4b
+      dmem model pull qwen3-4b --default
       dmem model pull bartowski/Qwen_Qwen3-4B-Instruct-2507-GGUF:Q8_0
     """
     from deltamem_cli.models.pulling import pull as pull_model
 
     record = pull_model(what, name=name, tell=lambda line: note(printable(line)))
     _report(record, "pulled", as_json)
+    if as_default:
+        _make_default(record.name)
 
 
 @app.command("import")
@@ -152,10 +155,7 @@ def default(
         typer.echo(f"{printable(said or models.STARTER)} ({config.source('model')})")
         return
     models.resolve(name)
-    config.set_value("model", name)
-    note(f"the default model is {printable(name)} now")
-    if config.source("model").startswith("environment"):
-        note(f"DMEM_MODEL is set and goes before it: {printable(config.value('model'))}")
+    _make_default(name)
 
 
 @app.command()
@@ -201,6 +201,15 @@ def rm(
         note("it is still the default model; choose another with: dmem model default starter")
 
 
+def _make_default(name: str) -> None:
+    from deltamem_cli import config
+
+    config.set_value("model", name)
+    note(f"the default model is {printable(name)} now")
+    if config.source("model").startswith("environment"):
+        note(f"DMEM_MODEL is set and goes before it: {printable(config.value('model'))}")
+
+
 def _written_with(entry: Entry, database: Path | None) -> int:
     """How many conversations have a memory that this model wrote."""
     if entry.model is None:
@@ -230,6 +239,7 @@ def _listed(one: Listed) -> dict[str, Any]:
         "file": entry.file,
         "size": one.size,
         "license": entry.license,
+        "sha256": entry.sha256,
         "memory_needed": one.needed,
         "fits": one.fits,
         "adapter": one.adapter,
@@ -263,13 +273,13 @@ def _report(record: Record, done: str, as_json: bool) -> None:
         f"{size(record.size)}"
     )
     if models.resolve(record.name).adapter is None:
-        note(f"it remembers nothing without an adapter: {_way_to_adapter(record)}")
+        note(f"it chats and remembers nothing, since it has no adapter: {_way_to_adapter(record)}")
     note(f"talk to it with: dmem chat -m {printable(record.name)}")
 
 
 def _way_to_adapter(record: Record) -> str:
-    from deltamem_cli.models.entries import known_adapter
+    from deltamem_cli.models.entries import known_adapter, remembering
 
     if known_adapter(record.facts):
-        return f"get it with: dmem model pull {printable(record.name)}"
-    return f"name one with: dmem adapter default {printable(record.name)} FILE"
+        return f"get one with: dmem model pull {printable(record.name)}"
+    return f"{remembering()} have one, or name one with: dmem adapter default {printable(record.name)} FILE"

@@ -3,8 +3,8 @@
 Only `hub` touches the network, and only `pull` uses it for that.
 """
 
-from deltamem_cli.models.entries import STARTER, Entry, catalogue
+from deltamem_cli.models.entries import STARTER, Entry, catalogue, remembering
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.resolving import ModelFile, adapter_file, resolve
 
-__all__ = ["STARTER", "Entry", "ModelError", "ModelFile", "adapter_file", "catalogue", "resolve"]
+__all__ = ["STARTER", "Entry", "ModelError", "ModelFile", "adapter_file", "catalogue", "remembering", "resolve"]

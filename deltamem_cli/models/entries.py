@@ -32,6 +32,7 @@ class Entry:
     license: str | None = None
     adapter_license: str | None = None
     size: int | None = None
+    sha256: str | None = None  # of its file, when it is one that was tried
     facts: Facts | None = None
     record: Record | None = None  # of what was pulled or imported
     options: Mapping[str, float | int] = field(default_factory=dict)  # of replies, that suit it; see session.opening
@@ -62,6 +63,26 @@ _KNOWN = (
         size=2_497_281_120,
         facts=Facts("Qwen3-4B-Instruct-2507", "qwen3", 4_022_468_096, "Q4_K_M", 262_144, 2560, 36, 147_456),
     ),
+    Entry(
+        "qwen2.5-coder-0.5b",
+        "catalogue",
+        repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        license="apache-2.0",
+        size=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        facts=Facts("Qwen2.5-Coder-0.5B-Instruct", "qwen2", 630_167_424, "Q4_K_M", 32_768, 896, 24, 12_288),
+    ),
+    Entry(
+        "qwen2.5-coder-1.5b",
+        "catalogue",
+        repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        license="apache-2.0",
+        size=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        facts=Facts("Qwen2.5-Coder-1.5B-Instruct", "qwen2", 1_777_088_000, "Q4_K_M", 32_768, 1536, 28, 28_672),
+    ),
 )
 
 
@@ -77,7 +98,13 @@ def catalogue() -> dict[str, Entry]:
 
 def known_adapter(facts: Facts) -> Entry | None:
     """The entry of ours whose published adapter was trained for the model that these facts are of."""
-    return next((entry for entry in _KNOWN if entry.facts and _plain(entry.facts.name) == _plain(facts.name)), None)
+    published = (entry for entry in _KNOWN if entry.adapter and entry.facts)
+    return next((entry for entry in published if entry.facts and _plain(entry.facts.name) == _plain(facts.name)), None)
+
+
+def remembering() -> str:
+    """The names of our models that have an adapter, as a sentence has them."""
+    return " and ".join([STARTER, *(entry.name for entry in _KNOWN if entry.adapter)])
 
 
 def _starter() -> Entry:
@@ -95,7 +122,7 @@ def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
                 f"The configuration sets models.{entry.name}.{key}{what}. Correct it with: dmem config edit"
             )
     if said.keys() & {"repo", "file", "path"}:  # another file than ours: what we knew of ours is void
-        entry = replace(entry, license=None, size=None, facts=None, path=None, options={})
+        entry = replace(entry, license=None, size=None, sha256=None, facts=None, path=None, options={})
     if said.keys() & {"repo", "adapter", "path"}:
         entry = replace(entry, adapter=None, adapter_license=None)
     if "path" in said:

@@ -44,6 +44,9 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
     tell(f"{names[0]}" + (f" and {len(names) - 1} more parts" if len(names) > 1 else "") + f" of {entry.repo}")
     tell(f"{size / 1e6:,.1f} MB, license: {license or 'not stated'}" + (f"; {why}" if why else ""))
     needed, machine = memory.needed(size, entry.facts or Facts()), memory.of_machine()
+    found = repository.files[names[0]].sha256
+    if entry.sha256 and found and found != entry.sha256:
+        tell(f"it is not the file that dmem knows as {entry.name}: its sha256 is {found}, and not {entry.sha256}")
     if machine and machine.verdict(needed) == "no":
         tell(f"it needs about {needed / 1e9:.1f} GB of memory and this machine has {machine.total / 1e9:.1f} GB")
     files = tuple(hub.download(repository, names))

@@ -148,7 +148,10 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     else:
         adapter = models.adapter_file(request.adapter) if request.adapter else found.adapter
         if adapter is None:
-            why = f"{path.name} has no adapter, so nothing is remembered: name one with --adapter."
+            why = (
+                f"{path.name} has no adapter, so it chats and nothing is remembered: name one with --adapter, "
+                f"or use {models.remembering()}, which have one."
+            )
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     try_out(path, remember=keep or request.note_model)
     model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
