@@ -28,15 +28,15 @@ from deltamem_cli.errors import DeltamemError, refused_by_system
 COMMANDS: list[tuple[str, str, str]] = [
     ("ask", "deltamem_cli.commands.ask", "Ask one question."),
     ("chat", "deltamem_cli.commands.chat", "Talk to a model that remembers."),
-    ("memory", "deltamem_cli.commands.memory", "Show and govern what a conversation's memory keeps."),
-    ("profile", "deltamem_cli.commands.profile", "Manage profiles, each with its own memory and settings."),
-    ("log", "deltamem_cli.commands.log", "Read the transcripts: list, show, search, export."),
-    ("model", "deltamem_cli.commands.model", "Download, register and look at models."),
-    ("adapter", "deltamem_cli.commands.adapter", "Make, inspect and check adapters."),
-    ("config", "deltamem_cli.commands.config", "Show and change the settings."),
-    ("doctor", "deltamem_cli.commands.doctor", "Check everything and say what to do."),
-    ("eval", "deltamem_cli.commands.eval", "Measure what the memory recalls."),
-    ("bench", "deltamem_cli.commands.bench", "Measure what the memory costs in speed."),
+    ("memory", "deltamem_cli.commands.memory", "Inspect and manage a conversation's memory."),
+    ("profile", "deltamem_cli.commands.profile", "Manage profiles: each has its own memory and settings."),
+    ("log", "deltamem_cli.commands.log", "List, show, search and export transcripts."),
+    ("model", "deltamem_cli.commands.model", "Download, register and inspect models."),
+    ("adapter", "deltamem_cli.commands.adapter", "Create, inspect and verify adapters."),
+    ("config", "deltamem_cli.commands.config", "Show and change settings."),
+    ("doctor", "deltamem_cli.commands.doctor", "Check that everything works, and suggest fixes."),
+    ("eval", "deltamem_cli.commands.eval", "Measure how much the memory recalls."),
+    ("bench", "deltamem_cli.commands.bench", "Measure what the memory costs in speed and RAM."),
 ]
 
 
@@ -119,27 +119,27 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def dmem(
     ctx: typer.Context,
-    debug: bool = typer.Option(False, "--debug", help="Show llama.cpp's log, and a traceback when something fails."),
+    debug: bool = typer.Option(False, "--debug", help="Show llama.cpp's log, and a traceback on errors."),
     version: bool = typer.Option(
         False,
         "--version",
-        help="Show the version, and which llama.cpp is inside, and exit.",
+        help="Show the versions of dmem and llama.cpp, and exit.",
         callback=_print_version,
         is_eager=True,
     ),
 ) -> None:
     """Talk to a local language model that keeps a δ-mem memory between sessions.
 
-    Where help says [config: KEY], what no flag says comes from the environment variable DMEM_KEY, else from the
-    configuration file, else it is preset: dmem config list
+    Options marked [config: KEY] can also be set with the environment variable DMEM_KEY or in the configuration file;
+    a flag wins over both. To see every setting: dmem config list
 
     \b
     Examples:
-      dmem chat                        talk; the memory is kept for the next time
+      dmem chat                        talk; the memory is kept for next time
       git diff | dmem ask "Explain this change"
       dmem memory inspect              what the memory looks like
       dmem model pull qwen3-4b         a bigger model, with its memory
-      dmem doctor                      when something does not work
+      dmem doctor                      when something doesn't work
     """
     if debug:
         ctx.ensure_object(Session).debug = True
@@ -207,7 +207,7 @@ def _run(args: list[str], session: Session) -> int:
         _report(str(error), session)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence; --debug shows the traceback)
-        odd = f"dmem failed in a way it should not ({type(error).__name__}: {error}): see why with --debug."
+        odd = f"Unexpected error ({type(error).__name__}: {error}). This should not happen; run again with --debug to see why."
         _report(refused_by_system(error) or odd, session)
         return 1
     return 0

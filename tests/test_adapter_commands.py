@@ -44,7 +44,7 @@ def test_an_existing_file_is_replaced_only_with_force(tmp_path: Path, capsys: py
     out = tmp_path / "a.gguf"
     out.write_text("precious")
     assert convert(out) == 1
-    assert "exists already; replace it with --force" in capsys.readouterr().err
+    assert "already exists; replace it with --force" in capsys.readouterr().err
     assert out.read_text() == "precious"
     assert convert(out, "--force") == 0
     assert read_adapter(out).config.rank == 8
@@ -189,7 +189,7 @@ def test_what_does_not_belong_together_is_not_merged(tmp_path: Path, capsys: pyt
     for arguments, code, says in (
         ([one, other, "-o", out], 1, "another base model"),
         ([one, CASE / "model.gguf", "-o", out], 1, "model.gguf"),
-        ([one, "-o", out], 2, "two or more"),
+        ([one, "-o", out], 2, "at least two adapters"),
         ([one, other, "-o", one, "--force"], 2, "is one of the adapters itself"),
     ):
         assert cli.main(["adapter", "merge", *map(str, arguments)]) == code

@@ -138,7 +138,7 @@ def test_edit_keeps_both_the_file_and_the_text_when_it_is_not_sound_and_goes_on_
     assert (home / "config.toml").read_text() == "threads = 1\n"
     editor("text = text.replace('treads', 'threads')")
     code, _, err = run("edit")
-    assert code == 0 and "Going on with the draft" in err
+    assert code == 0 and "Continuing with the draft" in err
     assert (home / "config.toml").read_text() == "threads = 2\n"
     assert not (home / "config.edit.toml").exists()
 

@@ -50,6 +50,17 @@ def test_command_says_what_it_does(line: str, command: Any, context: Any) -> Non
 
 
 @each_command
+def test_every_command_fits_a_line_in_the_list_of_its_group(
+    line: str, command: Any, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = context.get_help().partition("\nCommands:\n")[2].partition("\n\n")[0].splitlines()
+    names = command.list_commands(context) if hasattr(command, "list_commands") else []
+    assert [row.split()[0] for row in listed] == names, "each command has one line"
+    assert not [row for row in listed if "..." in row or "…" in row]
+
+
+@each_command
 def test_help_ends_with_examples_that_begin_with_the_command(line: str, command: Any, context: Any) -> None:
     shown = examples(context.get_help())
     assert shown, f"{line} --help shows no examples"

@@ -92,7 +92,7 @@ def test_show_says_what_a_file_is_and_which_adapters_fit(dmem: Run, pair: tuple[
     assert shown["adapters_that_fit"] == [str(adapter)]
     assert shown["parameters"] > 1000 and len(shown["fingerprint"]) == 64 and shown["size"] == model.stat().st_size
     out = dmem("model", "show", model)[1]
-    assert "also fits      a.gguf" in out and "adapter        none: it talks and remembers nothing" in out
+    assert "also fits      a.gguf" in out and "adapter        none, so it has no memory" in out
     assert "SmolLM2" not in out, "the starter's adapter does not fit"
     out = dmem("model", "show", "qwen3-4b")[1]
     assert "not here; get it with: dmem model pull qwen3-4b" in out and "license        apache-2.0" in out
@@ -136,7 +136,10 @@ def test_the_default_model_is_the_one_that_talks(dmem: Run, pair: tuple[Path, Pa
     dmem("model", "default", "mine")
     code, _, err = dmem("memory", "remember", "I like tea.", "--threads", "1")
     assert code == 0, err
-    assert "1 conversation in which mine wrote the memory can't go on" in dmem("model", "rm", "mine", "--dry-run")[2]
+    assert (
+        "without mine, 1 conversation with a memory that it wrote can't continue"
+        in dmem("model", "rm", "mine", "--dry-run")[2]
+    )
 
 
 def test_a_name_is_not_pointed_at_another_file_unasked(dmem: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:

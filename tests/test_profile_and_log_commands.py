@@ -54,9 +54,9 @@ def test_deleted_profile_leaves_no_word_in_the_files(home: Path, dmem: Dmem) -> 
         (["-o", "temperature", "-1"], 2, "must be a number, 0 or more"),
         (["-o", "top_k", "4294967297"], 2, "top_k"),
         (["-o", "max_tokens", "0"], 2, "max_tokens"),
-        (["-o", "nonsense", "1"], 2, "known are"),
+        (["-o", "nonsense", "1"], 2, "choose one of"),
         (["--unset", "seed"], 2, "not set"),
-        ([], 2, "Nothing to set"),
+        ([], 2, "nothing to set"),
     ],
 )
 def test_wrong_setting_is_refused_and_changes_nothing(
@@ -114,7 +114,7 @@ def test_a_backup_is_whole_while_the_database_is_open(home: Path, dmem: Dmem, tm
 
 
 def test_without_a_database_there_is_nothing_to_back_up(dmem: Dmem, tmp_path: Path) -> None:
-    assert "nothing to copy" in dmem("log", "backup", str(tmp_path / "copy.db"), code=1)
+    assert "nothing to back up" in dmem("log", "backup", str(tmp_path / "copy.db"), code=1)
     assert not (tmp_path / "copy.db").exists()
 
 

@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 @app.callback()
 def adapter() -> None:
-    """Make, inspect and check adapters.
+    """Create, inspect and verify adapters.
 
     \b
     Examples:
@@ -34,15 +34,15 @@ def adapter() -> None:
 
 @app.command()
 def convert(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a published adapter.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a published adapter.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
-    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="Base model: its name or GGUF file.")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="Base model: a name or a GGUF file.")],
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace FILE if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Turn a published adapter into one GGUF file for a base model.
+    """Convert a published adapter to one GGUF file for a base model.
 
-    Called MODEL.deltamem.gguf and put beside MODEL.gguf, it is found by itself.
+    Name the file MODEL.deltamem.gguf, put it beside MODEL.gguf, and it is found automatically.
 
     \b
     Examples:
@@ -59,12 +59,14 @@ def convert(
 
 @app.command()
 def merge(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Adapters of one base model, two or more.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Adapters for one base model, two or more.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
     force: Annotated[bool, typer.Option("-f", "--force", help="Replace the file if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write the mean of adapters of which one went on from the other: it may recall more than each.
+    """Average adapters where one was trained from the other.
+
+    The mean may recall more than either of them.
 
     \b
     Examples:
@@ -73,7 +75,7 @@ def merge(
     from deltamem_cli.adapter.merge import merge as merge_adapters
 
     if len(files) < 2:
-        raise UsageError("One adapter is its own mean; name two or more")
+        raise UsageError("Merging takes at least two adapters; name another one")
     _check_output(output, files, "one of the adapters", force)
     adapter = merge_adapters(files, output)
     _report(output, adapter, as_json)
@@ -81,10 +83,10 @@ def merge(
 
 @app.command()
 def show(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A name of dmem adapter list, or a GGUF file.")],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A name in dmem adapter list, or a GGUF file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Say what an adapter file is: base model, variant, layers, size and where it comes from.
+    """Show an adapter's base model, variant, layers, size and origin.
 
     \b
     Examples:
@@ -110,11 +112,11 @@ app.command()(train)
 
 def _check_output(output: Path, sources: Sequence[Path], what: str, force: bool) -> None:
     if output.is_dir():
-        raise UsageError(f"{output} is a folder; give -o the name of a file, such as {output / 'adapter.gguf'}")
+        raise UsageError(f"{output} is a folder; give -o a file name, such as {output / 'adapter.gguf'}")
     if output.exists() and any(source.exists() and output.samefile(source) for source in sources):
         raise UsageError(f"{output} is {what} itself; give -o another name")
     if output.exists() and not force:
-        raise DeltamemError(f"{output} exists already; replace it with --force or give -o another name")
+        raise DeltamemError(f"{output} already exists; replace it with --force or give -o another name")
 
 
 def _report(output: Path, adapter: Adapter, as_json: bool) -> None:

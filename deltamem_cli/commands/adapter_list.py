@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """List the adapters: packaged, registered in the configuration, made by a pull, lying beside a model.
+    """List the adapters on this machine.
+
+    These are packaged, configured, downloaded with a model, or found beside one.
 
     \b
     Examples:
@@ -58,14 +60,14 @@ def rm(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Adapter, as dmem adapter list calls it.", autocompletion=completing.adapters
+            metavar="NAME", help="Adapter: a name in dmem adapter list.", autocompletion=completing.adapters
         ),
     ],
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Delete an adapter that a pull made, or forget one that is registered.
+    """Delete a downloaded adapter, or forget one of your files.
 
     \b
     Examples:
@@ -79,7 +81,7 @@ def rm(
     deletes = known.origin == "converted"
     waiting = _written_with(known, database)
     if waiting:
-        note(f"{count(waiting, 'conversation')} in which {name} wrote the memory can't go on without it")
+        note(f"without {name}, {count(waiting, 'conversation')} with a memory that it wrote can't continue")
     if dry_run:
         note(f"would {'delete' if deletes else 'forget'} {name}")
         return
@@ -92,17 +94,17 @@ def rm(
 def default(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Model, as dmem model list calls it.", autocompletion=completing.models),
+        typer.Argument(metavar="MODEL", help="Model: a name in dmem model list.", autocompletion=completing.models),
     ],
     adapter: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ADAPTER]", help="A name of dmem adapter list, or a GGUF file.", autocompletion=completing.adapters
+            metavar="[ADAPTER]", help="A name in dmem adapter list, or a GGUF file.", autocompletion=completing.adapters
         ),
     ] = None,
-    unset: Annotated[bool, typer.Option("--unset", help="Back to the one that belongs to it by itself.")] = False,
+    unset: Annotated[bool, typer.Option("--unset", help="Go back to the model's own adapter.")] = False,
 ) -> None:
-    """Say which adapter goes with a model, or choose another.
+    """Show or choose the adapter that a model uses.
 
     \b
     Examples:
@@ -113,7 +115,7 @@ def default(
     from deltamem_cli.models.adapters import set_default
 
     if adapter is not None and unset:
-        raise UsageError("ADAPTER and --unset are two answers; give one of the two")
+        raise UsageError("ADAPTER and --unset can't be used together; drop one of them")
     if adapter is not None or unset:
         set_default(model, adapter)
     entry = models.catalogue().get(model)

@@ -31,21 +31,21 @@ def train(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Adapter file to write (.gguf).")],
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Conversations (.jsonl) instead of invented ones.")
+        Path | None, typer.Option("--data", metavar="FILE", help="Conversations (.jsonl) instead of generated ones.")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Steps of the optimizer.  [default: 1000, or as many as --minutes allow]"),
+        typer.Option("--steps", min=1, help="Optimizer steps.  [default: 1000, or as many as --minutes allows]"),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.01, help="Stop after this time of writing and steps.")
+        float | None, typer.Option("--minutes", min=0.01, help="Stop after this many minutes of writing and training.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of data and parameters.")] = 0,
-    rank: Annotated[int, typer.Option("--rank", min=1, max=64, help="Width of a state.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed for data and parameters.")] = 0,
+    rank: Annotated[int, typer.Option("--rank", min=1, max=64, help="Width of each state.")] = 8,
     state_heads: Annotated[int, typer.Option("--state-heads", min=1, max=64, help="States per layer; 4 is MSW.")] = 1,
-    heads: Annotated[str, typer.Option("--heads", metavar="qkvo", help="Projections that are corrected.")] = "qo",
-    layers: Annotated[str, typer.Option("--layers", metavar="A-B,…", help="Layers that get a memory.")] = "",
-    granularity: Annotated[str, typer.Option("--granularity", metavar="KIND", help=f"Writes per {CHOICE}.")] = "token",
+    heads: Annotated[str, typer.Option("--heads", metavar="qkvo", help="Projections to correct.")] = "qo",
+    layers: Annotated[str, typer.Option("--layers", metavar="A-B,…", help="Layers to give a memory.")] = "",
+    granularity: Annotated[str, typer.Option("--granularity", metavar="KIND", help=f"Write per {CHOICE}.")] = "token",
     update: Annotated[
         str | None, typer.Option("--update", metavar="RULE", help=f"What a write keeps: {RULES}.  [default: standard]")
     ] = None,
@@ -55,29 +55,29 @@ def train(
             "--beta",
             min=0.001,
             max=0.999,
-            help="Mean write gate of told values at the start.  [default: 0.5; with --from, as it is there]",
+            help="Initial mean write gate at told values.  [default: 0.5; with --from, unchanged]",
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=2, help="Questions per step and device.")] = 48,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Highest learning rate.")] = 1.5e-3,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = 1.5e-3,
     finish: Annotated[
-        float, typer.Option("--finish", min=0.0, max=1.0, help="Share of the run that trains end to end.")
+        float, typer.Option("--finish", min=0.0, max=1.0, help="Share of the run spent training end to end.")
     ] = 0.1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside FILE.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint beside FILE.")] = False,
     start_from: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="ADAPTER", help="Go on from this adapter, with its settings but for --update and --beta."
+            "--from", metavar="ADAPTER", help="Start from this adapter, with its settings except --update and --beta."
         ),
     ] = None,
-    license: Annotated[str | None, typer.Option("--license", metavar="ID", help="License that FILE states.")] = None,
+    license: Annotated[str | None, typer.Option("--license", metavar="ID", help="License to record in FILE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per event.")] = False,
 ) -> None:
-    """Train an adapter; needs the extra "train".
+    """Train an adapter. Needs the extra "train".
 
-    After every round of 128 steps a checkpoint goes to a folder beside FILE: to x.run for x.gguf.
+    A checkpoint is saved beside FILE after every round of 128 steps: in x.run for x.gguf.
 
-    Several GPUs, or several processes on a CPU, train one adapter together; --batch counts for each.
+    Several GPUs, or several processes on a CPU, can train one adapter together; --batch applies to each.
 
     \b
     accelerate launch -m deltamem_cli adapter train ...
@@ -91,7 +91,7 @@ def train(
       dmem adapter train --base MODEL.gguf -o better.gguf --from MODEL.deltamem.gguf --data talks.jsonl
     """
     if output.suffix != ".gguf":
-        raise UsageError(f"{output} is not named as an adapter file; give -o a name that ends in .gguf")
+        raise UsageError(f"{output} does not have an adapter file's name; give -o a name that ends in .gguf")
     from deltamem_cli import models, paths
 
     try:

@@ -22,18 +22,18 @@ def verify(
     micro_batch: Annotated[
         list[int] | None,
         typer.Option(
-            "--micro-batch", "-u", metavar="N", min=1, help="Tokens computed at once; repeatable.  [default: 1 8 512]"
+            "--micro-batch", "-u", metavar="N", min=1, help="Tokens to compute at once; repeatable.  [default: 1 8 512]"
         ),
     ] = None,
     compute: Annotated[
-        str, typer.Option(help="How corrections are computed: auto, fused (CPU) or ops (what GPUs use).")
+        str, typer.Option(help="How to compute corrections: auto, fused (CPU) or ops (used on GPUs).")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
-    """Replay parity cases through converter and engine; exit 1 if a difference is too large.
+    """Compare the engine with the published implementation.
 
-    Each case is run with float32 caches. Per step the largest absolute difference of logits (at most 1e-4) and of
-    states (at most 1e-5) is printed.
+    Replays parity cases with float32 caches, and prints the largest absolute difference of each step: at most 1e-4 for
+    logits and 1e-5 for states. Exits with 1 if a difference is too large.
 
     \b
     Examples:

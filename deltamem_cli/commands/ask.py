@@ -51,16 +51,16 @@ def ask(
             "-p",
             "--profile",
             metavar="NAME",
-            help="With the memory of this profile.",
+            help="Use this profile's memory.",
             autocompletion=completing.profiles,
         ),
     ] = None,
     continue_: Annotated[
-        bool, typer.Option("-c", "--continue", help="With the memory of the last conversation.  [config: profile]")
+        bool, typer.Option("-c", "--continue", help="Use the memory of the last conversation.  [config: profile]")
     ] = False,
     cid: CidOption = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory and leave it as it is.")] = False,
-    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory without changing it.")] = False,
+    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Save the memory but not the text.")] = False,
     write: WriteOption = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -74,13 +74,12 @@ def ask(
     no_stream: StreamOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Ask one question. What is piped in comes before it.
+    """Ask one question. Piped input goes before it.
 
-    Nothing is remembered and nothing read, unless --profile, --continue or --cid names a memory: then the question is
-    the next turn of its last conversation. Questions to one memory wait for each other; with --read-only they don't.
+    No memory is read or written unless you name one with --profile, --continue or --cid; the question is then the next
+    turn of that conversation. Questions to the same memory wait for each other, except with --read-only.
 
-    The reply goes to stdout, all else to stderr. Exit code 1: failed, 2: asked in a way that makes no sense, 130:
-    interrupted.
+    The reply goes to stdout, everything else to stderr. Exit codes: 1 failure, 2 wrong usage, 130 interrupted.
 
     \b
     Examples:

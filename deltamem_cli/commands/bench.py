@@ -27,22 +27,23 @@ def bench(
     model: ModelOption = None,
     adapter: Annotated[
         str | None,
-        typer.Option(metavar="ADAPTER", help="Its adapter.  [default: random, shaped as the published one]"),
+        typer.Option(metavar="ADAPTER", help="Adapter.  [default: random, shaped like the published one]"),
     ] = None,
     synthetic: Annotated[
         str | None,
         typer.Option(
             metavar="SHAPE",
-            help="A model of random weights instead: qwen3-4b (2.4 GB, made once into the cache folder).",
+            help="Use a model with random weights: qwen3-4b (2.4 GB, cached after the first time).",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to take the median of.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; the results are medians.")] = 7,
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Compare the speed with and without δ-mem, in turns on one model in one process.
+    """Compare the speed with and without δ-mem.
 
-    A round is a prefill of 512 tokens and 64 single tokens. The ratios are medians of the rounds' own ratios.
+    Both take turns on one model in one process. A round is a prefill of 512 tokens, then 64 single tokens. Each ratio is
+    the median of the rounds' ratios.
 
     \b
     Examples:
@@ -53,7 +54,7 @@ def bench(
     from deltamem_cli.synthetic import SHAPES, cached_model, random_adapter
 
     if model and synthetic:
-        raise UsageError("--model and --synthetic name two models; give one of them")
+        raise UsageError("--model and --synthetic can't be used together; drop one of them")
     if synthetic and synthetic not in SHAPES:
         raise UsageError(f"--synthetic is {synthetic}; it must be one of {', '.join(SHAPES)}")
     from deltamem_cli import models, paths

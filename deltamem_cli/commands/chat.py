@@ -47,27 +47,27 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command(cls=KeyValueCommand)
 @grouped
 def chat(
-    question: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="Ask this and exit.")] = None,
+    question: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="Ask this, then exit.")] = None,
     profile: ProfileOption = None,
-    new: Annotated[bool, typer.Option("--new", help="Begin a new conversation.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Start a new conversation.")] = False,
     cid: CidOption = None,
-    temporary: Annotated[bool, typer.Option("--temporary", help="Write nothing to disk.")] = False,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory and leave it as it is.")] = False,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="The plain model.")] = False,
+    temporary: Annotated[bool, typer.Option("--temporary", help="Save nothing to disk.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory without changing it.")] = False,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Use the plain model.")] = False,
     replay: Annotated[
         int | None,
         typer.Option(
             "--replay",
             metavar="N",
             min=0,
-            help="Tokens of the last messages to show the model again; 0: the memory alone.  [config: replay]",
+            help="Show the model up to N tokens of the last messages; 0: memory only.  [config: replay]",
         ),
     ] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     system: SystemOption = None,
     option: OptionOption = None,
-    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the texts.")] = False,
+    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Save the memory but not the text.")] = False,
     write: WriteOption = None,
     template: TemplateOption = None,
     thinking: Thinking = DEFAULT_THINKING,
@@ -76,9 +76,9 @@ def chat(
     no_stream: StreamOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Talk to a model that remembers. Goes on with the profile's last conversation.
+    """Talk to a model that remembers. Continues the profile's last conversation.
 
-    With a QUESTION, or when something is piped in, answers once and exits.
+    With a QUESTION or piped input, answers once and exits.
 
     \b
     Examples:
@@ -88,7 +88,7 @@ def chat(
     from deltamem_cli.session.opening import Request
 
     if new and cid is not None:
-        raise UsageError("--new begins a conversation and --cid takes a given one; give one of the two")
+        raise UsageError("--new and --cid can't be used together; drop one of them")
     request = Request(
         profile=profile_name(profile),
         cid=cid,

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="Setting; dmem config list shows all.", autocompletion=completing.settings)
+    str, typer.Argument(metavar="KEY", help="A setting in dmem config list.", autocompletion=completing.settings)
 ]
 
 
 @app.callback()
 def config() -> None:
-    """Show and change the settings: one TOML file, under what environment variables say and flags say.
+    """Show and change settings.
+
+    They are kept in one TOML file. Environment variables and flags win over it.
 
     \b
     Examples:
@@ -35,7 +37,7 @@ def config() -> None:
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """List every setting with its value, where that comes from, and what it is for.
+    """List every setting: its value, source and purpose.
 
     \b
     Examples:
@@ -56,7 +58,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 @app.command()
 def get(name: KeyArgument, as_json: JsonOption = False) -> None:
-    """Print the value of one setting; nothing when it has none.
+    """Print the value of a setting, or nothing if it has none.
 
     \b
     Examples:
@@ -80,11 +82,11 @@ def get(name: KeyArgument, as_json: JsonOption = False) -> None:
 def set_(
     name: KeyArgument,
     value: Annotated[
-        str, typer.Argument(metavar="VALUE", help="What it is to be.", autocompletion=completing.setting_values)
+        str, typer.Argument(metavar="VALUE", help="The new value.", autocompletion=completing.setting_values)
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Write one setting into the file. Comments in it stay.
+    """Change a setting in the file. Keeps the file's comments.
 
     \b
     Examples:
@@ -101,7 +103,7 @@ def set_(
 
 @app.command()
 def unset(name: KeyArgument, as_json: JsonOption = False) -> None:
-    """Take one setting out of the file.
+    """Remove a setting from the file.
 
     \b
     Examples:
@@ -118,9 +120,10 @@ def unset(name: KeyArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def edit() -> None:
-    """Open the file in $VISUAL or $EDITOR. A new one explains every setting.
+    """Edit the file in $VISUAL or $EDITOR.
 
-    What is wrong keeps the old file: your text waits in a draft, and edit goes on with it.
+    A new file explains every setting. If your text has an error, the old file stays and your text is kept as a draft
+    for the next edit.
 
     \b
     Examples:
@@ -131,7 +134,7 @@ def edit() -> None:
 
     before = drafts.current()
     if drafts.begin(before):
-        note(f"Going on with the draft {drafts.location()}")
+        note(f"Continuing with the draft {drafts.location()}")
     failed = _open_editor(drafts.location())
     try:
         changed = drafts.finish(before)
@@ -139,7 +142,7 @@ def edit() -> None:
         if not drafts.location().exists():
             raise
         raise ConfigError(
-            f"{str(error).rstrip('.')}. Nothing was changed, and your text is kept: go on with dmem config edit, or "
+            f"{str(error).rstrip('.')}. Nothing was changed, and your text is kept: continue with dmem config edit, or "
             f"delete {drafts.location()}"
         ) from error
     if failed:
@@ -149,7 +152,7 @@ def edit() -> None:
 
 @app.command()
 def path() -> None:
-    """Print where the file is, or will be.
+    """Print the path of the file, even if it doesn't exist yet.
 
     \b
     Examples:
@@ -167,7 +170,7 @@ def _open_editor(draft: Path) -> DeltamemError | None:
     try:
         click.edit(filename=str(draft))
     except click.ClickException as error:
-        return DeltamemError(f"The editor did not work ({error.message.strip()}): set EDITOR to one that does.")
+        return DeltamemError(f"The editor failed ({error.message.strip()}): set EDITOR to one that works.")
     return None
 
 

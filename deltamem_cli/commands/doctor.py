@@ -30,9 +30,10 @@ def doctor(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Check installation, configuration, database, model and adapter, and say what to do. Changes nothing.
+    """Check that everything works, and suggest fixes. Changes nothing.
 
-    Model and adapter are loaded as a chat would, and read one word. Exits with 1 when something is broken.
+    Checks the installation, configuration, database, model and adapter: loads the last two as a chat does and has them
+    read one word. Exits with 1 if something is broken.
 
     \b
     Examples:

@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 @app.callback()
 def eval_() -> None:
-    """Measure what the memory recalls.
+    """Measure how much the memory recalls.
 
     \b
     Examples:
@@ -45,32 +45,29 @@ def recall(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, help="Questions in each mode, all numbers of facts together.")
+        int, typer.Option("--limit", metavar="N", min=1, help="Questions per mode, over all numbers of facts.")
     ] = 150,
-    facts: Annotated[
-        str, typer.Option("--facts", metavar="N,…", help="Numbers of facts that conversations tell.")
-    ] = "1,3,6",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws other cases.")] = 0,
+    facts: Annotated[str, typer.Option("--facts", metavar="N,…", help="How many facts conversations tell.")] = "1,3,6",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed for the cases.")] = 0,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="FILE", help="Your own cases (.jsonl), as `adapter train --data` takes them."),
+        typer.Option("--data", metavar="FILE", help="Your own cases (.jsonl), as for `dmem adapter train --data`."),
     ] = None,
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Draw recall as curves (.svg or .png).")
     ] = None,
-    ctx_size: Annotated[
-        int, typer.Option("--ctx-size", metavar="N", min=512, help="Tokens that the model sees at once.")
-    ] = 2048,
+    ctx_size: Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")] = 2048,
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell facts in one session, ask for them in another, and count the values that come back.
+    """Tell facts in one session and ask for them in another.
 
-    An answer counts when its first sentence holds the value, word for word and in the same case. Facts are told and
-    asked for in words that training never saw; so are the values, but for one row, and in another row even the kinds of
-    facts. The memory answers alone, its session sees no earlier turn; beside it stand no memory, an empty one, another
-    conversation's, and the whole conversation in the context. Then the same after unrelated talk and after updates, and
-    plain text is read with filled memories. Nothing of it touches your own memories. Ctrl-C shows what was measured so far.
+    An answer counts if its first sentence contains the value, word for word and in the same case. The wording of facts
+    and questions never occurs in training; nor do the values, except in one row; in another row, even the kinds of facts
+    are new. The memory answers alone: its session sees no earlier turn. The controls are no memory, an empty one, another
+    conversation's, and the whole conversation in the context. The same is measured after unrelated talk and after
+    updates, and plain text is read with filled memories. Your own memories are not touched. Ctrl-C shows the results so
+    far.
 
     \b
     Examples:
@@ -123,31 +120,29 @@ def talk(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="Conversations; else all of them.")
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Number of conversations.  [default: all]")
     ] = None,
     write: WriteOption = None,
     answers: Annotated[
         Path | None,
         typer.Option(
-            "--answers", metavar="FILE", help="Keep each answer in FILE (.jsonl); the same command goes on from there."
+            "--answers", metavar="FILE", help="Save each answer in FILE (.jsonl); run the same command to resume."
         ),
     ] = None,
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Draw the shares as bars (.svg or .png).")
     ] = None,
-    ctx_size: Annotated[
-        int, typer.Option("--ctx-size", metavar="N", min=512, help="Tokens that the model sees at once.")
-    ] = 2048,
+    ctx_size: Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")] = 2048,
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold conversations as people talk, and ask about them in other sessions.
+    """Hold natural conversations and ask about them in another session.
 
-    The conversations are written by hand and never trained on; the model replies in its own words, always the likeliest
-    ones. An answer counts when its first two sentences hold the value, or say that it is not known where nothing was
-    told. Beside the memory alone and the memory with the last turns stand no memory, an empty one, another
-    conversation's, and the whole conversation in the context. Nothing of it touches your own memories. Ctrl-C shows what
-    was measured so far.
+    The conversations are written by hand and never trained on; the model replies in its own words, always choosing the
+    likeliest. An answer counts if its first two sentences contain the value or, where nothing was told, say that it is
+    not known. The memory is measured alone and with the last turns; the controls are no memory, an empty one, another
+    conversation's, and the whole conversation in the context. Your own memories are not touched. Ctrl-C shows the
+    results so far.
 
     \b
     Examples:

@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
-AllOption = Annotated[bool, typer.Option("--all", help="In every profile.")]
-LimitOption = Annotated[int, typer.Option("-l", "--limit", metavar="N", help="At most so many.", min=1)]
+AllOption = Annotated[bool, typer.Option("--all", help="Include every profile.")]
+LimitOption = Annotated[int, typer.Option("-l", "--limit", metavar="N", help="Maximum number of results.", min=1)]
 
 
 @app.callback()
 def log() -> None:
-    """Read the transcripts: list, show, search and export them.
+    """List, show, search and export transcripts.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def list_(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """List the conversations, the last one first.
+    """List the conversations, latest first.
 
     \b
     Examples:
@@ -77,19 +77,19 @@ def list_(
         print_json([transcript.facts(one) for one in found[:limit]])
         return
     if not found:
-        note("No conversations yet; begin one with: dmem chat")
+        note("No conversations yet; start one with: dmem chat")
     for one in found[:limit]:
         owner = f"{one.profile}  " if all_ else ""
         typer.echo(f"{one.id}  {moment(one.updated)}  {owner}{count(one.n_turns, 'turn'):>9}  {printable(one.heading)}")
     if len(found) > limit:
-        note(f"{len(found) - limit} more, see them with --limit {len(found)}")
+        note(f"{len(found) - limit} more; see them with --limit {len(found)}")
 
 
 @app.command()
 def show(
     profile: ProfileOption = None,
     cid: CidOption = None,
-    turn: Annotated[int | None, typer.Option("--turn", metavar="N", help="One turn only.", min=1)] = None,
+    turn: Annotated[int | None, typer.Option("--turn", metavar="N", help="Show only this turn.", min=1)] = None,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
@@ -116,14 +116,14 @@ def show(
 
 @app.command()
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="WORDS", help='Words that all occur; "a phrase" in quotes.')],
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help='Words to find, all of them; quote "a phrase".')],
     profile: ProfileOption = None,
     all_: AllOption = False,
     limit: LimitOption = 20,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Search the transcripts of a profile, or with --all of every profile.
+    """Search a profile's transcripts, or all of them with --all.
 
     Words match whole, whatever their case and accents. In text without spaces between words, such as Chinese or Thai,
     and for emoji, any part matches.
@@ -144,7 +144,7 @@ def search(
         print_json([{**vars(hit), "excerpt": hit.excerpt.translate(plain)} for hit in hits])
         return
     if not hits:
-        note(f"Nothing found for {text}" + ("" if all_ else "; look in every profile with --all"))
+        note(f"Nothing found for {text}" + ("" if all_ else "; search every profile with --all"))
     for hit in hits:
         owner = f"{hit.profile}  " if all_ else ""
         typer.secho(
@@ -161,7 +161,7 @@ def export(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="File to write.  [default: stdout]")] = None,
     profile: ProfileOption = None,
     cid: CidOption = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every conversation of the profile.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Export every conversation of the profile.")] = False,
     format_: Annotated[Literal["md", "json"], typer.Option("--format", help="Markdown or JSON.")] = "md",
     force: ForceOption = False,
     database: DatabaseOption = None,
@@ -176,7 +176,7 @@ def export(
     from deltamem_cli.store import conversations, profiles, turns
 
     if all_ and cid is not None:
-        raise UsageError("--all means every conversation of a profile and --cid a single one; give one of the two")
+        raise UsageError("--all and --cid can't be used together; drop one of them")
     if file:
         refuse_existing(file, force)
     with read_store(database) as store, store.reading():
@@ -201,7 +201,9 @@ def export(
 
 @app.command()
 def path(database: DatabaseOption = None) -> None:
-    """Print where the database is. While a dmem is open, the newest turns are in a file beside it: see dmem log backup.
+    """Print the path of the database.
+
+    While dmem is running, the newest turns are in a file beside it; to copy everything, use dmem log backup.
 
     \b
     Examples:
@@ -215,11 +217,13 @@ def path(database: DatabaseOption = None) -> None:
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Database to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")],
     force: ForceOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Write a copy of the database, whole even while a chat is open. Read it with --database, or restore it.
+    """Back up the database, even while a chat is open.
+
+    Read the copy with --database, or put it back with dmem log restore.
 
     \b
     Examples:
@@ -230,9 +234,9 @@ def backup(
     refuse_existing(file, force)
     with read_store(database) as store:
         if store.path is None:
-            raise DeltamemError("There is no database yet, so there is nothing to copy")
+            raise DeltamemError("There is no database yet, so there is nothing to back up")
         if Path(f"{file}-wal").exists() or (file.exists() and file.samefile(store.path)):
-            raise DeltamemError(f"{file} is a database that is in use; give another name")
+            raise DeltamemError(f"{file} is a database in use; give another name")
         store.copy_to(file)
         turns = store.counts()["turns"]
     note(f"wrote {file}: {count(turns, 'turn')}")
@@ -240,10 +244,12 @@ def backup(
 
 @app.command()
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Database that `dmem log backup` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Backup written by `dmem log backup`.")],
     database: DatabaseOption = None,
 ) -> None:
-    """Put a backup in the place of the database. The old one is kept beside it, under another name.
+    """Replace the database with a backup.
+
+    The old database is kept beside it under another name.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 @app.callback()
 def memory() -> None:
-    """Show and govern what a conversation's memory keeps.
+    """Inspect and manage a conversation's memory.
 
     \b
     Examples:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def undo(
-    turns_: Annotated[int, typer.Argument(metavar="[N]", help="How many turns.", min=1)] = 1,
+    turns_: Annotated[int, typer.Argument(metavar="[N]", help="Number of turns.", min=1)] = 1,
     profile: ProfileOption = None,
     cid: CidOption = None,
     yes: YesOption = False,
@@ -42,7 +42,9 @@ def undo(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Take back the last N turns: their texts are deleted, the memory is exactly as before them.
+    """Undo the last N turns and delete their text.
+
+    The memory is exactly what it was before them.
 
     \b
     Examples:
@@ -57,7 +59,7 @@ def undo(
             locks.hold(store, conversation.id)  # what is shown below is what goes
         every = turns.all_of(store, conversation.id)
         if turns_ > len(every):
-            raise DeltamemError(f"Cannot undo {count(turns_, 'turn')}: conversation {conversation.id} has {len(every)}; "
+            raise DeltamemError(f"Can't undo {count(turns_, 'turn')}: conversation {conversation.id} has {len(every)}; "
                                 "see: dmem memory history")  # fmt: skip
         gone = every[-turns_:]
         if not as_json:
@@ -76,14 +78,16 @@ def undo(
 def reset(
     profile: ProfileOption = None,
     cid: CidOption = None,
-    transcript: Annotated[bool, typer.Option("--transcript", help="Delete the turns and their texts too.")] = False,
-    all_: Annotated[bool, typer.Option("--all", help="Every conversation of the profile.")] = False,
+    transcript: Annotated[bool, typer.Option("--transcript", help="Delete the turns and their text too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Reset every conversation of the profile.")] = False,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Clear the memory for good: no byte of the old states is left in the database files.
+    """Clear the memory for good.
+
+    No byte of the old states is left in the database files.
 
     \b
     Examples:
@@ -94,7 +98,7 @@ def reset(
     from deltamem_cli.store.reset import reset as reset_store
 
     if all_ and cid is not None:
-        raise UsageError("--all means every conversation of a profile and --cid a single one; give one of the two")
+        raise UsageError("--all and --cid can't be used together; drop one of them")
     with (read_store if dry_run else open_store)(database) as store:
         if all_:
             chosen = conversations.all_of(store, profiles.get(store, profile_name(profile)))
@@ -109,7 +113,7 @@ def reset(
         if not as_json:
             _say_extent(what, gone, transcript)
         if not dry_run:
-            confirm("Clear it? This cannot be undone.", yes)
+            confirm("Clear it? This can't be undone.", yes)
             gone = reset_store(store, chosen, transcript=transcript)
             wipe(store, note)
     if as_json:
@@ -120,7 +124,9 @@ def reset(
 
 
 def scrub(database: DatabaseOption = None) -> None:
-    """Wipe the bytes of everything deleted so far; undo, reset and forget do it by themselves, as soon as nobody else reads.
+    """Wipe what deleted turns left in the database files.
+
+    Undo, reset and forget do this themselves, as soon as no other program is reading the database.
 
     \b
     Examples:
@@ -140,7 +146,7 @@ def copy(
         typer.Option(
             "--to",
             metavar="PROFILE|NEW",
-            help="Where to: a profile, or NEW for the same.",
+            help="Target profile, or NEW for the same one.",
             autocompletion=completing.profiles_or_new,
         ),
     ],
@@ -149,12 +155,14 @@ def copy(
     at: Annotated[
         int | None, typer.Option("--at", metavar="TURN", help="Branch after this turn.  [default: last]", min=1)
     ] = None,
-    state_only: Annotated[bool, typer.Option("--state-only", help="Take the memory and no turns.")] = False,
+    state_only: Annotated[bool, typer.Option("--state-only", help="Copy the memory without the turns.")] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Branch a conversation: copy it, up to a turn, into a profile. Both then go their own ways.
+    """Branch a conversation: copy it up to a turn.
+
+    The copy and the original then go separate ways.
 
     \b
     Examples:
@@ -192,6 +200,6 @@ def _say_extent(what: str, gone: Extent, transcript: bool) -> None:
     if transcript:
         note(f"  {count(gone.turns, 'turn')} with {count(gone.messages, 'message')}")
     else:
-        note("  the transcript stays (delete it too with --transcript)")
+        note("  the transcript stays (to delete it too: --transcript)")
     if gone.branches:
-        note(f"  copies stay in {', '.join(gone.branches)}")
+        note(f"  copies remain in {', '.join(gone.branches)}")

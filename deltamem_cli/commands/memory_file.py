@@ -33,12 +33,14 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, such as work.dmem.")],
     profile: ProfileOption = None,
     cid: CidOption = None,
-    transcript: Annotated[bool, typer.Option("--transcript", help="With the texts.")] = False,
+    transcript: Annotated[bool, typer.Option("--transcript", help="Include the text.")] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Write the memory after every turn, with its fingerprints, into one file.
+    """Export a conversation's memory to a file.
+
+    The file holds the memory after every turn, with the fingerprints of the model and adapter.
 
     \b
     Examples:
@@ -58,13 +60,15 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `dmem memory export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File written by `dmem memory export`.")],
     profile: ProfileOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Take a memory from a file as a new conversation of a profile, after checking all of it.
+    """Import a memory from a file as a new conversation.
+
+    The whole file is checked first.
 
     \b
     Examples:
@@ -99,7 +103,7 @@ def _contents(taken: Bundle) -> dict[str, Any]:
 def _summary(taken: Bundle) -> str:
     contents = _contents(taken)
     owners = "; ".join(printable(f"{one['model']} with {one['adapter']}") for one in contents["written_by"])
-    texts = count(contents["messages"], "message") if contents["messages"] else "no texts"
+    texts = count(contents["messages"], "message") if contents["messages"] else "no text"
     return f"{count(contents['turns'], 'turn')}, {count(contents['states'], 'state')}, {texts}" + (
         f", written by {owners}" if owners else ""
     )

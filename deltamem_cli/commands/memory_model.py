@@ -68,7 +68,9 @@ def probe(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Ask the memory alone: the model sees no earlier message, and nothing is stored.
+    """Ask the memory alone, and store nothing.
+
+    The model sees no earlier message.
 
     \b
     Examples:
@@ -96,7 +98,7 @@ def probe(
         )
         session, loaded = open_chat(stack, store, request)
         if loaded.why_no_memory or loaded.adapter is None:
-            raise DeltamemError(f"The memory can't be asked: {loaded.why_no_memory}")
+            raise DeltamemError(f"The memory can't answer: {loaded.why_no_memory}")
         try:
             if not as_json:
                 chat_turn.show_reply(session, lambda progress: session.ask(question, progress=progress))
@@ -123,20 +125,22 @@ def probe(
 @grouped
 def remember(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to remember.")] = None,
-    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Remember what FILE says.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Remember a file's text.")] = None,
     profile: ProfileOption = None,
     cid: CidOption = None,
-    new: Annotated[bool, typer.Option("--new", help="In a new conversation.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Start a new conversation.")] = False,
     model: ModelOption = None,
     adapter: AdapterOption = None,
-    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Keep the memory, not the text.")] = False,
+    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Save the memory but not the text.")] = False,
     template: TemplateOption = None,
     ctx_size: ContextOption = None,
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Write a text into the memory outside a chat; without TEXT and FILE, what is piped in.
+    """Write text into the memory.
+
+    Without TEXT and FILE, reads standard input.
 
     \b
     Examples:
@@ -148,7 +152,7 @@ def remember(
     from deltamem_cli.session.opening import Request, open_chat
 
     if new and cid is not None:
-        raise UsageError("--new begins a conversation and --cid takes a given one; give one of the two")
+        raise UsageError("--new and --cid can't be used together; drop one of them")
     wanted = _text(text, file)
     with ExitStack() as stack:
         store = stack.enter_context(open_store(database, create=True))
@@ -171,7 +175,7 @@ def remember(
         try:
             chat_turn.remember(session, wanted)
         except Cancelled:
-            note("Stopped; the memory is as it was.")
+            note("Stopped; the memory is unchanged.")
             raise typer.Exit(130) from None
         number, stats = session.n_turns, session.stats
     if as_json:
@@ -193,7 +197,7 @@ def remember(
 
 @grouped
 def forget(
-    turns_: Annotated[list[str], typer.Argument(metavar="TURN...", help="Numbers and ranges of turns: 3 5-7")],
+    turns_: Annotated[list[str], typer.Argument(metavar="TURN...", help="Turn numbers and ranges, such as 3 5-7.")],
     profile: ProfileOption = None,
     cid: CidOption = None,
     model: ModelOption = None,
@@ -205,9 +209,10 @@ def forget(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Forget turns as if they had never been said: later ones are replayed without them, their texts are deleted.
+    """Forget turns as if they had never been said.
 
-    Nothing changes until the replay is complete. `dmem memory history` shows the numbers.
+    Deletes their text and replays the later turns without them; nothing changes until that is complete. For the numbers
+    of turns: dmem memory history
 
     \b
     Examples:
@@ -231,7 +236,7 @@ def forget(
         if not as_json:
             name_turns(planned.turns)
             if planned.later:
-                note(f"{count(len(planned.later), 'later turn')} will be replayed without: {ranges(planned.later)}")
+                note(f"{count(len(planned.later), 'later turn')} will be replayed: {ranges(planned.later)}")
         if not dry_run:
             confirm(f"Forget {count(len(planned.turns), 'turn')} of conversation {conversation.id} for good?", yes)
         cancelled: list[bool] = []
@@ -293,10 +298,10 @@ def parse_turns(words: Sequence[str]) -> list[int]:
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 0 < first <= last < first + _LONGEST_RANGE:
-            raise UsageError(f"{word} names no turn: say numbers and ranges, such as 3 5-7")
+            raise UsageError(f"{word} is not a turn: give numbers and ranges, such as 3 5-7")
         numbers.update(range(first, last + 1))
     if not numbers:
-        raise UsageError("No turn is named: say numbers and ranges, such as 3 5-7")
+        raise UsageError("No turn was given: give numbers and ranges, such as 3 5-7")
     return sorted(numbers)
 
 
@@ -347,7 +352,7 @@ def _check_has_memory(store: Store, conversation: Conversation) -> None:
     if states.latest(store, conversation.id) is None:
         raise DeltamemError(
             f"The memory of conversation {conversation.id} is empty, so there is nothing to ask: "
-            "write some with: dmem chat"
+            "write something with: dmem chat"
         )
 
 
@@ -356,7 +361,7 @@ def _text(text: str | None, file: Path | None) -> str:
     from deltamem_cli.commands.chat_do import file_text
 
     if text is not None and file is not None:
-        raise UsageError("TEXT and --file are two texts; give one of the two")
+        raise UsageError("TEXT and --file can't be used together; drop one of them")
     if file is not None and str(file) != "-":
         return file_text(file)
     if text is None:
@@ -364,5 +369,5 @@ def _text(text: str | None, file: Path | None) -> str:
             raise UsageError('There is nothing to remember: give a text, such as: dmem memory remember "I like tea."')
         text = decoded(sys.stdin.buffer.read())
     if not text.strip():
-        raise UsageError("The text is empty, so there is nothing to remember: give some words.")
+        raise UsageError("The text is empty, so there is nothing to remember: give some text.")
     return whole(text).strip()

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from deltamem_cli.store.records import Conversation, Snapshot, Turn
 
 ImageOption = Annotated[
-    Path | None, typer.Option("--image", metavar="FILE", help="Write a picture of all layers (.svg or .png).")
+    Path | None, typer.Option("--image", metavar="FILE", help="Draw all layers to a file (.svg or .png).")
 ]
 HEADING_LENGTH = 56  # with the id before it, 100 columns
 
-LayerOption = Annotated[int | None, typer.Option("--layer", metavar="N", help="One layer, with its numbers.")]
+LayerOption = Annotated[int | None, typer.Option("--layer", metavar="N", help="Show one layer, with its numbers.")]
 
 
 def inspect(
@@ -47,7 +47,9 @@ def inspect(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Show the memory: heat map, norm, effective rank and last change of every layer.
+    """Show the memory as a heat map of every layer.
+
+    Each layer has its norm, effective rank and last change.
 
     \b
     Examples:
@@ -66,7 +68,7 @@ def inspect(
     if image:
         if snapshot is None:
             raise DeltamemError(f"The memory of conversation {conversation.id} is empty, so there is nothing to draw; "
-                             "write some with: dmem chat")  # fmt: skip
+                             "write something with: dmem chat")  # fmt: skip
         title = f"{conversation.profile}, {snapshot.model.name}: {_extent(every)}"
         write_image(image, title, snapshot.state, layers, steps)
     chosen = _only_layer(layers, layer)
@@ -91,7 +93,7 @@ def history(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """List the turns with time, tokens, norm of the memory and how far it moved.
+    """List the turns and how each one changed the memory.
 
     \b
     Examples:
@@ -117,8 +119,8 @@ def history(
 
 
 def diff(
-    before: Annotated[int, typer.Argument(metavar="A", help="Turn; 0 is the beginning.", min=0)],
-    after: Annotated[int, typer.Argument(metavar="B", help="Turn.", min=0)],
+    before: Annotated[int, typer.Argument(metavar="A", help="First turn; 0 is the beginning.", min=0)],
+    after: Annotated[int, typer.Argument(metavar="B", help="Second turn.", min=0)],
     profile: ProfileOption = None,
     cid: CidOption = None,
     layer: LayerOption = None,
@@ -126,7 +128,7 @@ def diff(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Show what changed in the memory from turn A to turn B, per layer.
+    """Show how the memory changed from turn A to turn B.
 
     \b
     Examples:
@@ -145,7 +147,7 @@ def diff(
         raise DeltamemError(f"Conversation {conversation.id} has no memory at turns {before} and {after}; "
                          "see: dmem memory history")  # fmt: skip
     if old and new and old.state.shape != new.state.shape:
-        raise DeltamemError(f"Turns {before} and {after} were written by different adapters, so their memories cannot be "
+        raise DeltamemError(f"Turns {before} and {after} were written by different adapters, so their memories can't be "
                          "compared; see: dmem memory history")  # fmt: skip
     nothing = 0 * present.state
     change = (new.state if new else nothing) - (old.state if old else nothing)

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
-NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="What to call it.  [default: its file]")]
+NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Model name.  [default: its file name]")]
 
 
 @app.callback()
 def model() -> None:
-    """Download, register and look at models.
+    """Download, register and inspect models.
 
-    Models of your own can be named in the configuration too, as [models.NAME] with repo and file (on the hub) or path,
-    and with adapter: a file, a name of dmem adapter list, or the repository of a published one.
+    You can also name models in the configuration, as [models.NAME] with repo and file (on the hub) or path, and with
+    adapter: a file, a name in dmem adapter list, or the repository of a published one.
 
     \b
     Examples:
@@ -52,10 +52,10 @@ def model() -> None:
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """List the models: what they weigh, whether they fit into this machine's memory, whether they remember.
+    """List the models and whether they fit and remember.
 
-    FITS is yes, tight (other programs must make room) or no. MEMORY says whether a δ-mem adapter belongs to the model.
-    The default has an asterisk.
+    FITS says whether the model fits in this machine's RAM: yes, tight (other programs must make room) or no. MEMORY says
+    whether it has a δ-mem adapter. The default model is marked with an asterisk.
 
     \b
     Examples:
@@ -96,11 +96,11 @@ def pull(
     as_default: Annotated[bool, typer.Option("--default", help="Use it when no model is named.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a model, and the δ-mem adapter that is known for it.
+    """Download a model and its δ-mem adapter, if one is known.
 
-    NAME is one of dmem model list, OWNER/REPO a repository of GGUF files on the Hugging Face hub, FILE a file in it or
-    a quantisation; left out: Q4_K_M. What is stopped goes on with the same command. HF_TOKEN, HF_ENDPOINT and HF_HOME
-    mean what they mean to huggingface_hub.
+    NAME is a name in dmem model list, OWNER/REPO a repository of GGUF files on the Hugging Face hub, and FILE a file in
+    it or a quantization (default: Q4_K_M). If the download is interrupted, run the same command to resume. HF_TOKEN,
+    HF_ENDPOINT and HF_HOME work as in huggingface_hub.
 
     \b
     Examples:
@@ -117,11 +117,11 @@ def pull(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file; of a split model any part.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file; any part of a split model.")],
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a model file a name. The file stays where it is.
+    """Register a model file under a name. The file stays where it is.
 
     \b
     Examples:
@@ -141,7 +141,7 @@ def default(
         str | None, typer.Argument(metavar="[MODEL]", help="A name, or a GGUF file.", autocompletion=completing.models)
     ] = None,
 ) -> None:
-    """Say which model is used when none is named, or choose another.
+    """Show or choose the default model.
 
     \b
     Examples:
@@ -162,15 +162,15 @@ def default(
 def rm(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="Model, as dmem model list calls it.", autocompletion=completing.models),
+        typer.Argument(metavar="NAME", help="Model: a name in dmem model list.", autocompletion=completing.models),
     ],
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Delete a model that was pulled, or forget a file that was registered.
+    """Delete a downloaded model, or forget one of your files.
 
-    A file of yours stays. Conversations stay too; they go on when the same model is back.
+    Your own files are never deleted. Conversations stay, and can continue once the same model is back.
 
     \b
     Examples:
@@ -187,7 +187,7 @@ def rm(
     what = f"{name} ({size(entry.size)})" if deletes and entry.size else name
     waiting = _written_with(entry, database)
     if waiting:
-        note(f"{count(waiting, 'conversation')} in which {name} wrote the memory can't go on without it")
+        note(f"without {name}, {count(waiting, 'conversation')} with a memory that it wrote can't continue")
     if dry_run:
         note(f"would {'delete' if deletes else 'forget'} {what}")
         return
@@ -225,7 +225,7 @@ def _where(entry: Entry) -> str:
     if entry.origin == "packaged":
         return "packaged"
     if entry.model is None:
-        return f"get it with: dmem model pull {entry.name}" if entry.repo else f"gone: {entry.path or entry.name}"
+        return f"get it with: dmem model pull {entry.name}" if entry.repo else f"missing: {entry.path or entry.name}"
     return entry.repo if entry.repo and entry.path is None else str(entry.model)
 
 
@@ -273,7 +273,7 @@ def _report(record: Record, done: str, as_json: bool) -> None:
         f"{size(record.size)}"
     )
     if models.resolve(record.name).adapter is None:
-        note(f"it chats and remembers nothing, since it has no adapter: {_way_to_adapter(record)}")
+        note(f"it chats without memory, because it has no adapter: {_way_to_adapter(record)}")
     note(f"talk to it with: dmem chat -m {printable(record.name)}")
 
 

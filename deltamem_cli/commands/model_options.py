@@ -24,28 +24,28 @@ def adapter_option(text: str) -> Any:
     return typer.Option("--adapter", metavar="ADAPTER", help=text, autocompletion=completing.adapters)
 
 
-ModelOption = Annotated[str | None, model_option("A name of dmem model list, or a GGUF file.  [config: model]")]
-AdapterOption = Annotated[str | None, adapter_option("A name of dmem adapter list, or a GGUF file.  [config: adapter]")]
+ModelOption = Annotated[str | None, model_option("A name in dmem model list, or a GGUF file.  [config: model]")]
+AdapterOption = Annotated[str | None, adapter_option("A name in dmem adapter list, or a GGUF file.  [config: adapter]")]
 SystemOption = Annotated[
     str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.  [config: system]")
 ]
-StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show replies when they are complete.")]
+StreamOption = Annotated[bool, typer.Option("--no-stream", help="Show each reply only when it is complete.")]
 TemplateOption = Annotated[
     Path | None,
     typer.Option(
         "--template",
         metavar="FILE",
-        help="Chat template (jinja) in place of the model's own.  [config: template]",
+        help="Chat template (jinja) to use instead of the model's own.  [config: template]",
     ),
 ]
 WriteOption = Annotated[
     Literal["all", "user"] | None,
-    typer.Option("--write", help="Remember all that is said, or what the user says.  [config: write]"),
+    typer.Option("--write", help="What to remember: everything, or only what you say.  [config: write]"),
 ]
 ContextOption = Annotated[
     int | None,
     typer.Option(
-        "--ctx-size", metavar="N", min=0, help="Tokens that the model sees at once; 0: all it can.  [config: ctx_size]"
+        "--ctx-size", metavar="N", min=0, help="Context size in tokens; 0: the model's maximum.  [config: ctx_size]"
     ),
 ]
 GpuOption = Annotated[
@@ -55,7 +55,7 @@ GpuOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", min=1, help="Threads; else one per physical core that is free.  [config: threads]"
+        "--threads", metavar="N", min=1, help="CPU threads; by default one per idle physical core.  [config: threads]"
     ),
 ]
 
@@ -68,14 +68,14 @@ class Hardware:
     threads: ThreadsOption = None
     cache_type_k: Annotated[
         CacheType | None,
-        typer.Option("-ctk", "--cache-type-k", help="Type of the KV cache's keys.  [config: cache_type_k]"),
+        typer.Option("-ctk", "--cache-type-k", help="Data type of keys in the KV cache.  [config: cache_type_k]"),
     ] = None
     cache_type_v: Annotated[
         CacheType | None,
         typer.Option(
             "-ctv",
             "--cache-type-v",
-            help="Type of its values; q… needs flash attention.  [config: cache_type_v]",
+            help="Data type of values in the KV cache; q… needs flash attention.  [config: cache_type_v]",
         ),
     ] = None
     flash_attention: Annotated[
@@ -91,14 +91,14 @@ class Thinking:
     think: Annotated[
         bool | None,
         typer.Option(
-            "--think/--no-think", help="Let a model think that can do both.  [default: as its template has it]"
+            "--think/--no-think", help="Turn thinking on or off, for models that support both.  [default: auto]"
         ),
     ] = None
     show_thinking: Annotated[
         bool | None,
         typer.Option(
             "--show-thinking/--hide-thinking",
-            help="Show what it thinks, dimmed; into a pipe it goes by stderr, and only when asked for.  "
+            help="Show the model's thinking, dimmed; if stdout is not a terminal, on stderr and only if asked for.  "
             "[config: show_thinking]",
         ),
     ] = None
@@ -106,7 +106,7 @@ class Thinking:
         bool | None,
         typer.Option(
             "--remember-thinking/--forget-thinking",
-            help="Write it into the memory like the answer.  [config: remember_thinking]",
+            help="Write the thinking into the memory too.  [config: remember_thinking]",
         ),
     ] = None
 

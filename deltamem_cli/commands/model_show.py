@@ -20,13 +20,13 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A name of dmem model list, or a GGUF file.", autocompletion=completing.models
+            metavar="MODEL", help="A name in dmem model list, or a GGUF file.", autocompletion=completing.models
         ),
     ],
-    template: Annotated[bool, typer.Option("--template", help="Print its chat template and nothing else.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print only its chat template.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a model is: kind, size, context, license, and the adapters that fit it.
+    """Show a model's size, context, license and matching adapters.
 
     \b
     Examples:
@@ -93,17 +93,17 @@ def _lines(listed: Listed, facts: dict[str, Any]) -> dict[str, str | None]:
     known, template = listed.facts, facts["chat_template"]
     others = [Path(path).name for path in facts["adapters_that_fit"] if path != facts["adapter"]]
     absent = listed.entry.model is None
-    words = {"yes": "it fits", "tight": "it fits when other programs make room", "no": "more than this machine has"}
+    words = {"yes": "it fits", "tight": "it fits if other programs make room", "no": "more than this machine has"}
     return {
         "model": facts["name"],
         "file": facts["file"]
-        or (f"not here; get it with: dmem model pull {facts['name']}" if facts["repo"] else "gone"),
+        or (f"not here; get it with: dmem model pull {facts['name']}" if facts["repo"] else "missing"),
         "repository": facts["repo"],
         "size": size(listed.size) if listed.size else None,
         "full name": facts["full_name"],
         "architecture": known.architecture if known else None,
         "parameters": f"{known.parameters:,}" if known else None,
-        "quantisation": known.quantization if known else None,
+        "quantization": known.quantization if known else None,
         "context": f"{known.context_length:,} tokens" if known else None,
         "embedding": f"{known.embedding_length:,}" if known else None,
         "layers": str(known.layers) if known else None,
@@ -111,6 +111,6 @@ def _lines(listed: Listed, facts: dict[str, Any]) -> dict[str, str | None]:
         "license": facts["license"] or "not stated",
         "memory": f"about {size(listed.needed)}: {words[listed.fits]}" if listed.needed and listed.fits else None,
         "fingerprint": facts["fingerprint"],
-        "adapter": facts["adapter"] or "none: it talks and remembers nothing",
+        "adapter": facts["adapter"] or "none, so it has no memory",
         "also fits": ", ".join(others),
     }

@@ -39,22 +39,24 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.", autocompletion=completing.profiles)]
-NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")]
-ModelOption = Annotated[str | None, model_option("Model that it uses: a name, or a GGUF file.")]
-AdapterOption = Annotated[str | None, adapter_option("Adapter that it uses: a name, or a GGUF file.")]
+NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name for the profile.")]
+ModelOption = Annotated[str | None, model_option("Model to use: a name, or a GGUF file.")]
+AdapterOption = Annotated[str | None, adapter_option("Adapter to use: a name, or a GGUF file.")]
 TemplateOption = Annotated[
     Path | None,
-    typer.Option("--template", metavar="FILE", help="Chat template (jinja) that it uses in place of its model's own."),
+    typer.Option("--template", metavar="FILE", help="Chat template (jinja) to use instead of the model's own."),
 ]
 WriteOption = Annotated[
-    Literal["all", "user"] | None, typer.Option("--write", help="Remember all that is said, or what the user says.")
+    Literal["all", "user"] | None, typer.Option("--write", help="What to remember: everything, or only what you say.")
 ]
 SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
 
 
 @app.callback()
 def profile() -> None:
-    """Manage profiles: a name with its own memory, model, adapter, template, system prompt and sampling options.
+    """Manage profiles: each has its own memory and settings.
+
+    A profile has a model, an adapter, a chat template, a system prompt and sampling options of its own.
 
     \b
     Examples:
@@ -80,7 +82,7 @@ def list_(as_json: JsonOption = False, database: DatabaseOption = None) -> None:
         print_json([{**_facts(one), "conversations": len(talks), "turns": _turns(talks)} for one, talks in found])
         return
     if not found:
-        note("No profiles yet; the first chat makes one: dmem chat --profile NAME")
+        note("No profiles yet; a chat creates one: dmem chat --profile NAME")
     for one, talks in found:
         last = f", last on {moment(talks[0].updated)}" if talks else ""
         what = f"{count(len(talks), 'conversation')}, {count(_turns(talks), 'turn')}{last}"
@@ -90,7 +92,7 @@ def list_(as_json: JsonOption = False, database: DatabaseOption = None) -> None:
 
 @app.command()
 def show(name: NameArgument, as_json: JsonOption = False, database: DatabaseOption = None) -> None:
-    """Show what a profile is set to.
+    """Show a profile's settings.
 
     \b
     Examples:
@@ -120,7 +122,7 @@ def create(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Make a profile.
+    """Create a profile.
 
     \b
     Examples:
@@ -150,7 +152,7 @@ def set_(
     as_json: JsonOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Change what a profile is set to; what is not named stays.
+    """Change some of a profile's settings.
 
     \b
     Examples:
@@ -161,7 +163,7 @@ def set_(
     given = _texts(model, adapter, system, template, write)
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changes and not option and not unset:
-        raise UsageError(f"Nothing to set for profile {name}; say what, see: dmem profile set --help")
+        raise UsageError(f"There is nothing to set for profile {name}; see: dmem profile set --help")
     asked = parse_options(option or [])
     with open_store(database) as store, store.transaction():
         options = {**profiles.get(store, name).options, **asked}
@@ -179,10 +181,10 @@ def set_(
 @app.command()
 def rename(
     name: NameArgument,
-    to: Annotated[str, typer.Argument(metavar="NEW_NAME", help="What it is called from now on.")],
+    to: Annotated[str, typer.Argument(metavar="NEW_NAME", help="New name.")],
     database: DatabaseOption = None,
 ) -> None:
-    """Give a profile another name; its memory stays.
+    """Rename a profile. Its memory stays.
 
     \b
     Examples:
@@ -202,7 +204,9 @@ def delete(
     dry_run: DryRunOption = False,
     database: DatabaseOption = None,
 ) -> None:
-    """Delete a profile with all its conversations, for good: no byte of them is left in the database files.
+    """Delete a profile and all its conversations for good.
+
+    No byte of them is left in the database files.
 
     \b
     Examples:
@@ -217,7 +221,7 @@ def delete(
         if dry_run:
             note(f"would delete {what}")
             return
-        confirm(f"Delete {what}? This cannot be undone.", yes)
+        confirm(f"Delete {what}? This can't be undone.", yes)
         profiles.delete(store, name)
         wipe(store, note)
     note(f"deleted {what}")
@@ -234,7 +238,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
             raise UsageError(f"There is no sampling option {key}; {hint}")
         try:
             options[name] = known[name].from_text(text)

@@ -40,16 +40,16 @@ CidOption = Annotated[
     typer.Option(
         "--cid",
         metavar="ID",
-        help="Conversation, by its id or how that begins or ends.  [default: last]",
+        help="Conversation: its ID, or the start or end of it.  [default: last]",
         autocompletion=completing.conversations,
     ),
 ]
 DatabaseOption = Annotated[
-    Path | None, typer.Option("-d", "--database", metavar="FILE", help="Database.  [config: database]")
+    Path | None, typer.Option("-d", "--database", metavar="FILE", help="Database file.  [config: database]")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and change nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Don't ask for confirmation.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would happen, without changing anything.")]
 ForceOption = Annotated[bool, typer.Option("-f", "--force", help="Replace FILE if it exists.")]
 
 # With cls=KeyValueCommand on the command; every entry arrives as KEY=VALUE.
@@ -122,10 +122,10 @@ def pick_conversation(store: Store, profile: str | None, cid: str | None) -> Con
         return conversations.get(store, cid)
     name = profile_name(profile)
     if name == profiles.DEFAULT and profiles.find(store, name) is None:
-        raise NotFound("Nothing is remembered yet; begin with: dmem chat")
+        raise NotFound("There are no conversations yet; start one with: dmem chat")
     found = conversations.latest(store, profiles.get(store, name))
     if found is None:
-        raise NotFound(f"Profile {name} has no conversation yet; begin one with: dmem chat --profile {name}")
+        raise NotFound(f"Profile {name} has no conversation yet; start one with: dmem chat --profile {name}")
     return found
 
 
@@ -134,7 +134,7 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError("This deletes, and there is no terminal to ask at; say --yes, or look first with --dry-run")
+        raise UsageError("This deletes, and there is no terminal to confirm it; add --yes, or try --dry-run first")
     from deltamem_cli.commands.interrupts import lines_gathered
 
     with lines_gathered():
@@ -143,9 +143,9 @@ def confirm(question: str, yes: bool) -> None:
 
 def refuse_existing(file: Path, force: bool) -> None:
     if os.path.isdir(file):
-        raise UsageError(f"{file} is a folder; give the name of a file in it")
+        raise UsageError(f"{file} is a folder; give a file name")
     if os.path.isfile(file) and not force:  # a pipe or a device is written into
-        raise UsageError(f"{file} exists already; replace it with --force or give another name")
+        raise UsageError(f"{file} already exists; replace it with --force or give another name")
 
 
 def check_picture(file: Path) -> None:
