@@ -114,8 +114,8 @@ class Native:
                 function = getattr(self.lib, f"llama_deltamem_{name}")
             except AttributeError:
                 raise DeltamemError(
-                    f"The library in {directory} lacks llama_deltamem_{name}, so it is stock llama.cpp or from "
-                    "another version: install deltamem-cli again."
+                    f"The library in {directory} lacks llama_deltamem_{name}, so it is plain llama.cpp or from "
+                    "another version: reinstall deltamem-cli."
                 ) from None
             function.restype, function.argtypes = result, arguments
         # the binding leaves this one out
@@ -125,7 +125,7 @@ class Native:
         if version != API_VERSION:
             raise DeltamemError(
                 f"The library in {directory} has interface version {version}, this program needs {API_VERSION}: "
-                "install deltamem-cli again."
+                "reinstall deltamem-cli."
             )
         self._log_callback = llama.llama_log_callback(self._on_log)  # kept: C holds no reference
         llama.llama_log_set(self._log_callback, ctypes.c_void_p(0))
@@ -146,7 +146,7 @@ class Native:
         if not ggml.ggml_backend_dev_by_type(_CPU):
             ggml.ggml_backend_load_all_from_path(str(lib).encode())
         if not ggml.ggml_backend_dev_by_type(_CPU):
-            raise DeltamemError(f"{lib} holds no CPU library that this processor can run: install deltamem-cli again.")
+            raise DeltamemError(f"{lib} has no CPU library for this processor: reinstall deltamem-cli.")
 
     def _tell_the_end(self) -> None:
         """What llama.cpp ends the process for, and what C++ throws and nobody catches, is told in a sentence."""
@@ -206,7 +206,7 @@ def native() -> Native:
         llama = importlib.import_module("llama_cpp.llama_cpp")
     except (OSError, RuntimeError, ImportError) as error:
         raise DeltamemError(
-            f"The native library in {directory} can't be loaded ({error}): install deltamem-cli again."
+            f"The native library in {directory} can't be loaded ({error}): reinstall deltamem-cli."
         ) from error
     finally:
         sys.path.remove(str(directory))
@@ -216,6 +216,6 @@ def native() -> Native:
             os.environ["LLAMA_CPP_LIB_PATH"] = previous
     if Path(str(llama.__file__)).parent.parent != directory:
         raise DeltamemError(
-            f"llama_cpp was already imported from {Path(str(llama.__file__)).parent}: start a process in which deltamem_cli comes first."
+            f"llama_cpp was already imported from {Path(str(llama.__file__)).parent}: start a process that imports deltamem_cli first."
         )
     return Native(directory, llama)

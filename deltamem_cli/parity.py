@@ -75,7 +75,7 @@ def replay(case: Path, *, micro_batch: int, batch: int = 512, compute: str = "au
     for part in ("model.gguf", "adapter", "vectors.npz"):
         if not (case / part).exists():
             raise ParityError(
-                f"{case} is not a parity case, it has no {part}: name a folder with model.gguf, adapter and vectors.npz."
+                f"{case} is not a parity case, as it has no {part}: give a folder with model.gguf, adapter and vectors.npz."
             )
     options = EngineOptions(
         ctx_size=512,

@@ -22,14 +22,14 @@ def expanded(path: str | Path) -> Path:
     """
     path = Path(path)
     if "\0" in str(path):
-        raise DeltamemError(f"{str(path)!r} can't name a file: take the zero byte out of it.")
+        raise DeltamemError(f"{str(path)!r} can't be a file name: remove the null byte.")
     try:
         return path.expanduser()
     except RuntimeError:
         if len(path.parts) == 1 and path.parts[0] != "~":
             return path
         raise DeltamemError(
-            f"{path} lies in the home folder of {path.parts[0]}, which is not known here: give the whole path, or write "
+            f"{path} is in the home folder of {path.parts[0]}, which is unknown here: give the full path, or write "
             f"./{path} for a folder of that name."
         ) from None
 
@@ -47,7 +47,7 @@ def _platform_path(what: Literal["data", "config", "cache"]) -> Path:
     with contextlib.suppress(RuntimeError):  # so says a newer platformdirs; an older one gives ~/… back
         path = getattr(platformdirs, f"user_{what}_path")(APP_NAME, appauthor=False)
     if path is None or not path.is_absolute():
-        raise DeltamemError("You have no home folder here: set HOME, or DMEM_HOME to a folder for all that dmem keeps.")
+        raise DeltamemError("You have no home folder here: set HOME, or set DMEM_HOME to a folder for dmem's files.")
     return path
 
 

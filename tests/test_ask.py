@@ -122,7 +122,7 @@ def test_json_says_what_there_is_to_say(ask: Ask) -> None:
         (["-m", "none.gguf", "Hello."], 1, "none.gguf"),
         (["--think", "Hello."], 1, "can't switch thinking"),
         (["--template", "none.jinja", "Hello."], 1, "none.jinja can't be read"),
-        (["-p", "!", "Hello."], 1, "cannot name a profile"),
+        (["-p", "!", "Hello."], 1, "can't be a profile's name"),
     ],
 )
 def test_what_can_not_be_asked_is_refused_in_one_sentence(ask: Ask, wrong: list[str], code: int, words: str) -> None:

@@ -41,7 +41,7 @@ def test_with_the_starter_what_was_said_survives_a_kill_and_goes_when_told_to(st
         chat.line("/memory")
         chat.expect(r"L29 ")
         chat.line("/undo")
-        chat.expect("Took back 1 turn; the memory is what it was before")
+        chat.expect("Undid 1 turn; the memory is as it was before")
         chat.line("/forget 1")
         chat.expect(r"for good\? \[y/N\]: $")
         chat.send("y\r")
@@ -67,7 +67,7 @@ def test_undo_forget_and_reset_do_what_they_say(tiny: Dmem) -> None:
         chat.send("y\r")
         chat.expect(r"(?s)forgot 1 turn \(2\).*norm of the memory: .* before, .* after")
         chat.line("/undo")
-        chat.expect("Took back 1 turn")
+        chat.expect("Undid 1 turn")
         chat.line("/memory history")
         chat.expect(r"1  .*norm .*One\.")
         chat.line("/memory reset")
@@ -159,7 +159,7 @@ def test_ctrl_c_stops_the_reply_and_the_next_turn_works(starter: Dmem) -> None:
         chat.expect(r"\(stopped\)")
         chat.expect(PROMPT)
         chat.send("\x03")
-        chat.expect("Ctrl-D or /exit leaves")
+        chat.expect("press Ctrl-D or type /exit")
         chat.line("/set max_tokens 5")
         chat.line("Short.")
         chat.line("/stats")
@@ -198,10 +198,10 @@ def test_a_temporary_chat_leaves_no_trace_on_disk(tiny: Dmem, tmp_path: Path) ->
 def test_commands_that_are_none_and_wrong_arguments_are_one_sentence(tiny: Dmem, tmp_path: Path) -> None:
     with tiny.terminal() as chat:
         for line, answer in {
-            "/mem history": "No turn is stored yet",
+            "/mem history": "No turns are stored yet",
             "/hlep": "There is no command /hlep: did you mean /help",
-            "/undo": "Cannot undo 1 of 0",
-            "/undo x": "x is no number",
+            "/undo": "Can't undo 1 of 0",
+            "/undo x": "x is not a number",
             "/forget x": "x is not a turn",
             "/forget 9": "has no turn 9",
             "/regen": "There is no question",
@@ -209,9 +209,9 @@ def test_commands_that_are_none_and_wrong_arguments_are_one_sentence(tiny: Dmem,
             "/set temperature hot": "takes a number",
             "/set heat 3": "There is no option heat",
             "/model nowhere.gguf": "does not exist",
-            "/clear all": "/clear takes nothing",
-            "/save": "takes the name of a file",
-            "/memory what": "knows history and reset",
+            "/clear all": "/clear takes no arguments",
+            "/save": "takes a file name",
+            "/memory what": "takes history or reset",
             "/help forget": "for good",
         }.items():
             chat.line(line)
@@ -234,7 +234,7 @@ def test_new_clear_system_and_model_inside_a_chat(tiny: Dmem, tiny_adapter: Any)
         chat.line("/clear")
         chat.expect("The memory stays")
         chat.line("/system You are terse.")
-        chat.expect("From the next turn on")
+        chat.expect("Applies from the next turn on")
         chat.line("Two.")
         chat.line(f"/model {model} {other}")
         chat.expect("this is a new conversation")

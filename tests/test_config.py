@@ -91,10 +91,10 @@ def test_reading_without_a_file_loads_no_parser_and_takes_under_a_millisecond(ho
 @pytest.mark.parametrize(
     "text, said",
     [
-        ('modle = "x"', "sets modle, which is no setting; did you mean model?"),
+        ('modle = "x"', "sets modle, which is not a setting; did you mean model?"),
         ("temperature = 1.0", "did you mean options.temperature?"),
-        ("[options]\ntop-q = 3", "sets options.top-q, which is no setting; did you mean options.top_p?"),
-        ("zzz = 1", "sets zzz, which is no setting; see: dmem config list"),
+        ("[options]\ntop-q = 3", "sets options.top-q, which is not a setting; did you mean options.top_p?"),
+        ("zzz = 1", "sets zzz, which is not a setting; see: dmem config list"),
         ('ctx_size = "big"', "sets ctx_size to 'big'; it must be a whole number, 0 or more."),
         ("ctx_size = 1.5", "sets ctx_size to 1.5; it must be a whole number"),
         ("threads = true", "sets threads to true; it must be a whole number, 1 to 512."),
@@ -257,9 +257,9 @@ def test_a_writer_that_does_not_end_is_named_after_a_while(written: Path, monkey
         ("ctx_size = 0x" + "f" * 6000, "ctx_size to a number that is too large; it must be"),
         ("options.temperature = 0x" + "f" * 400, "it must be a number"),
         ("options = 0x" + "f" * 6000, "must be a table"),
-        ("a = " + "[" * 2000 + "]" * 2000, "nests its values too deep"),
+        ("a = " + "[" * 2000 + "]" * 2000, "nests its values too deeply"),
         ('database = "~nouser/x.db"', "~nouser"),
-        ('template = "a\\u0000b"', "zero byte"),
+        ('template = "a\\u0000b"', "null byte"),
     ],
     ids=["digits", "hex", "float", "table", "nested", "nobody", "zero"],
 )
@@ -273,7 +273,7 @@ def test_values_that_python_itself_refuses_are_one_short_sentence(written: Path,
 
 def test_a_pipe_in_the_files_place_is_not_waited_for(written: Path) -> None:
     os.mkfifo(written)
-    with pytest.raises(ConfigError, match="it is no file"):
+    with pytest.raises(ConfigError, match="it is not a file"):
         config.checked()
 
 

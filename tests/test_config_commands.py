@@ -72,7 +72,7 @@ def test_get_prints_the_value_alone_and_nothing_when_there_is_none(run: Run) -> 
     run("set", "system", "Be brief.\nBe kind.")
     assert run("get", "system") == (0, "Be brief.\nBe kind.\n", "")
     assert run("get", "markdown") == (0, "true\n", "")
-    assert run("get", "threads") == (0, "", "(one per free core)\n")
+    assert run("get", "threads") == (0, "", "(one per idle core)\n")
     code, out, _ = run("get", "threads", "--json")
     assert code == 0 and json.loads(out) == {"key": "threads", "value": None, "source": "default"}
 
@@ -85,7 +85,7 @@ def test_set_says_what_holds_now_even_when_the_environment_wins(run: Run, monkey
 
 def test_unset_falls_back_and_may_be_repeated(run: Run) -> None:
     run("set", "threads", "2")
-    assert run("unset", "threads") == (0, "", "threads is (one per free core)\n")
+    assert run("unset", "threads") == (0, "", "threads is (one per idle core)\n")
     code, _, err = run("unset", "threads")
     assert code == 0 and "was not set" in err
 
@@ -161,7 +161,7 @@ def test_edit_does_not_undo_what_another_wrote_meanwhile(run: Run, home: Path, e
     config.set_value("threads", "1")
     editor(f"open({str(home / 'config.toml')!r}, 'w').write('threads = 9\\n'); text = 'threads = 2\\n'")
     code, _, err = run("edit")
-    assert code == 1 and "was changed by someone else" in err
+    assert code == 1 and "was changed by another program" in err
     assert (home / "config.toml").read_text() == "threads = 9\n"
     assert (home / "config.edit.toml").read_text() == "threads = 2\n"
 

@@ -89,7 +89,7 @@ def test_on_a_new_machine_it_makes_nothing(
     monkeypatch.setenv("DMEM_HOME", str(tmp_path / "new"))
     model = tiny_model("qwen3")
     found = doctor("--model", str(model), "--adapter", str(tiny_adapter(model)))
-    assert not broken(found) and "made with the first chat" in found["database"]["found"]
+    assert not broken(found) and "created by the first chat" in found["database"]["found"]
     assert not (tmp_path / "new").exists()
 
 
@@ -195,7 +195,7 @@ def test_a_folder_that_others_may_list_is_a_warning(home: Path, doctor: Doctor) 
     assert doctor()["permissions"] == {
         "check": "permissions",
         "verdict": "warning",
-        "found": f"others may look into {home}",
+        "found": f"others can read {home}",
         "advice": f"chmod 700 {home}",
     }
 
@@ -331,7 +331,7 @@ def test_an_adapter_of_another_model_is_broken(
 
 @pytest.mark.parametrize(
     "byte, said",
-    [(0xFF, "finite"), (0x7F, "what it computes is not finite"), (0, "writes nothing")],
+    [(0xFF, "finite"), (0x7F, "its results are not finite"), (0, "writes nothing")],
     ids=["no numbers", "too large", "zeros"],
 )
 def test_an_adapter_that_cannot_work_is_broken(
@@ -395,7 +395,7 @@ def test_more_threads_than_cores_and_layers_on_no_gpu_are_warnings(
     monkeypatch.setenv("DMEM_THREADS", "2")
     found = doctor()
     assert found["hardware"]["verdict"] == "warning" and "2 of 1 cores (" in found["hardware"]["found"]
-    if "CPUs alone" in found["hardware"]["found"]:
+    if "uses CPUs only" in found["hardware"]["found"]:
         monkeypatch.setenv("DMEM_GPU_LAYERS", "3")
         assert "gpu_layers" in doctor()["hardware"]["advice"]
 

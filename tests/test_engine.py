@@ -69,7 +69,7 @@ def test_a_context_of_few_tokens_is_fed_in_pieces_that_it_takes(model: Model, ad
 
 
 def test_a_context_as_large_as_a_model_that_does_not_say_is_refused(tiny_model: MakeModel) -> None:
-    with Model(tiny_model("qwen3", n_ctx=0)) as model, pytest.raises(EngineError, match="name a size with --ctx-size"):
+    with Model(tiny_model("qwen3", n_ctx=0)) as model, pytest.raises(EngineError, match="set one with --ctx-size"):
         Engine(model, None, options(ctx_size=0))
 
 
@@ -146,7 +146,7 @@ def test_reading_only_leaves_the_state(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"tokens": []}, "no token to feed"),
+        ({"tokens": []}, "no tokens to feed"),
         ({"tokens": [1, 288]}, "out of range: .*0 to 287"),
         ({"tokens": [-1]}, "out of range"),
         ({"tokens": [1, 2], "spans": [0]}, "2 tokens but 1 span ids"),
@@ -293,7 +293,7 @@ def test_options_without_sense_are_refused(settings: dict[str, object], words: s
 
 
 def test_a_context_that_cannot_be_made_is_refused_with_llama_cpps_reason(model: Model) -> None:
-    with pytest.raises(EngineError, match=r"No context of 256 tokens can be made \(.+\)"):
+    with pytest.raises(EngineError, match=r"A context of 256 tokens can't be created \(.+\)"):
         Engine(model, None, options(sequences=1000))
     with Engine(model, None, options()) as engine:
         engine.feed([1])

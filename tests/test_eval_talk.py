@@ -154,5 +154,5 @@ def test_answers_of_another_setting_are_refused(run: Run, tmp_path: Path) -> Non
     assert code == 1 and "another model, adapter or setting" in err
     kept.write_text("no answers\n", encoding="utf-8")
     code, _, err = run("--answers", str(kept))
-    assert code == 1 and "holds no answers" in err
+    assert code == 1 and "has no answers" in err
     assert kept.read_text(encoding="utf-8") == "no answers\n"

@@ -74,7 +74,7 @@ def test_remember_reads_what_is_piped_in(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdin", piped)
     assert json.loads(run("remember", "--json"))["turn"] == 1
     assert "nothing to remember" in run("remember", " ", code=2)
-    assert "two texts" in run("remember", "a", "-f", "b", code=2)
+    assert "can't be used together" in run("remember", "a", "-f", "b", code=2)
     assert "can't be read" in run("remember", "-f", "nowhere.txt", code=1)
 
 

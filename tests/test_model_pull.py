@@ -156,7 +156,7 @@ def test_ctrl_c_keeps_what_came_and_the_next_pull_goes_on_from_there(dmem: Progr
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on from there" in err.splitlines()[-1] and "Traceback" not in err
+    assert "run the same command to resume" in err.splitlines()[-1] and "Traceback" not in err
     assert [part.stat().st_size for part in dmem.parts()] == [PIECE]
     assert "long" not in dmem.models()
     result = dmem("model", "pull", "org/long", "--json")
@@ -227,7 +227,7 @@ def test_no_network_is_said_at_once(dmem: Program) -> None:
 
 def test_a_server_that_is_no_hub_is_named(dmem: Program) -> None:
     sentence = dmem.refused("model", "pull", "org/tiny-GGUF", HF_ENDPOINT=f"{dmem.hub.url}/page")
-    assert "does not answer as a hub does" in sentence and "HF_ENDPOINT" in sentence
+    assert "does not answer like a hub" in sentence and "HF_ENDPOINT" in sentence
 
 
 def outside(dmem: Program) -> list[Path]:
@@ -253,7 +253,7 @@ def test_what_a_server_calls_digest_commit_size_or_name_makes_no_path(dmem: Prog
         digest = target if of == "digest" else "../../../../evil"
         file.listed = {"lfs": {"sha256": digest, "size": len(MODEL), "pointerSize": 1}}
     sentence = dmem.refused("model", "pull", "org/tiny-GGUF")
-    assert "does not answer as a hub does" in sentence and "HF_ENDPOINT" in sentence
+    assert "does not answer like a hub" in sentence and "HF_ENDPOINT" in sentence
     assert not outside(dmem) and not dmem.parts()
 
 
@@ -270,12 +270,12 @@ def test_what_a_server_says_beside_the_content_makes_no_path(dmem: Program) -> N
     ("variable", "value", "reason"),
     [
         ("ALL_PROXY", "socks5://127.0.0.1:1", "SOCKS proxy"),
-        ("HTTPS_PROXY", "http://[::1", "no address of a proxy"),
-        ("ALL_PROXY", "ftp://127.0.0.1:1", "no address of a proxy"),
+        ("HTTPS_PROXY", "http://[::1", "not a proxy's address"),
+        ("ALL_PROXY", "ftp://127.0.0.1:1", "not a proxy's address"),
         ("SSL_CERT_FILE", "/nowhere", "is no file"),
-        ("SSL_CERT_FILE", __file__, "no certificate can be read"),
+        ("SSL_CERT_FILE", __file__, "no readable certificate"),
         ("HF_TOKEN", "hf_\u00e9", "put a valid token"),
-        ("HF_ENDPOINT", "http://[bad", "no address of a hub"),
+        ("HF_ENDPOINT", "http://[bad", "not a hub's address"),
         ("HTTP_PROXY", "user:secret@127.0.0.1:1", "through the proxy 127.0.0.1:1"),
     ],
 )
@@ -361,7 +361,7 @@ def test_the_adapter_of_an_imported_model_can_be_pulled(dmem: Program, tmp_path:
     assert read_adapter(adapter).provenance.license == "CC-BY-4.0"
     assert "comes with the package" in dmem.refused("model", "pull", "starter")
     dmem("model", "import", str(CASE / "model.gguf"), "--name", "other")
-    assert "no adapter that could be pulled" in dmem.refused("model", "pull", "other")
+    assert "no adapter for it is known" in dmem.refused("model", "pull", "other")
 
 
 def _text(value: bytes) -> bytes:

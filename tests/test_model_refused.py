@@ -11,10 +11,10 @@ import pytest
 from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "encoder-decoder": (odd_models.encoder_and_decoder, "read all of a text before"),
+    "encoder-decoder": (odd_models.encoder_and_decoder, "read a whole text before"),
     "diffusion": (lambda path: odd_models.llama(path, "llada", attention__causal=False), "write a whole text at once"),
-    "embeddings": (lambda path: odd_models.llama(path, attention__causal=False), "reads texts in both directions"),
-    "no vocabulary": (lambda path: odd_models.llama(path, vocabulary=odd_models.no_vocabulary), "holds no vocabulary"),
+    "embeddings": (lambda path: odd_models.llama(path, attention__causal=False), "reads text in both directions"),
+    "no vocabulary": (lambda path: odd_models.llama(path, vocabulary=odd_models.no_vocabulary), "has no vocabulary"),
 }
 
 
@@ -30,7 +30,7 @@ def test_a_model_that_keeps_nothing_of_what_it_has_read_gets_no_context(
 ) -> None:
     with Model(odd_models.llama(tmp_path / "odd.gguf")) as model:
         monkeypatch.setattr(model.native.llama, "llama_get_memory", lambda context: None)
-        with pytest.raises(EngineError, match="keep nothing of what they have read"):
+        with pytest.raises(EngineError, match="keep no memory of what they read"):
             Engine(model, None, EngineOptions(ctx_size=256, threads=1))
 
 

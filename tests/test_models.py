@@ -68,8 +68,8 @@ def test_the_file_that_is_meant_is_chosen(names: list[str], wanted: str | None, 
 @pytest.mark.parametrize(
     "names, wanted, part",
     [
-        (["README.md"], None, "holds no GGUF model"),
-        (["m-Q8_0.gguf", "m-Q6_K.gguf"], None, "2 models and none of them is Q4_K_M: choose one of m-Q6_K, m-Q8_0"),
+        (["README.md"], None, "has no GGUF model"),
+        (["m-Q8_0.gguf", "m-Q6_K.gguf"], None, "2 models, none of them Q4_K_M: choose one of m-Q6_K, m-Q8_0"),
         (QUANTS, "Q2_K", "has no Q2_K"),
         (["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "Q4_K_M", "2 models that are Q4_K_M"),
         (QUANTS, "4_K_M", "has no 4_K_M"),
@@ -155,17 +155,17 @@ def test_what_was_pulled_is_not_the_model_once_the_configuration_names_another_r
 
 def test_a_wrong_key_in_the_configuration_is_named(home: Path) -> None:
     config.set_entry("models", "own", {"url": "x"})
-    with pytest.raises(ModelError, match=r"models\.own\.url; known are repo, file, adapter, path"):
+    with pytest.raises(ModelError, match=r"models\.own\.url; it can have repo, file, adapter, path"):
         models.catalogue()
 
 
 def test_a_name_is_taken_once(tiny_model: MakeModel) -> None:
     register(tiny_model("llama"), "mine")
     register(tiny_model("llama"), "mine")
-    with pytest.raises(ModelError, match="There is a model mine already"):
+    with pytest.raises(ModelError, match="There is already a model mine"):
         register(tiny_model("qwen3"), "mine")
     for name in ("starter", "qwen3-4b"):
-        with pytest.raises(ModelError, match=f"There is a model {name} already"):
+        with pytest.raises(ModelError, match=f"There is already a model {name}"):
             register(tiny_model("qwen3"), name)
     for name in ("a/b", "", "x.gguf", "../x"):
         with pytest.raises(ModelError, match="can't be a model's name"):

@@ -113,7 +113,7 @@ def test_decode_steps_run_in_the_order_of_their_numbers(case: Path) -> None:
 def test_a_folder_without_a_part_of_a_case_is_named(case: Path, part: str) -> None:
     target = case / part
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    with pytest.raises(DeltamemError, match=f"is not a parity case, it has no {part}"):
+    with pytest.raises(DeltamemError, match=f"is not a parity case, as it has no {part}"):
         parity.replay(case, micro_batch=512)
 
 

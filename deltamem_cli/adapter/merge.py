@@ -31,7 +31,7 @@ def merge(files: Sequence[Path], output: Path) -> Adapter:
         if (other.config, other.provenance.base_model) != (first.config, first.provenance.base_model):
             raise AdapterError(
                 f"{file} has other settings or another base model than {files[0]}; "
-                "merge adapters of which one went on from the other"
+                "merge adapters where one was trained from the other"
             )
     tensors = {}
     for name, weight in first.tensors.items():

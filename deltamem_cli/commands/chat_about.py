@@ -30,17 +30,17 @@ def greeting(talk: Talk) -> list[str]:
     if loaded.why_no_memory:
         lines.append(loaded.why_no_memory if not request.memory else f"Memory is off: {loaded.why_no_memory}")
     elif request.read_only:
-        lines.append("Read-only: the memory is read and stays as it is; nothing is saved.")
+        lines.append("Read-only: the memory is read but not changed, and nothing is saved.")
     if loaded.why_no_gpu:
         lines.append(loaded.why_no_gpu)
     if session.prompt.why_no_system:
         lines.append(printable(session.prompt.why_no_system))
     if request.temporary:
-        lines.append("Temporary: nothing is written to disk, and what is said here ends with this chat.")
+        lines.append("Temporary: nothing is written to disk, and this conversation ends with the chat.")
     elif not request.log and not request.read_only:
-        lines.append("No log: the memory is saved, the texts are not.")
+        lines.append("No log: the memory is saved, but not the text.")
     lines.append(_continued(talk))
-    lines.append("/help shows what you can do, Ctrl-D leaves.")
+    lines.append("/help lists the commands, Ctrl-D exits.")
     return lines
 
 
@@ -67,7 +67,7 @@ def show(talk: Talk, _argument: str) -> None:
         "adapter": adapter,
         "profile": session.profile.name,
         "conversation": f"{session.conversation.id}, {count(session.n_turns, 'turn')}",
-        "database": str(talk.store.path) if talk.store.path else "none, this chat is temporary",
+        "database": str(talk.store.path) if talk.store.path else "none (temporary chat)",
         "system": printable(session.prompt.system) if session.prompt.system else "none",
         "template": str(session.prompt.used.name),
         "thinking": ", ".join(f"{name} {value}" for name, value in chat_set.thinking(talk).items()),
@@ -100,8 +100,8 @@ def context(talk: Talk, _argument: str) -> None:
     older = talk.session.n_turns - len(window.turns)
     if older > 0:
         note(
-            "Older turns are not seen"
-            + (", the memory keeps what they wrote." if talk.session.engine.has_memory else ".")
+            "The model no longer sees older turns"
+            + ("; the memory keeps what they wrote." if talk.session.engine.has_memory else ".")
         )
 
 
@@ -137,7 +137,7 @@ def memory(talk: Talk, argument: str) -> None:
         _reset(talk)
         return
     if argument:
-        raise UsageError(f"/memory knows history and reset, not {argument}: see /help memory")
+        raise UsageError(f"/memory takes history or reset, not {argument}: see /help memory")
     from deltamem_cli.commands import memory_render
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states
@@ -162,10 +162,10 @@ def _history(talk: Talk) -> None:
     steps = {step.turn: step for step in metrics.course(states.every(talk.store, conversation))}
     every = turns.all_of(talk.store, conversation)
     if not every:
-        note("No turn is stored yet.")
+        note("No turns are stored yet.")
     for turn in every:
         step = steps.get(turn.number)
-        numbers = f"norm {step.norm:<8.4g} changed {step.change:<8.4g}" if step else f"{'memory as before':<29}"
+        numbers = f"norm {step.norm:<8.4g} changed {step.change:<8.4g}" if step else f"{'memory unchanged':<29}"
         note(f"{turn.number:>5}  {moment(turn.created)}  {numbers}  {printable(opening_words(turn))[:40]}")
 
 
@@ -175,7 +175,7 @@ def _reset(talk: Talk) -> None:
     talk.check_writes()
     confirm("Clear this conversation's memory for good? The transcript stays.", False)
     talk.reset_memory()
-    note("The memory is empty, and so is what the model sees.")
+    note("The memory and the model's context are empty now.")
     wipe(talk.store, tell)
 
 

@@ -26,18 +26,18 @@ def clear(talk: Talk, _argument: str) -> None:
     with stopping(talk.session.stop):
         talk.session.clear()
     kept = " The memory stays." if talk.session.engine.has_memory else ""
-    note(f"The model sees nothing of what was said before.{kept}")
+    note(f"The model no longer sees anything said so far.{kept}")
 
 
 def new(talk: Talk, _argument: str) -> None:
     old = talk.session
     talk.begin_new()
     kept = (
-        f" The old one: dmem chat --cid {old.conversation.id[-8:]}"
+        f" To return to the old one: dmem chat --cid {old.conversation.id[-8:]}"
         if old.n_turns and not talk.request.temporary
         else ""
     )
-    note(f"A new conversation.{kept}")
+    note(f"Started a new conversation.{kept}")
 
 
 def ask(talk: Talk, text: str) -> None:
@@ -61,8 +61,8 @@ def undo(talk: Talk, argument: str) -> None:
     with stopping(talk.session.stop), progress_bar("reading") as progress:
         gone = talk.session.undo(number, progress=progress)
     wipe_typed(talk.store, tell)  # the bytes go when the chat ends
-    back = "; the memory is what it was before" if talk.session.engine.has_memory else ""
-    note(f"Took back {count(len(gone), 'turn')}{back}.")
+    back = "; the memory is as it was before" if talk.session.engine.has_memory else ""
+    note(f"Undid {count(len(gone), 'turn')}{back}.")
 
 
 def edit(talk: Talk, argument: str) -> None:
@@ -79,8 +79,8 @@ def from_editor(talk: Talk, text: str) -> str:
 
     if talk.request.temporary:
         raise DeltamemError(
-            "This chat is temporary and writes nothing to disk, but an editor needs a file: write between two lines of "
-            '""" instead.'
+            "This chat is temporary and writes nothing to disk, but an editor needs a file: write your message between "
+            'two lines of """ instead.'
         )
     try:
         with lines_gathered():
@@ -88,7 +88,7 @@ def from_editor(talk: Talk, text: str) -> str:
             written = click.edit(text.encode(), require_save=False, extension=".md") or b""
             return decoded(written).replace("\r\n", "\n")
     except click.ClickException as error:
-        raise DeltamemError(f"The editor did not work ({error.message}): set EDITOR to one that does.") from None
+        raise DeltamemError(f"The editor failed ({error.message}): set EDITOR to one that works.") from None
 
 
 def model(talk: Talk, argument: str) -> None:
@@ -99,13 +99,13 @@ def model(talk: Talk, argument: str) -> None:
     file, rest = _word(argument)
     with_adapter, more = _word(rest)
     if more:
-        raise UsageError("/model takes a model and an adapter: quote names with spaces.")
+        raise UsageError("/model takes a model and an adapter: put quotes around names with spaces.")
     same = talk.switch_model(file, with_adapter or None)
-    note(f"Now with {printable(talk.loaded.model.name)}.")
+    note(f"Now using {printable(talk.loaded.model.name)}.")
     if talk.loaded.why_no_memory:
         note(f"Memory is off: {talk.loaded.why_no_memory}")
     if not same:
-        note("The memory was written by another model or adapter, so this is a new conversation; the old one is kept.")
+        note("Another model or adapter wrote the memory, so this is a new conversation; the old one is kept.")
 
 
 def system(talk: Talk, argument: str) -> None:
@@ -113,14 +113,14 @@ def system(talk: Talk, argument: str) -> None:
         note(printable(talk.session.prompt.system or "There is no system prompt."))
         return
     talk.set_system("" if argument in ('""', "''") else argument)
-    note("From the next turn on." if talk.session.prompt.system else "There is no system prompt any more.")
+    note("Applies from the next turn on." if talk.session.prompt.system else "The system prompt is removed.")
     if talk.session.prompt.why_no_system:
         note(printable(talk.session.prompt.why_no_system))
 
 
 def remember(talk: Talk, argument: str) -> None:
     if not argument:
-        raise UsageError("/remember takes the text that is to be remembered.")
+        raise UsageError("/remember takes the text to remember.")
     talk.check_writes()
     chat_turn.remember(talk.session, argument)
     stats = talk.session.stats
@@ -133,9 +133,9 @@ def forget(talk: Talk, argument: str) -> None:
     from deltamem_cli.session.forgetting import plan
 
     if not argument:
-        raise UsageError("/forget takes the numbers of turns, which /memory history shows.")
+        raise UsageError("/forget takes turn numbers: see /memory history")
     if talk.request.read_only:
-        raise DeltamemError("This chat is read-only, so nothing can be forgotten in it: open it without --read-only.")
+        raise DeltamemError("This chat is read-only, so it can't forget anything: open it without --read-only.")
     numbers = parse_turns(argument.split())
     planned = plan(talk.store, talk.session.conversation.id, numbers)
     name_turns(planned.turns)
@@ -148,7 +148,7 @@ def forget(talk: Talk, argument: str) -> None:
 
 def read(talk: Talk, argument: str) -> None:
     if not argument:
-        raise UsageError("/read takes the name of a file.")
+        raise UsageError("/read takes a file name.")
     name, question = _word(argument)
     file = paths.expanded(name)
     message = f"{file.name}:\n\n{file_text(file)}"
@@ -156,7 +156,7 @@ def read(talk: Talk, argument: str) -> None:
         ask(talk, f"{message}\n\n{question}")
         return
     chat_turn.remember(talk.session, message)
-    note(f"Read {file.name}, {count(talk.session.stats.prompt_tokens, 'token')}; ask about it.")
+    note(f"Read {file.name}, {count(talk.session.stats.prompt_tokens, 'token')}; now ask about it.")
     _warn_once(talk)
 
 
@@ -164,13 +164,13 @@ def file_text(file: Path) -> str:
     """What a file says. Raises DeltamemError when it can't be read or is no text."""
     try:
         if file.stat().st_size > _LARGEST_FILE:
-            raise DeltamemError(f"{file} is larger than {_LARGEST_FILE >> 20} MB: take a part of it.")
+            raise DeltamemError(f"{file} is larger than {_LARGEST_FILE >> 20} MB: use a part of it.")
         data = file.read_bytes()
     except OSError as error:
         raise DeltamemError(f"{file} can't be read ({error.strerror or error}): check the path.") from None
     text = decoded(data)
     if "\0" in text:
-        raise DeltamemError(f"{file} is no text file: convert it to plain text first.")
+        raise DeltamemError(f"{file} is not a text file: convert it to plain text first.")
     if not text.strip():
         raise DeltamemError(f"{file} is empty, so there is nothing to read: check the path.")
     return text
@@ -181,12 +181,12 @@ def save(talk: Talk, argument: str) -> None:
 
     name, rest = _word(argument)
     if not name or rest:
-        raise UsageError("/save takes the name of a file: quote it if it has spaces.")
+        raise UsageError("/save takes a file name: put quotes around it if it has spaces.")
     file = paths.expanded(name)
     if os.path.isfile(file):
         confirm(f"{file} exists. Replace it?", False)
     if not turns.last_number(talk.store, talk.session.conversation.id):
-        raise DeltamemError("Nothing of this conversation is stored, so there is nothing to save: say something first.")
+        raise DeltamemError("This conversation has no stored turns, so there is nothing to save: say something first.")
     conversation = conversations.get(talk.store, talk.session.conversation.id)
     every = turns.all_of(talk.store, conversation.id)
     write_file(file, transcript.markdown(conversation, every).encode("utf-8"))
@@ -195,7 +195,7 @@ def save(talk: Talk, argument: str) -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"How many turns? {text} is no number above 0.")
+        raise UsageError(f"{text} is not a number of turns: give a whole number above 0.")
     return int(text)
 
 

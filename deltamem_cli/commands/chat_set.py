@@ -22,7 +22,7 @@ def set_option(talk: Talk, argument: str) -> None:
         name, _, value = argument.replace("=", " ", 1).partition(" ")
         name, value = name.replace("-", "_"), value.strip()
         if not value:
-            raise UsageError("/set takes an option and its value, such as: /set temperature 0.7")
+            raise UsageError("/set takes an option and a value, such as: /set temperature 0.7")
         if name in THINKING:
             talk.set_thinking(name, _switch(name, value))
         elif name == "write":
@@ -55,7 +55,7 @@ def _values(talk: Talk) -> dict[str, object]:
     from deltamem_cli.engine.sampling import RANDOM_SEED
 
     settings = talk.session.settings
-    values = {**asdict(settings.sampling), "max_tokens": settings.max_tokens or "as many as fit the context"}
+    values = {**asdict(settings.sampling), "max_tokens": settings.max_tokens or "as many as fit in the context"}
     values["loop_guard"] = settings.loop_guard or "off"
     if values["seed"] == RANDOM_SEED:
         values["seed"] = "random"

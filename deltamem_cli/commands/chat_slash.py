@@ -38,10 +38,10 @@ def _help(_talk: Talk, argument: str) -> None:
     for name, command in COMMANDS.items():
         note(f"{f'{name} {command.usage}':<{width}}  {command.text.splitlines()[0]}")
     note(
-        '\n"""             begins and ends a message of many lines; Esc Enter or Ctrl-J adds a line\n'
+        '\n"""             starts and ends a message of several lines; Esc Enter or Ctrl-J adds a line\n'
         "Ctrl-X Ctrl-E   opens the message in $EDITOR\n"
         "Ctrl-C          stops the reply and keeps what was shown\n"
-        "Ctrl-D          leaves, as /exit, exit and quit do"
+        "Ctrl-D          exits, like /exit, exit and quit"
     )
 
 
@@ -50,58 +50,58 @@ def _exit(_talk: Talk, _argument: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "/help": Command(_help, "[COMMAND]", "Show the commands, or one of them."),
-    "/exit": Command(_exit, "", "Leave. What was said is saved already."),
+    "/help": Command(_help, "[COMMAND]", "List the commands, or explain one."),
+    "/exit": Command(_exit, "", "Exit. The conversation is already saved."),
     "/clear": Command(
         chat_do.clear,
         "",
-        "Empty what the model sees. The memory stays.\nWhat takes from it is /undo, /forget and /memory reset.",
+        "Clear what the model sees. The memory stays.\nTo remove something from it: /undo, /forget, /memory reset.",
     ),
-    "/new": Command(chat_do.new, "", "Begin a new conversation with an empty memory.\nThe old one is kept."),
+    "/new": Command(chat_do.new, "", "Start a new conversation with an empty memory.\nThe old one is kept."),
     "/regen": Command(
-        chat_do.regenerate, "", "Make the last reply again.\nThe memory goes back to before the question first."
+        chat_do.regenerate, "", "Regenerate the last reply.\nThe memory first goes back to before the question."
     ),
     "/undo": Command(
-        chat_do.undo, "[N]", "Take back the last turn, or the last N.\nThe memory is then exactly what it was before."
+        chat_do.undo, "[N]", "Undo the last turn, or the last N.\nThe memory is then exactly what it was before."
     ),
     "/edit": Command(chat_do.edit, "[TEXT]", "Write a message in $EDITOR.\nIt is sent when the editor closes."),
     "/model": Command(
         chat_do.model,
         "[MODEL [ADAPTER]]",
-        "Show the model, or go on with another.\nA memory belongs to its model and adapter: with others a new "
-        "conversation begins.",
+        "Show the model, or switch to another.\nA memory belongs to its model and adapter: others start a "
+        "new conversation.",
     ),
     "/system": Command(
-        chat_do.system, '[TEXT|""]', 'Show the system prompt, or change it from the next turn on.\n"" takes it away.'
+        chat_do.system, '[TEXT|""]', 'Show the system prompt, or change it from the next turn on.\n"" removes it.'
     ),
     "/set": Command(
         chat_set.set_option,
         "[KEY VALUE]",
-        "Show the sampling options and those of thinking, or change one.\nFor this chat; for always: dmem profile set "
-        "NAME -o KEY VALUE, dmem config set KEY VALUE. think on, off or auto: for models that can do both. "
-        "show_thinking, remember_thinking: on or off. write all or user: what goes into the memory.",
+        "Show the sampling and thinking options, or change one.\nFor this chat only; to keep it: dmem profile set NAME "
+        "-o KEY VALUE or dmem config set KEY VALUE. think: on, off or auto, for models that support both. "
+        "show_thinking, remember_thinking: on or off. write: all or user, what goes into the memory.",
     ),
     "/show": Command(chat_about.show, "", "Show model, adapter, profile and conversation."),
     "/context": Command(chat_about.context, "", "Show what the model sees and how full its context is."),
-    "/stats": Command(chat_about.stats, "", "Show speed, context and what was written into the memory."),
+    "/stats": Command(chat_about.stats, "", "Show speed, context and what was written to the memory."),
     "/memory": Command(
         chat_about.memory,
         "[history|reset]",
-        "Show the memory.\nhistory: what each turn did to it. reset: clear it for good; the transcript stays.",
+        "Show the memory.\nhistory: what each turn changed. reset: clear it for good; the transcript stays.",
     ),
-    "/remember": Command(chat_do.remember, "TEXT", "Write TEXT into the memory; nobody answers."),
+    "/remember": Command(chat_do.remember, "TEXT", "Write TEXT into the memory, without a reply."),
     "/forget": Command(
         chat_do.forget,
         "TURN...",
-        "Take turns out of transcript and memory, for good.\nNumbers and ranges, such as: /forget 2 5-7. The later "
-        "turns are replayed without them. The numbers: /memory history",
+        "Remove turns from transcript and memory for good.\nGive numbers and ranges, such as /forget 2 5-7. Later "
+        "turns are replayed without them. For the numbers: /memory history",
     ),
     "/read": Command(
         chat_do.read,
         "FILE [QUESTION]",
-        'Put a file into the conversation, and ask about it.\nQuote a name with spaces: /read "my notes.txt" Who wrote it?',
+        'Add a file to the conversation, and ask about it.\nQuote a name with spaces: /read "my notes.txt" Who wrote it?',
     ),
-    "/save": Command(chat_do.save, "FILE", "Write the transcript as Markdown."),
+    "/save": Command(chat_do.save, "FILE", "Save the transcript as Markdown."),
 }
 ALIASES = {"/?": "/help", "/bye": "/exit", "/quit": "/exit", "/regenerate": "/regen"}
 BARE = {"exit": "/exit", "quit": "/exit"}
@@ -137,5 +137,5 @@ def run(talk: Talk, name: str, argument: str) -> None:
     """Raises Leave, DeltamemError and engine.Cancelled."""
     command = COMMANDS[name]
     if argument and not command.usage:
-        raise UsageError(f"{name} takes nothing behind it, so it was not done: say only {name}.")
+        raise UsageError(f"{name} takes no arguments, so nothing was done: type only {name}.")
     command.run(talk, argument)

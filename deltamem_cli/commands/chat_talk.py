@@ -148,7 +148,7 @@ class Talk:
     def check_writes(self) -> None:
         """Raises DeltamemError unless this chat writes into a memory."""
         if self.request.read_only:
-            raise DeltamemError("This chat is read-only, so its memory stays as it is: open it without --read-only.")
+            raise DeltamemError("This chat is read-only, so its memory can't change: open it without --read-only.")
         if not self.session.writes:
             raise DeltamemError(self.loaded.why_no_memory or "Memory is off.")
 

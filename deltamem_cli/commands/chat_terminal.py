@@ -52,7 +52,7 @@ def _ask_and_answer(talk: Talk) -> None:
         try:
             text = whole(prompt.prompt(">>> ")).removeprefix("\ufeff")  # an editor's mark
         except KeyboardInterrupt:
-            note("Ctrl-D or /exit leaves; Ctrl-C stops a reply.")
+            note("To exit, press Ctrl-D or type /exit; Ctrl-C stops a reply.")
             continue
         except EOFError:
             break
@@ -63,7 +63,7 @@ def _ask_and_answer(talk: Talk) -> None:
         except chat_slash.Leave:
             break
         except Cancelled:
-            note("Stopped before it had an effect; everything is as it was.")
+            note("Stopped; nothing has changed.")
             talk.start()
         except (KeyboardInterrupt, typer.Abort):
             note("Nothing was changed.")
@@ -118,7 +118,7 @@ def _farewell(talk: Talk) -> None:
     if request.temporary or request.read_only or not session.n_turns:
         return
     profile = "" if session.profile.name == "default" else f" -p {session.profile.name}"
-    note(f"{count(session.n_turns, 'turn')} kept. Go on with: dmem chat{profile}")
+    note(f"{count(session.n_turns, 'turn')} saved. To continue: dmem chat{profile}")
 
 
 def _prompt(talk: Talk, typed: _Typed) -> PromptSession[str]:

@@ -65,7 +65,7 @@ def warn_of_loop(session: ChatSession) -> str | None:
     """What to tell when the last reply was ended because it repeated itself."""
     if not session.stats.looped:
         return None
-    return "The reply went round in circles, so it was ended here. To let replies run on: -o loop_guard 0"
+    return "The reply kept repeating itself, so it was cut off here. To let replies run on: -o loop_guard 0"
 
 
 def warn_of_dropped(session: ChatSession) -> str | None:
@@ -74,6 +74,6 @@ def warn_of_dropped(session: ChatSession) -> str | None:
         return None
     kept = "; the memory keeps what they wrote" if session.writes else ""
     return (
-        f"The context of {session.context_filled[1]:,} tokens is full: from now on the oldest turns leave it{kept}. "
-        "A larger one: --ctx-size"
+        f"The context of {session.context_filled[1]:,} tokens is full: from now on, the oldest turns drop out{kept}. "
+        "For a larger one: --ctx-size"
     )

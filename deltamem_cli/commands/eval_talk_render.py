@@ -57,7 +57,7 @@ def show(answers: Answers, title: str) -> None:
     line("questions", [str(max(answers.share(mode, c).n for mode in MODES)) for c in columns], "")
     typer.echo(
         "\nall told: all but never, with the 95% interval. plain: one fact. longer: within a message that asks for\n"
-        "something. 3 told: in three messages. 3 in 1: in one. fixed: corrected later. others: about other persons\n"
+        "something. 3 told: in three messages. 3 in 1: in one. fixed: corrected later. others: about other people\n"
         "and things. later: after other talk. indir.: asked without naming it. never: not told, and the answer says\n"
         "that it is not known. all in view: the plain model with the whole conversation. tokens: per answer."
     )

@@ -102,7 +102,7 @@ def legend(out: Console, scale: float) -> None:
     line = Text("− ")
     for level in range(-cells.TOP, cells.TOP + 1):
         _cell(line, level)
-    line.append(f" +   the last shade begins at {scale / 2:.3g}, each one before it at half of the next")
+    line.append(f" +   the strongest shade starts at {scale / 2:.3g}, each weaker one at half the next")
     out.print(line)
 
 

@@ -38,7 +38,7 @@ def question(words: list[str] | None, *, example: str) -> str | None:
 
 
 def no_question(example: str) -> UsageError:
-    return UsageError(f"There is no question: give one, such as: {example}")
+    return UsageError(f"There is no question; ask one, such as: {example}")
 
 
 def answer(
@@ -117,4 +117,4 @@ def _document(session: ChatSession, loaded: Loaded, request: Request, text: str,
 
 
 def tell_of_waiting(holder: Holder) -> None:
-    note(f"Waiting for another question to the same memory ({holder}); Ctrl-C gives up.")
+    note(f"Waiting for another question to the same memory ({holder}); press Ctrl-C to give up.")

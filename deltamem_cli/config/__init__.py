@@ -53,7 +53,7 @@ def check(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, said in _flat(document, path):
         key = KEYS.get(name)
         if key is None:
-            raise ConfigError(f"{path} sets {name}, which is no setting; {_hint(name)}")
+            raise ConfigError(f"{path} sets {name}, which is not a setting; {_hint(name)}")
         try:
             settings[name] = key.kind.from_toml(said, path.parent)
         except ValueError:

@@ -50,7 +50,7 @@ def finish(before: str) -> bool:
 
     def unless_changed() -> str:
         if current() != before:
-            raise ConfigError(f"{file.location()} was changed by someone else meanwhile.")
+            raise ConfigError(f"{file.location()} was changed by another program in the meantime.")
         return text
 
     file.write(unless_changed)
@@ -64,7 +64,7 @@ def discard() -> None:
 
 
 def sample() -> str:
-    lines = ["# Configuration of dmem. What begins with # is not set; dmem config list shows what holds.", ""]
+    lines = ["# Configuration of dmem. Lines starting with # are not set; dmem config list shows what applies.", ""]
     section = ""
     for key in KEYS.values():
         part, _, name = key.name.rpartition(".")

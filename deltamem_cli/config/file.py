@@ -37,7 +37,7 @@ def read() -> dict[str, Any]:
     except OSError as error:
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may have no end
-        raise ConfigError(f"{path} could not be read (it is no file): make it a file that you may read, or remove it.")
+        raise ConfigError(f"{path} could not be read (it is not a file): make it a readable file, or remove it.")
     identity = (path, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
     if _last is None or _last[0] != identity:
         _last = identity, parse(read_text(path), path)
@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
     try:
         return decoded(path.read_bytes(), "strict").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8, or begin anew without it.") from error
+        raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8, or start over without it.") from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -62,7 +62,7 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise ConfigError(f"{path} nests its values too deep. Correct it with: dmem config edit") from None
+        raise ConfigError(f"{path} nests its values too deeply. Correct it with: dmem config edit") from None
     except ValueError as error:  # TOMLDecodeError is one, and so is what int() says of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}. Correct it with: dmem config edit") from error
 
@@ -86,7 +86,7 @@ def write(make: Callable[[], str]) -> None:
 def _utf8(text: str, path: Path) -> str:
     if text != whole(text):
         raise ConfigError(
-            f"{path} is UTF-8, and what it was to say is not: say it in UTF-8; a file may have to be renamed."
+            f"{path} must be UTF-8, and the new value is not: write it in UTF-8; you may have to rename a file."
         )
     return text
 
@@ -98,7 +98,7 @@ def _alone(path: Path) -> Iterator[None]:
     deadline = time.monotonic() + _PATIENCE
     while (file := files.take_lock(lock)) is None:
         if time.monotonic() > deadline:
-            raise ConfigError(f"{path} is being changed by another dmem that does not come to an end: close that one.")
+            raise ConfigError(f"{path} is being changed by another dmem that doesn't finish: close that one.")
         time.sleep(0.01)
     try:
         yield
@@ -107,4 +107,4 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{path} could not be read ({error.strerror}): make it a file that you may read, or remove it.")
+    return ConfigError(f"{path} could not be read ({error.strerror}): make it a readable file, or remove it.")

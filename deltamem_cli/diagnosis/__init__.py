@@ -22,7 +22,7 @@ def diagnose(subject: Subject) -> Iterator[Check]:
     stored = list(_looked("database", lambda: _storage(subject)))
     yield from stored
     if worst(native) == "broken":
-        yield Check("model", "warning", "not looked at, because the native library is broken")
+        yield Check("model", "warning", "not checked, because the native library is broken")
     else:
         readable = all(check.verdict == "ok" for check in stored if check.name == "database")
         yield from _looked("model", lambda: _running(subject, readable=readable))
@@ -57,6 +57,6 @@ def _looked(name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
     try:
         yield from look()
     except ConfigError:
-        yield Check(name, "warning", "not looked at, because the configuration is broken")
+        yield Check(name, "warning", "not checked, because the configuration is broken")
     except Exception as error:  # noqa: BLE001 (here of all places nothing may end the program)
-        yield Check(name, "broken", f"could not be looked at ({type(error).__name__}: {error})", "please report it")
+        yield Check(name, "broken", f"could not be checked ({type(error).__name__}: {error})", "please report it")

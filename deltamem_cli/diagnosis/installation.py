@@ -18,7 +18,7 @@ def package() -> Check:
     try:
         here = distribution(paths.DISTRIBUTION)
     except PackageNotFoundError:
-        found = f"{paths.DISTRIBUTION} runs from a folder in which it was not installed"
+        found = f"{paths.DISTRIBUTION} is running from a folder where it is not installed"
         return Check("install", "broken", found, "install it: pip install .")
     missing = []
     for requirement in here.requires or []:
@@ -46,7 +46,7 @@ def native_library() -> Check:
         return Check("native library", "broken", str(error), f"install {paths.DISTRIBUTION} again")
     said = build.info()
     if not said:
-        found = f"{directory} has no build.json that can be read, so nobody knows what it was made from"
+        found = f"{directory} has no readable build.json, so its origin is unknown"
         return Check("native library", "warning", found, f"install {paths.DISTRIBUTION} again")
     named = f", in {directory}, which DELTAMEM_NATIVE_DIR names" if os.environ.get("DELTAMEM_NATIVE_DIR") else ""
     patches = ", ".join(f"{name.removesuffix('.patch')} ({digest[:8]})" for name, digest in said["patches"].items())
@@ -60,7 +60,7 @@ def configuration() -> Check:
         for name in config.KEYS:
             config.value(name)
     except DeltamemError as error:
-        return Check("configuration", "broken", str(error), "see what holds: dmem config list")
+        return Check("configuration", "broken", str(error), "see what applies: dmem config list")
     sources = {name: config.source(name) for name in config.KEYS}
     variables = [source.split()[-1] for source in sources.values() if source.startswith("environment")]
     from_environment = f", and {', '.join(variables)} from the environment" if variables else ""

@@ -24,6 +24,6 @@ class Listener:
 
     def check(self) -> Check:
         if self.tried:
-            return Check("network", "broken", f"tried while looking: {self.tried[0]}", "please report it")
+            return Check("network", "broken", f"tried during this check: {self.tried[0]}", "please report it")
         offline = "; DMEM_OFFLINE forbids even that" if os.environ.get("DMEM_OFFLINE") else ""
-        return Check("network", "ok", f"nothing was tried while looking; only dmem model pull uses it{offline}")
+        return Check("network", "ok", f"not used during this check; only dmem model pull uses it{offline}")

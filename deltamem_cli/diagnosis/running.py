@@ -66,8 +66,8 @@ def checks(subject: Subject, store: Store | None) -> Iterator[Check]:
 def _room(size: int, said: facts.Facts) -> Check:
     machine, needed = memory.of_machine(), memory.needed(size, said)
     if machine is None:
-        return Check("memory", "ok", f"{needed / 1e9:.1f} GB are needed; what there is can't be told here")
-    found = f"{needed / 1e9:.1f} GB are needed, {machine.available / 1e9:.1f} of {machine.total / 1e9:.1f} GB are free"
+        return Check("memory", "ok", f"{needed / 1e9:.1f} GB needed; the available memory is unknown here")
+    found = f"{needed / 1e9:.1f} GB needed, {machine.available / 1e9:.1f} of {machine.total / 1e9:.1f} GB free"
     verdict = machine.verdict(needed)
     if verdict == "yes":
         return Check("memory", "ok", found)
@@ -85,13 +85,13 @@ def _hardware(loaded: Loaded, settled: Request) -> Check:
     found = (
         f"{chosen['threads']} of {cores} cores ({_instruction_sets(loaded)}), context {chosen['ctx_size']}, KV cache "
         f"{chosen['cache_type_k']} and {chosen['cache_type_v']}, flash attention {chosen['flash_attention']}, "
-        f"{chosen['gpu_layers']} layers on a GPU" + ("" if offload else " (this build computes on CPUs alone)")
+        f"{chosen['gpu_layers']} layers on a GPU" + ("" if offload else " (this build uses CPUs only)")
     )
     if loaded.why_no_gpu:
         advice = "build with a GPU's backend (README, Building), or: dmem config unset gpu_layers"
         return Check("hardware", "warning", found, advice)
     if settled.threads and settled.threads > cores:
-        return Check("hardware", "warning", found, "more threads than cores slow it down: dmem config unset threads")
+        return Check("hardware", "warning", found, "more threads than cores are slower: dmem config unset threads")
     return Check("hardware", "ok", found)
 
 
@@ -108,7 +108,7 @@ def _adapter(request: Request, profile: Profile | None, store: Store | None) -> 
             loaded = opening.load(stack, request, profile)
             if loaded.adapter is None:
                 advice = "name one with --adapter, or get a model that has one: dmem model list"
-                yield Check("adapter", "warning", loaded.why_no_memory or "there is none", advice)
+                yield Check("adapter", "warning", loaded.why_no_memory or "none", advice)
                 return
             yield _work(loaded, loaded.adapter)
             if store and profile:
@@ -126,13 +126,13 @@ def _work(loaded: Loaded, adapter: Identity) -> Check:
     logits, state = engine.feed(engine.model.tokenize(_WORD)), engine.state()
     again = "convert or train it again, or choose another: dmem adapter list"
     if not (np.isfinite(state).all() and np.isfinite(logits).all()):
-        return Check("adapter", "broken", f"{adapter.name}: what it computes is not finite", again)
+        return Check("adapter", "broken", f"{adapter.name}: its results are not finite", again)
     if not state.any():
         return Check("adapter", "broken", f"{adapter.name} writes nothing into the memory", again)
     layers, heads, rank, _ = state.shape
     found = (
         f"{adapter.name}: {layers} layers, {heads} × {rank} × {rank}, computed {COMPUTE[engine.info.compute]}; "
-        "a word was read and written into the memory"
+        "read one word and wrote it into the memory"
     )
     return Check("adapter", "ok", found)
 
@@ -147,9 +147,9 @@ def _remembered(store: Store, profile: Profile, model: Identity, adapter: Identi
         return Check("remembered", "ok", f"nothing yet in profile {profile.name}")
     what = f"conversation {last.id} of profile {profile.name}"
     if not np.isfinite(snapshot.state).all():
-        return Check("remembered", "broken", f"the memory of {what} is not finite", "take turns back: dmem memory undo")
+        return Check("remembered", "broken", f"the memory of {what} is not finite", "undo turns: dmem memory undo")
     try:
         check_fingerprints(snapshot, model, adapter)
     except DeltamemError as error:
         return Check("remembered", "warning", f"{what}: {error}", "see the models: dmem model list")
-    return Check("remembered", "ok", f"{what} goes on with this model and adapter")
+    return Check("remembered", "ok", f"{what} can continue with this model and adapter")

@@ -30,7 +30,7 @@ def folder() -> Check:
     except OSError as error:
         found = f"{there} can't be written to ({error.strerror})"
         return Check("data folder", "broken", found, f"make {there} writable, or set DMEM_HOME to another folder")
-    return Check("data folder", "ok", f"{path}" if path.exists() else f"{path}, made with the first chat")
+    return Check("data folder", "ok", f"{path}" if path.exists() else f"{path}, created by the first chat")
 
 
 def permissions(database: Path) -> Check:
@@ -41,7 +41,7 @@ def permissions(database: Path) -> Check:
     files = [path for path in (*private, config_file.location()) if _is_open(path)]
     folders = [path for path in dict.fromkeys((paths.data_dir(), paths.config_dir())) if _is_open(path)]
     if not files and not folders:
-        return Check("permissions", "ok", "only you can read what is kept")
+        return Check("permissions", "ok", "only you can read the stored data")
     advice = "; ".join(
         f"chmod {mode} {' '.join(map(str, wrong))}" for mode, wrong in (("700", folders), ("600", files)) if wrong
     )
@@ -49,7 +49,7 @@ def permissions(database: Path) -> Check:
     return Check(
         "permissions",
         "broken" if files else "warning",
-        f"others may look into {', '.join(map(str, [*folders, *files]))}",
+        f"others can read {', '.join(map(str, [*folders, *files]))}",
         advice,
     )
 
@@ -67,7 +67,7 @@ def disk(database: Path) -> Check:
 
 def database(path: Path) -> Check:
     if not path.exists():
-        return Check("database", "ok", f"{path}, made with the first chat")
+        return Check("database", "ok", f"{path}, created by the first chat")
     try:
         with Store.look(path) as store:
             problems = store.check()
@@ -75,14 +75,14 @@ def database(path: Path) -> Check:
                 more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
                 return Check("database", "broken", f"{path} is damaged: {', '.join(problems[:3])}{more}", WAY_OUT)
             if store.layout < migrations.LATEST:
-                found = f"{path} has layout {store.layout}; the next command brings it to {migrations.LATEST}"
+                found = f"{path} has layout {store.layout}; the next command upgrades it to {migrations.LATEST}"
                 return Check("database", "ok", found)
             counts = ", ".join(
                 f"{number:,} {what.removesuffix('s') if number == 1 else what}"
                 for what, number in store.counts().items()
             )
     except DeltamemError as error:
-        return Check("database", "broken", str(error), f"see which file is meant: dmem log path; {WAY_OUT}")
+        return Check("database", "broken", str(error), f"see which file this is: dmem log path; {WAY_OUT}")
     if not os.access(path, os.W_OK):
         return Check("database", "broken", f"{path} can't be written to", f"make it yours: chown $USER {path}")
     return Check("database", "ok", f"{path} is sound: {counts}")

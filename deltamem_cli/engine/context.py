@@ -24,9 +24,7 @@ class Context:
         model.acquire()
         try:
             if not options.ctx_size and not model.n_ctx_train:
-                raise EngineError(
-                    f"{model.path.name} does not say how large its context is: name a size with --ctx-size."
-                )
+                raise EngineError(f"{model.path.name} does not state its context size: set one with --ctx-size.")
             _check_cache(model, options)
             _check_room(options.ctx_size or model.n_ctx_train)
             self.handle, self._threadpool, complaints = _make(model, options, threads, cancel)
@@ -89,12 +87,12 @@ def _make(model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_b
     complaints = native.recent_errors()
     if not context:
         raise EngineError(
-            f"No context of {options.ctx_size or model.n_ctx_train} tokens can be made ({complaints or 'probably too little memory'}): "
+            f"A context of {options.ctx_size or model.n_ctx_train} tokens can't be created ({complaints or 'probably too little memory'}): "
             "try a smaller --ctx-size."
         )
     try:
         if not llama.llama_get_memory(context):
-            raise cannot_chat(model.path, f"{model.architecture} models keep nothing of what they have read")
+            raise cannot_chat(model.path, f"{model.architecture} models keep no memory of what they read")
         threadpool = native.call("threadpool_init", threads)
     except (EngineError, NativeError):
         llama.llama_free(context)

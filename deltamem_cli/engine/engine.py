@@ -223,7 +223,7 @@ class Engine:
         if end < self._fed[sequence] and not self.can_shift:
             raise EngineError("The context of this model can't be shifted: clear it or use a larger --ctx-size.")
         if not llama.llama_memory_seq_rm(self._memory, sequence, start, end):
-            raise EngineError("This model can't forget a part of its context: clear it or use a larger --ctx-size.")
+            raise EngineError("This model can't forget part of its context: clear it or use a larger --ctx-size.")
         if end < self._fed[sequence]:
             llama.llama_memory_seq_add(self._memory, sequence, end, -1, start - end)
         self._fed[sequence] -= end - start
@@ -246,10 +246,10 @@ class Engine:
         Raises Cancelled, and EngineError when they don't fit; what was fed until then stays.
         """
         if not self._context:
-            raise EngineError("The engine is closed: make a new one.")
+            raise EngineError("The engine is closed: create a new one.")
         self._check_sequence(sequence)
         if not tokens:
-            raise EngineError("There is no token to feed.")
+            raise EngineError("There are no tokens to feed.")
         if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
             raise EngineError(
                 f"A token is out of range: {self.model.path.name} has the tokens 0 to {self.model.n_vocab - 1}."
@@ -258,8 +258,8 @@ class Engine:
             raise EngineError(f"There are {len(tokens)} tokens but {len(spans)} span ids: give one per token.")
         if self._fed[sequence] + len(tokens) > self.n_ctx_seq:
             raise EngineError(
-                f"{len(tokens)} tokens don't fit into the context, which holds {self._fed[sequence]} of {self.n_ctx_seq}: "
-                "drop a part of it or use a larger --ctx-size."
+                f"{len(tokens)} tokens don't fit in the context, which holds {self._fed[sequence]} of {self.n_ctx_seq}: "
+                "drop part of it or use a larger --ctx-size."
             )
         self._cancel.value = False
         self._has_logits = False
@@ -314,7 +314,7 @@ class Engine:
             if code == _ABORTED:
                 raise Cancelled(self._fed[sequence] - fed_before)
             if code == _NO_ROOM:
-                raise EngineError("The context is full: drop a part of it or use a larger --ctx-size.")
+                raise EngineError("The context is full: drop part of it or use a larger --ctx-size.")
             if code != 0:
                 raise EngineError(
                     error or f"llama.cpp failed to decode (code {code}): run again with --debug to see why."

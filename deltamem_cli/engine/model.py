@@ -34,7 +34,7 @@ class Model:
         llama = self.native.llama
         if not self.path.is_file():
             raise EngineError(
-                f"The model file {self.path} does not exist: check the path or name another with --model."
+                f"The model file {self.path} does not exist: check the path or choose another with --model."
             )
         if not -1 <= gpu_layers <= LARGEST:
             raise EngineError(f"The option gpu_layers is {gpu_layers}: it must be -1 (all) to {LARGEST}.")
@@ -60,11 +60,11 @@ class Model:
         """What keeps the model from writing a reply token by token; llama.cpp would hang or end the process."""
         llama = self.native.llama
         if llama.llama_model_has_encoder(self.handle):
-            return f"{self.architecture} models read all of a text before they write another one"
+            return f"{self.architecture} models read a whole text before they write another"
         if llama.llama_model_is_diffusion(self.handle):
             return f"{self.architecture} models write a whole text at once"
         if self.metadata(f"{self.architecture}.attention.causal") == "false":
-            return "it reads texts in both directions, to compare them and not to go on with them"
+            return "it reads text in both directions, to compare and not to continue it"
         return None
 
     @property
@@ -75,7 +75,7 @@ class Model:
     def check_speaks(self) -> None:
         """Raises EngineError for a file without vocabulary: its numbers can be computed, and nothing said with them."""
         if not self.speaks:
-            raise cannot_chat(self.path, "its file holds no vocabulary")
+            raise cannot_chat(self.path, "its file has no vocabulary")
 
     def close(self) -> None:
         self._closed = True
@@ -210,7 +210,7 @@ class Model:
         """The same, ready for use. Raises EngineError when the model has none."""
         if not self.chat_template:
             raise EngineError(
-                f"The model {self.path.name} has no chat template: name a file that holds one with --template."
+                f"The model {self.path.name} has no chat template: give a file that has one with --template."
             )
         return ChatTemplate(self.chat_template, f"the chat template of {self.path.name}")
 

@@ -97,7 +97,7 @@ class Sampler:
     def sample(self) -> int:
         """Draws a token from the context's last logits, and remembers it. Raises EngineError when there are none."""
         if not self.has_logits():
-            raise EngineError("There is nothing to draw a token from: feed the model at least one token first.")
+            raise EngineError("There is nothing to sample from: feed the model at least one token first.")
         return int(self.llama.llama_sampler_sample(self.chain, self.context, -1))
 
     def close(self) -> None:

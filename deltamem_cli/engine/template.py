@@ -36,9 +36,9 @@ class ChatTemplate:
                 f"The chat template {path} can't be read ({error.strerror or error}): check the path."
             ) from None
         except UnicodeDecodeError:
-            raise EngineError(f"The chat template {path} is no text: name a file of jinja.") from None
+            raise EngineError(f"The chat template {path} is not text: give a jinja file.") from None
         if not source.strip():
-            raise EngineError(f"The chat template {path} is empty: name another file.")
+            raise EngineError(f"The chat template {path} is empty: give another file.")
         template = cls(source, f"the chat template {path}")
         template._compile()
         return template
@@ -77,8 +77,8 @@ class ChatTemplate:
             answer = {"limit": "time"}
         except OSError as error:
             raise EngineError(
-                f"{self.title} can't be rendered, for no process can be started ({error.strerror or error}): "
-                "end other programs and try again."
+                f"{self.title} can't be rendered, as no process can be started ({error.strerror or error}): "
+                "close other programs and try again."
             ) from None
         if "invalid" in answer:
             raise EngineError(f"{self.title} is not valid jinja ({answer['invalid']}): correct it or use another one.")
@@ -87,5 +87,5 @@ class ChatTemplate:
                 f"{self.title} refuses these messages ({answer['refused']}): change them or use another template."
             )
         if "limit" in answer:
-            raise EngineError(f"{self.title} takes too much time or memory: use another one with --template.")
+            raise EngineError(f"{self.title} takes too much time or memory: use another with --template.")
         return answer["text"]

@@ -96,7 +96,7 @@ def read_cases(path: Path) -> list[Case]:
     found = [case_of(episode, 0) for episode in validation or train]
     found = [Case(len(c.questions), c.sessions, c.questions, c.system) for c in found if c.questions]
     if not found:
-        raise DeltamemError(f'{path} asks for no value; give its questions a "value" that their answer must hold')
+        raise DeltamemError(f'{path} asks for no value; give its questions a "value" that their answers must contain')
     return found
 
 

@@ -66,10 +66,10 @@ class Answers:
         except OSError as error:
             raise EvaluationError(f"{path} can't be used ({error.strerror}): give --answers another file.") from None
         except (ValueError, TypeError, IndexError):
-            raise EvaluationError(f"{path} holds no answers of dmem eval talk: give --answers another file.") from None
+            raise EvaluationError(f"{path} has no answers from dmem eval talk: give --answers another file.") from None
         if said != about:
             raise EvaluationError(
-                f"{path} holds the answers of another model, adapter or setting: give --answers another file."
+                f"{path} has the answers of another model, adapter or setting: give --answers another file."
             )
         found.records += answers
         if len(whole) < len(lines):

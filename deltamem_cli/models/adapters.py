@@ -75,15 +75,13 @@ def set_default(model: str, adapter: str | None) -> None:
     """Which adapter goes with a model; None: the one that belongs to it by itself. Raises DeltamemError."""
     entry = catalogue().get(model)
     if entry is None:
-        raise ModelError(
-            f"There is no model {model}: see dmem model list, or give a file a name with: dmem model import"
-        )
+        raise ModelError(f"There is no model {model}: see dmem model list, or register a file with: dmem model import")
     said = dict(config.table("models").get(model, {}))
     said.pop("adapter", None)
     if adapter is not None:
         file = adapter_file(adapter)
         if entry.model is not None and not fitting(entry.model, [file]):
-            raise ModelError(f"{file} is not made for {model}: see what it is for with: dmem adapter show {file}")
+            raise ModelError(f"{file} is not made for {model}; to see its base model: dmem adapter show {file}")
         said["adapter"] = adapter if _is_name(adapter) else str(file.absolute())
     if said or model in config.table("models"):
         config.set_entry("models", model, said or None)
@@ -96,7 +94,7 @@ def remove(known: KnownAdapter) -> None:
     elif known.origin == "converted":
         known.path.unlink(missing_ok=True)
     else:
-        what = "comes with the package" if known.origin == "packaged" else f"is a file of yours: delete {known.path}"
+        what = "comes with the package" if known.origin == "packaged" else f"is your own file: delete {known.path}"
         raise ModelError(f"{known.name} {what}.")
 
 

@@ -46,7 +46,7 @@ def choose(repo: str, names: Iterable[str], wanted: str | None) -> tuple[list[st
     """The files of the model that is meant, and why it is this one when the user left it open. Raises ModelError."""
     found = groups(names)
     if not found:
-        raise ModelError(f"{repo} holds no GGUF model: look for a repository of GGUF files, often called {repo}-GGUF.")
+        raise ModelError(f"{repo} has no GGUF model: look for a repository of GGUF files, often called {repo}-GGUF.")
     if wanted is None and len(found) == 1:
         return next(iter(found.values())), None
     fitting = {key: files for key, files in found.items() if any(matches(file, wanted or PREFERRED) for file in files)}
@@ -60,7 +60,7 @@ def choose(repo: str, names: Iterable[str], wanted: str | None) -> tuple[list[st
     if fitting:
         what = f"{len(fitting)} models that are {wanted or PREFERRED}"
     else:
-        what = f"no {wanted}" if wanted else f"{len(found)} models and none of them is {PREFERRED}"
+        what = f"no {wanted}" if wanted else f"{len(found)} models, none of them {PREFERRED}"
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     raise ModelError(
         f"{repo} has {what}: choose one of {', '.join(listed[:_LISTED])}{more}, such as: "

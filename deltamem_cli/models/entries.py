@@ -117,7 +117,7 @@ def _starter() -> Entry:
 def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
     for key, value in said.items():
         if key not in FIELDS or not isinstance(value, str) or not value:
-            what = f"to {value!r}, which must be a text" if key in FIELDS else f"; known are {', '.join(FIELDS)}"
+            what = f"to {value!r}, which must be text" if key in FIELDS else f"; it can have {', '.join(FIELDS)}"
             raise ModelError(
                 f"The configuration sets models.{entry.name}.{key}{what}. Correct it with: dmem config edit"
             )

@@ -37,7 +37,7 @@ def parts(path: Path) -> list[Path]:
     for file in files:
         if not file.is_file() and len(files) > 1:
             raise ModelError(
-                f"{path} is one of {len(files)} parts and {file.name} is missing: put all of them into one folder."
+                f"{path} is one of {len(files)} parts and {file.name} is missing: put all of them in one folder."
             )
     return files
 

@@ -117,7 +117,7 @@ def delete(paths: list[Path]) -> None:
     # CACHE/models--OWNER--REPO/snapshots/COMMIT/FILE
     places = [parent for path in paths for parent in path.parents if parent.name == "snapshots"]
     if not places:
-        raise ModelError(f"{paths[0]} does not lie in the hub's cache: delete it yourself if it is not needed.")
+        raise ModelError(f"{paths[0]} is not in the hub's cache: delete it yourself if you don't need it.")
     try:
         cache = scan_cache_dir(places[0].parent.parent)
     except CacheNotFound:
@@ -180,8 +180,8 @@ def _fetch(repository: Repository, file: RemoteFile, blob: Path) -> None:
         except KeyboardInterrupt:
             came = part.stat().st_size
             raise Stopped(
-                f"Stopped with {came / 1e6:,.1f} of {file.size / 1e6:,.1f} MB of {file.name}: the same command goes on "
-                "from there."
+                f"Stopped with {came / 1e6:,.1f} of {file.size / 1e6:,.1f} MB of {file.name}: run the same command "
+                "to resume."
             ) from None
         _check(repository, file, part)
         part.replace(blob)
@@ -228,8 +228,8 @@ def _check(repository: Repository, file: RemoteFile, part: Path) -> None:
     if digest.hexdigest() != file.digest:
         part.unlink()
         raise ModelError(
-            f"What came as {file.name} of {repository.name} has the wrong checksum and was deleted: try again, and "
-            "mistrust the network or the mirror if it stays so."
+            f"The download of {file.name} from {repository.name} had the wrong checksum and was deleted: try again, and "
+            "suspect the network or the mirror if it happens again."
         )
 
 
@@ -257,15 +257,15 @@ def _translate(error: Exception, repo: str) -> NoReturn:
         error = error.__cause__
     if isinstance(error, errors.GatedRepoError):
         raise ModelError(
-            f"{repo} is given only to those who accept its terms: do so at {constants.ENDPOINT}/{repo}, and put your "
+            f"{repo} requires you to accept its terms: do so at {constants.ENDPOINT}/{repo}, and put your "
             "token into HF_TOKEN."
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise ModelError(
-            f"{host} has no repository {repo}, or it is a private one: check the name, or put your token into HF_TOKEN."
+            f"{host} has no repository {repo}, or it is private: check the name, or put your token into HF_TOKEN."
         ) from error
     if isinstance(error, errors.EntryNotFoundError):
-        raise ModelError(f"{repo} does not have that file any more: try again.") from error
+        raise ModelError(f"{repo} no longer has that file: try again.") from error
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         hints = {
@@ -273,19 +273,19 @@ def _translate(error: Exception, repo: str) -> NoReturn:
             403: "put a valid token into HF_TOKEN",
             404: "check HF_ENDPOINT",
         }
-        hint = hints.get(status, "try again later; what came is kept")
-        raise ModelError(f"{host} answers {status} when asked for {repo}: {hint}.") from error
+        hint = hints.get(status, "try again later; the partial download is kept")
+        raise ModelError(f"{host} answered {status} for {repo}: {hint}.") from error
     if isinstance(error, errors.HFValidationError):
         raise ModelError(f"{repo} can't be the name of a repository: it must be owner/repo.") from error
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         raise ModelError(
-            f"The certificate of {host} is not trusted ({_reason(error)}): if your network has one of its own, name its "
+            f"The certificate of {host} is not trusted ({_reason(error)}): if your network has its own, name its "
             "file in SSL_CERT_FILE."
         ) from error
     if isinstance(error, ssl.SSLError) and os.environ.get("SSL_CERT_FILE"):
         raise ModelError(
-            f"SSL_CERT_FILE names {os.environ['SSL_CERT_FILE']}, in which no certificate can be read ({_reason(error)}): "
-            "correct it or unset it."
+            f"SSL_CERT_FILE names {os.environ['SSL_CERT_FILE']}, which has no readable certificate ({_reason(error)}): "
+            "fix it or unset it."
         ) from error
     if isinstance(error, (httpx2.HTTPError, errors.OfflineModeIsEnabled)):
         proxy = hub_settings.proxy_for(constants.ENDPOINT)
@@ -294,9 +294,9 @@ def _translate(error: Exception, repo: str) -> NoReturn:
             f"{host} can't be reached{through} ({_reason(error)}): check the network and try again; {STAYS}."
         ) from error
     if isinstance(error, UnicodeEncodeError):  # of what is sent, that is not ours alone
-        raise ModelError("The token in HF_TOKEN holds letters that no token has: put a valid token there.") from error
+        raise ModelError("The token in HF_TOKEN has invalid characters: put a valid token there.") from error
     if isinstance(error, (errors.FileMetadataError, ValueError)):  # no JSON, other JSON or headers than a hub's
-        raise ModelError(f"{host} does not answer as a hub does ({_reason(error)}): check HF_ENDPOINT.") from error
+        raise ModelError(f"{host} does not answer like a hub ({_reason(error)}): check HF_ENDPOINT.") from error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise ModelError(
             f"The disk is full, so {repo} can't be downloaded to {constants.HF_HUB_CACHE}: make room, and the same "

@@ -12,7 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from deltamem_cli.models.errors import ModelError
 
-STAYS = "what is pulled already works without it"
+STAYS = "downloaded models work without it"
 _OFFLINE = ("DMEM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _ENDPOINT = "https://huggingface.co"
 _SOCKS = ("socks5", "socks5h")
@@ -22,25 +22,25 @@ def check(repo: str) -> None:
     """Raises ModelError when the hub can't be asked for `repo` with these settings."""
     for variable in _OFFLINE:
         if os.environ.get(variable, "").lower() not in ("", "0", "no", "off", "false"):
-            raise ModelError(f"{variable} is set, so {repo} is not asked for: unset it to download; {STAYS}.")
+            raise ModelError(f"{variable} is set, so {repo} can't be downloaded: unset it first; {STAYS}.")
     endpoint = _address(os.environ.get("HF_ENDPOINT", _ENDPOINT))
     if endpoint is None or endpoint.scheme not in ("http", "https"):
-        raise ModelError(f"HF_ENDPOINT is no address of a hub: set it to one such as {_ENDPOINT}, or unset it.")
+        raise ModelError(f"HF_ENDPOINT is not a hub's address: set it to one such as {_ENDPOINT}, or unset it.")
     for kind, address in _proxies().items():
         variable = f"{kind.upper()}_PROXY"
         proxy = _address(address)
         if proxy is None or proxy.scheme not in ("http", "https", *_SOCKS):
             raise ModelError(
-                f"{variable} is no address of a proxy: set it to one such as http://host:port, or unset it."
+                f"{variable} is not a proxy's address: set it to one such as http://host:port, or unset it."
             )
         if proxy.scheme in _SOCKS and find_spec("socksio") is None:
             raise ModelError(
-                f"{variable} names a SOCKS proxy, and the Python package for those is missing: pip install socksio, or "
+                f"{variable} names a SOCKS proxy, but the Python package for them is missing: pip install socksio, or "
                 "unset the variable."
             )
     certificates = os.environ.get("SSL_CERT_FILE")
     if certificates and not Path(certificates).is_file():
-        raise ModelError(f"SSL_CERT_FILE names {certificates}, which is no file: correct it or unset it.")
+        raise ModelError(f"SSL_CERT_FILE names {certificates}, which is not a file: fix it or unset it.")
 
 
 def proxy_for(endpoint: str) -> str | None:

@@ -30,7 +30,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
         spec = choosing.parse(said)
         if spec is None:
             raise ModelError(
-                f"{said} is no model that can be pulled: give a name from dmem model list, or owner/repo[:file] on the hub."
+                f"{said} is not a model that can be pulled: give a name in dmem model list, or owner/repo[:file] on the hub."
             )
         entry = Entry("", "pulled", repo=spec[0], file=spec[1])
     if entry.repo is None:
@@ -48,7 +48,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
     if entry.sha256 and found and found != entry.sha256:
         tell(f"it is not the file that dmem knows as {entry.name}: its sha256 is {found}, and not {entry.sha256}")
     if machine and machine.verdict(needed) == "no":
-        tell(f"it needs about {needed / 1e9:.1f} GB of memory and this machine has {machine.total / 1e9:.1f} GB")
+        tell(f"it needs about {needed / 1e9:.1f} GB of RAM and this machine has {machine.total / 1e9:.1f} GB")
     files = tuple(hub.download(repository, names))
     record = Record(name, files, size, read_facts(files), entry.repo, license)
     before = entries[name].record if name in entries else None
@@ -76,7 +76,7 @@ def register(file: Path, name: str | None) -> Record:
 def remove(entry: Entry) -> None:
     """Forgets a file of the user's, deletes one that was pulled. Raises DeltamemError."""
     if entry.origin == "packaged":
-        raise ModelError(f"{entry.name} comes with the package: it goes with it.")
+        raise ModelError(f"{entry.name} comes with the package and can't be removed alone.")
     if entry.record is None and entry.path is None:
         raise ModelError(f"{entry.name} is not on this machine, so there is nothing to remove; see: dmem model list")
     if entry.record is not None and entry.path is None:
@@ -105,9 +105,7 @@ def _only_its_adapter(entry: Entry, tell: Tell) -> Record:
         raise ModelError(f"{entry.name} comes with the package, so there is nothing to pull.")
     record = _with_adapter(entry.record, entry, tell) if entry.record and entry.model else None
     if record is None or record.adapter is None:
-        raise ModelError(
-            f"{entry.name} is a file of this machine, and no adapter that could be pulled is known for it."
-        )
+        raise ModelError(f"{entry.name} is a local file, and no adapter for it is known.")
     return record
 
 
@@ -119,7 +117,7 @@ def _converted(repository: hub.Repository, record: Record, license: str | None) 
     weights = next((name for name in WEIGHT_FILES if name in repository.files), None)
     if weights is None or CONFIG_FILE not in repository.files:
         raise ModelError(
-            f"{repository.name} holds no published δ-mem adapter, so {record.name} was pulled without one: correct "
+            f"{repository.name} has no published δ-mem adapter, so {record.name} was pulled without one: correct "
             f"models.{record.name}.adapter with: dmem config edit"
         )
     wanted = [name for name in (CONFIG_FILE, weights, "README.md") if name in repository.files]
@@ -133,7 +131,7 @@ def _converted(repository: hub.Repository, record: Record, license: str | None) 
 def _check_name(name: str, entries: dict[str, Entry], repo: str | None, file: str) -> None:
     if not _NAME.fullmatch(name) or name.lower().endswith(".gguf"):
         raise ModelError(
-            f"{name} can't be a model's name: use letters, digits, dots and dashes, as in --name my-model."
+            f"{name} can't be a model's name: use letters, digits, dots and dashes, such as --name my-model."
         )
     taken = entries.get(name)
     if taken is None:
@@ -144,4 +142,4 @@ def _check_name(name: str, entries: dict[str, Entry], repo: str | None, file: st
 
 
 def _taken(name: str) -> ModelError:
-    return ModelError(f"There is a model {name} already: choose another name with --name, or: dmem model rm {name}")
+    return ModelError(f"There is already a model {name}: choose another name with --name, or: dmem model rm {name}")

@@ -44,8 +44,8 @@ def write(record: Record) -> None:
         files.write(file, json.dumps(document, default=str, indent=1).encode("utf-8"))
     except OSError as error:
         raise ModelError(
-            f"{record.name} can't be registered in {file.parent} ({error.strerror}): make it a folder that you may "
-            "write to."
+            f"{record.name} can't be registered in {file.parent} ({error.strerror}): make it a folder that you "
+            "can write to."
         ) from error
 
 

@@ -39,7 +39,7 @@ def resolve(said: str | Path) -> ModelFile:
         return _model_file(entry) if entry else ModelFile(path, find_adapter(path, None), str(path))
     if _is_path(text) or not choosing.parse(text):
         raise ModelError(_absent(text, entries))
-    raise ModelError(f"{text} is neither a file nor pulled yet: get it with: dmem model pull {text}")
+    raise ModelError(f"{text} is not a file and has not been pulled yet; get it with: dmem model pull {text}")
 
 
 def find_adapter(model: Path, entry: Entry | None) -> Path | None:
@@ -80,7 +80,7 @@ def registered_adapters() -> dict[str, Path]:
         path = said.get("path")
         if set(said) != {"path"} or not isinstance(path, str) or not path:
             raise ModelError(
-                f"The configuration says of the adapter {name} something else than its path. Correct it with: "
+                f"The configuration gives the adapter {name} something other than a path. Correct it with: "
                 "dmem config edit"
             )
         found[name] = paths.config_dir() / paths.expanded(path)
@@ -111,7 +111,7 @@ def _model_file(entry: Entry) -> ModelFile:
         gone = entry.path or (entry.record.files[0] if entry.record else None)
         if gone is None:
             raise ModelError(
-                f"The configuration says of the model {entry.name} neither path nor repo: add one with: dmem config edit"
+                f"The configuration gives the model {entry.name} neither path nor repo: add one with: dmem config edit"
             )
         raise ModelError(
             f"The file of the model {entry.name} is gone from {gone}: put it back, or forget it with: "
@@ -138,7 +138,7 @@ def _pulled_from(text: str, entries: dict[str, Entry]) -> Entry | None:
     ]
     if len(found) > 1:
         names = ", ".join(entry.name for entry in found)
-        raise ModelError(f"More than one model was pulled from {repo}: say which of {names}.")
+        raise ModelError(f"More than one model was pulled from {repo}: choose one of {names}.")
     return found[0] if found else None
 
 
@@ -146,4 +146,4 @@ def _absent(text: str, entries: dict[str, Entry]) -> str:
     near = get_close_matches(text, entries, n=1)
     if near:
         return f"There is no model {text}: did you mean {near[0]}? See: dmem model list"
-    return f"The model file {text} does not exist: check the path or name another with --model, see: dmem model list"
+    return f"The model file {text} does not exist: check the path or choose another with --model; see: dmem model list"

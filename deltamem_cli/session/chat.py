@@ -147,8 +147,8 @@ class ChatSession:
         else:
             if not 0 < count <= last - self._stored:
                 raise DeltamemError(
-                    f"Cannot take back {count} of {last - self._stored} turns: this chat is read-only, so it can "
-                    "take back only what was said in it."
+                    f"Can't undo {count} of {last - self._stored} turns: this chat is read-only, so it can "
+                    "undo only what was said in it."
                 )
             gone, state = list(range(last - count + 1, last + 1)), self._view.state
             last -= count
@@ -175,7 +175,7 @@ class ChatSession:
         """
         if self.settings.read_only:
             raise DeltamemError(
-                "This chat is read-only, so nothing can be forgotten in it: open it without --read-only."
+                "This chat is read-only, so it can't forget anything: open it without --read-only."
             )
         self._stop.wanted, self._stop.reading = False, True
         self._applied.view = None  # its replay takes the engine
@@ -367,7 +367,7 @@ class ChatSession:
             return self._asked[number]
         last = turns.get(self.store, self.conversation.id, number) if number and not self.settings.read_only else None
         if last is None or last.kind != "chat" or not last.messages:
-            raise DeltamemError("There is no question of which the reply could be made again: ask one first.")
+            raise DeltamemError("There is no question to answer again: ask one first.")
         return last.messages[0].text
 
 
@@ -378,5 +378,5 @@ def _check_size(state: NDArray[np.float32]) -> None:
     if not norm <= _LARGEST_NORM:
         raise EngineError(
             f"The memory has grown beyond measure (its norm is {norm:.3g}), so this turn was not saved: check the adapter "
-            "with dmem doctor, take turns back with dmem memory undo, or begin anew with dmem memory reset."
+            "with dmem doctor, undo turns with dmem memory undo, or start over with dmem memory reset."
         )

@@ -115,7 +115,7 @@ def replies(options: Mapping[str, Any]) -> dict[str, Any]:
             from difflib import get_close_matches
 
             near = get_close_matches(name, types, n=1)
-            hint = f"did you mean {near[0]}" if near else f"there are {', '.join(types)}"
+            hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(types)}"
             raise UsageError(f"There is no option {name}: {hint}.")
         try:
             values[name] = types[name](value)
@@ -158,7 +158,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     model.check_speaks()
     why_no_gpu = None
     if request.gpu_layers and not model.gpu_layers:
-        why_no_gpu = "There is no GPU that this build can use, so --gpu-layers has no effect."
+        why_no_gpu = "This build can't use any GPU here, so --gpu-layers has no effect."
     options = engine_options(request)
     if request.ctx_size is None and model.n_ctx_train:
         options = replace(options, ctx_size=min(options.ctx_size, model.n_ctx_train))

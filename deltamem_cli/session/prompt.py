@@ -56,7 +56,7 @@ class Prompt:
         """A sentence, when the template would have left the system prompt out."""
         if self.system is None or self._form.system != "ignored":
             return None
-        return f"{self.used.title} has no place for a system prompt: it is put before the first message."
+        return f"{self.used.title} has no place for a system prompt, so it goes before the first message."
 
     @cached_property
     def marks(self) -> Marks:

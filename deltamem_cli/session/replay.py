@@ -83,12 +83,12 @@ def replay(
 def _check(turn: Turn, model: Identity) -> None:
     if turn.model.fingerprint != model.fingerprint:
         raise StoreError(
-            f"Turn {turn.number} was spoken with {turn.model.name}, not with {model.name}, so it can't be replayed; "
+            f"Turn {turn.number} was written with {turn.model.name}, not with {model.name}, so it can't be replayed; "
             "load that model with --model, or clear this memory with: dmem memory reset"
         )
     if turn.has_state and not _size(turn):
         raise StoreError(
-            f"Turn {turn.number} was kept without its text, so what came after it can't be replayed; "
+            f"Turn {turn.number} was saved without its text, so later turns can't be replayed; "
             "clear this memory with: dmem memory reset"
         )
 

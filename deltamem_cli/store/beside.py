@@ -93,7 +93,7 @@ def alone(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise StoreError(f"{path} is in use by another dmem; close that one and try again") from None
+            raise StoreError(f"{path} is in use by another dmem; close that and try again") from None
         yield
     finally:
         with suppress(OSError):

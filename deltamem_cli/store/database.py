@@ -306,7 +306,7 @@ class Store:
         # SQLite would go on writing into a deleted file, and the turn would be lost without a word.
         if self.path and _identity(self.path) != self._file:
             raise StoreError(
-                f"{self.path} was removed or replaced while it was in use, so this was not saved; "
+                f"{self.path} was removed or replaced while in use, so this was not saved; "
                 "put it back or start dmem again"
             )
 
@@ -336,7 +336,7 @@ def _exists(path: Path) -> bool:
         except FileNotFoundError:
             return False
     if not stat.S_ISREG(mode):  # a pipe would be waited for, a device may have no end
-        raise StoreError(f"{path} is no file, so it can't be a database; name another one with --database")
+        raise StoreError(f"{path} is not a file, so it can't be a database; give another with --database")
     return True
 
 
@@ -363,7 +363,7 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     if version > migrations.LATEST:
         raise StoreError(
             f"{path} was written by a newer dmem (layout {version}, this one knows up to {migrations.LATEST}); "
-            "update deltamem-cli, or name another database with --database"
+            "update deltamem-cli, or choose another database with --database"
         )
 
 

@@ -54,7 +54,7 @@ class ConversationBusy(StoreError):
         )
 
 
-WAY_OUT = "put a backup in its place with: dmem log restore FILE, or move it away and dmem begins a new one"
+WAY_OUT = "put a backup in its place with: dmem log restore FILE, or move it away and dmem starts a new one"
 
 # First match wins; the texts are those of sqlite3_errstr() and stable since 3.7.
 _SENTENCES = {
@@ -64,14 +64,14 @@ _SENTENCES = {
     ),
     "readonly database": (
         "could not be written because it or its folder is read-only; make both writable, "
-        "or name another database with --database"
+        "or choose another database with --database"
     ),
     "unable to open": (
         "could not be opened; check that its folder exists and that you may write there, "
-        "or name another database with --database"
+        "or choose another database with --database"
     ),
     "not a database": (
-        "is not a dmem database; name another one with --database, or move it away and dmem begins a new one"
+        "is not a dmem database; choose another with --database, or move it away and dmem starts a new one"
     ),
     "malformed": f"is damaged; {WAY_OUT}",
     "no such table": f"is damaged ({{error}}); {WAY_OUT}",
@@ -81,10 +81,10 @@ _SENTENCES = {
     ),
     "no file locks": (
         "could not be used because its file system has no locks, so two programs could spoil each other's work there; "
-        "name a database on another disk with --database"
+        "choose a database on another disk with --database"
     ),
     "no such file": "could not be used because it or its folder does not exist; check the path",
-    "is locked": "is being written by another dmem that does not come to an end; close the other one and try again",
+    "is locked": "is being written by another dmem that doesn't finish; close that one and try again",
     "disk i/o error": (
         "could not be read or written (I/O error, often a full or failing disk); "
         "what was saved before is intact, so check the disk and try again"

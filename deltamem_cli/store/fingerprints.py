@@ -13,8 +13,8 @@ def check_fingerprints(snapshot: Snapshot | None, model: Identity, adapter: Iden
     ):
         return
     raise FingerprintMismatch(
-        f"This memory was written by {_pair(snapshot.model, snapshot.adapter)}, and loaded is "
-        f"{_pair(model, adapter)}; load the writer with --model and --adapter, begin a fresh conversation with --new, "
+        f"This memory was written by {_pair(snapshot.model, snapshot.adapter)}, but what is loaded is "
+        f"{_pair(model, adapter)}; load the ones that wrote it with --model and --adapter, start a new conversation with --new, "
         "or clear this memory with: dmem memory reset"
     )
 

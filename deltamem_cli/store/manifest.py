@@ -88,7 +88,7 @@ def parse(document: Any) -> Manifest:
     if len(set(owners)) != len(owners) or not {n for n in owners if n is not None} <= set(numbers):
         raise Malformed("its states do not belong to its turns")
     if not turns and not states:
-        raise Malformed("there is no turn and no state in it")
+        raise Malformed("it has no turns and no state")
     return Manifest(conversation, turns, states, _text(document, "states_sha256"))
 
 
@@ -163,20 +163,20 @@ def _message(entry: Any) -> Message:
     tokens = _integers(entry, "tokens", MAX_TOKEN)
     spans = None if _value(entry, "spans") is None else _integers(entry, "spans", MAX_TOKEN, least=-1)
     if spans is not None and len(spans) != len(tokens):
-        raise Malformed("a message has not as many span ids as tokens")
+        raise Malformed("a message has more or fewer span ids than tokens")
     return Message(_text(entry, "role"), _text(entry, "text"), tokens, spans)
 
 
 def _value(entry: Any, key: str) -> Any:
     if not isinstance(entry, dict) or key not in entry:
-        raise Malformed(f"{key} is missing in it")
+        raise Malformed(f"{key} is missing")
     return entry[key]
 
 
 def _dict(entry: Any, key: str) -> dict[str, Any]:
     value = _value(entry, key)
     if not isinstance(value, dict):
-        raise Malformed(f"{key} is not what it should be")
+        raise Malformed(f"{key} has the wrong type")
     return value
 
 
@@ -191,7 +191,7 @@ def _text(entry: Any, key: str) -> str:
     value = _value(entry, key)
     # lone surrogates pass JSON and fail in SQLite
     if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
-        raise Malformed(f"{key} is not a text")
+        raise Malformed(f"{key} is not text")
     return value
 
 
@@ -216,7 +216,7 @@ def _integers(entry: Any, key: str, most: int, least: int = 0) -> list[int]:
 
 def _integer(value: Any, key: str, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise Malformed(f"{key} is not a number that may stand there")
+        raise Malformed(f"{key} is not an allowed number")
     return value
 
 

@@ -68,7 +68,7 @@ def load(path: Path) -> Bundle:
                 raise Malformed("its states would be far larger than the file")
             blob = _member(archive, STATES, described.n_bytes)
         if len(blob) < described.n_bytes or hashlib.sha256(blob).hexdigest() != described.sha256:
-            raise Malformed("its states are not those that were exported")
+            raise Malformed("its states are not the exported ones")
         return described.bundle(blob)
     except _ZIP_ERRORS as error:
         raise _refusal(path, f"it is damaged or not a dmem memory file ({error})") from error
@@ -83,7 +83,7 @@ def _refusal(path: Path, why: str) -> StoreError:
 def _check_members(archive: zipfile.ZipFile) -> None:
     kinds = {member.compress_type for member in archive.infolist()}
     if sorted(archive.namelist()) != [MANIFEST, STATES] or not kinds <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise Malformed("it is some other zip file")
+        raise Malformed("it is another kind of zip file")
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -91,7 +91,7 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     with archive.open(name) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise Malformed(f"its {name} unpacks to more than is due")
+        raise Malformed(f"its {name} unpacks to more than it should")
     return data
 
 

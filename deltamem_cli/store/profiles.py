@@ -32,8 +32,8 @@ def check_name(name: str) -> str:
     bare = "".join(c for c in name if c not in _JOINERS and not unicodedata.category(c).startswith("M"))
     if not _NAME.fullmatch(bare) or not name[0].isalnum() or len(name) > 64 or name.upper() == NEW:
         raise StoreError(
-            f"{name!r} cannot name a profile; use up to 64 letters, digits and . _ @ + -, "
-            f"beginning with a letter or digit, and not {NEW}"
+            f"{name!r} can't be a profile's name; use up to 64 letters, digits and . _ @ + -, "
+            f"starting with a letter or digit, and not {NEW}"
         )
     return name
 
@@ -81,7 +81,7 @@ def create(
     name = check_name(name)
     with store.transaction():
         if find(store, name):
-            raise StoreError(f"There is already a profile {name}; change it with: dmem profile set {name}")
+            raise StoreError(f"There is already a profile {name}; to change it: dmem profile set {name}")
         store.insert(
             "profiles",
             name=name,

@@ -20,10 +20,10 @@ def restore(backup: Path, path: Path) -> Path | None:
         if not backup.exists():
             raise StoreError(f"{backup} does not exist, so it was not restored; check the path")
         if path.exists() and backup.samefile(path):
-            raise StoreError(f"{backup} is the database itself; name a backup that was written with: dmem log backup")
+            raise StoreError(f"{backup} is the database itself; give a backup written by: dmem log backup")
     with Store.look(backup) as store, as_sentences(path):
         if store.check():
-            raise StoreError(f"{backup} is damaged, so it was not restored; name another backup")
+            raise StoreError(f"{backup} is damaged, so it was not restored; give another backup")
         files.make_folder(path.parent)
         beside.put_strange_wal_aside(path)
         with beside.alone(path):

@@ -116,7 +116,7 @@ def undo(store: Store, conversation: str, count: int = 1) -> list[Turn]:
         every = all_of(store, conversation)
         if not 0 < count <= len(every):
             raise StoreError(
-                f"Cannot undo {count} of {len(every)} turns in conversation {conversation}; see: dmem memory history"
+                f"Can't undo {count} of {len(every)} turns in conversation {conversation}; see: dmem memory history"
             )
         wiping.mark(store, conversation, [turn.number for turn in every[-count:]])
         for turn in every[-count:]:

@@ -183,7 +183,7 @@ def told_values(written: Sequence[Written], needed: bool) -> Tensor:
     """[tokens] over all episodes, true at told values"""
     content = torch.cat([w.content for w in written])
     if needed and not content.any():
-        raise DeltamemError("These conversations tell no value that is asked for, so --beta cannot apply; leave it out")
+        raise DeltamemError("These conversations tell no value that is asked for, so --beta does nothing; leave it out")
     return content
 
 

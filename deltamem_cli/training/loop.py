@@ -310,11 +310,11 @@ class Trainer:
         saved = torch.load(path, weights_only=True, map_location="cpu")
         if "writing" not in saved:
             raise DeltamemError(
-                f"{path} holds a run of an earlier version; start in another folder, from its adapter with --from"
+                f"{path} has a run of an earlier version; start in another folder, from its adapter with --from"
             )
         if AdapterConfig(**_tuples(saved["config"])) != self.memory.config:
             raise DeltamemError(
-                f"{path} holds a run with other adapter settings; resume with the same ones or start in another folder"
+                f"{path} has a run with other adapter settings; resume with the same ones or start in another folder"
             )
         self.memory.load_state_dict(saved["memory"])
         self.mean.load_state_dict(saved["mean"])

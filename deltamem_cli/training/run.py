@@ -68,17 +68,17 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         raise DeltamemError(f"{options.base} does not exist; give --base a GGUF file or a Hugging Face directory")
     for origin in (options.base, options.start_from):
         if origin and origin.exists() and options.output.exists() and options.output.samefile(origin):
-            raise UsageError(f"{options.output} is what the run starts from; give -o another name")
+            raise UsageError(f"{options.output} is the adapter to start from; give -o another name")
     folder = options.output.with_suffix(".run")
     checkpoint = folder / "checkpoint.pt"
     if options.resume and not checkpoint.exists():
         raise DeltamemError(f"{checkpoint} does not exist, so there is nothing to resume; start without --resume")
     if checkpoint.exists() and not options.resume:
         raise DeltamemError(
-            f"{checkpoint} holds an earlier run; go on with --resume, delete {folder}, or give -o another name"
+            f"{checkpoint} holds an earlier run; continue it with --resume, delete {folder}, or give -o another name"
         )
     if options.output.exists() and not options.resume:
-        raise DeltamemError(f"{options.output} exists already; delete it, or give -o another name")
+        raise DeltamemError(f"{options.output} already exists; delete it, or give -o another name")
     accelerator = _accelerator()
     device = accelerator.device
     if not accelerator.is_main_process:
@@ -151,7 +151,7 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     if options.resume:
         trainer.load(checkpoint)
         if trainer.over():
-            raise DeltamemError(f"The run in {folder} is complete; to go on, give it more --steps or --minutes")
+            raise DeltamemError(f"The run in {folder} is complete; to continue, give it more --steps or --minutes")
         best = max((h["score"] for h in trainer.history), default=-1.0)
     elif options.start_from is None:
         trainer.start()
@@ -199,7 +199,7 @@ def _from_file(path: Path, encoder: Encoder, told: bool) -> tuple[Source, dict[s
     train, validation = read_episodes(path)
     known = [encoder.episode(e) for e in train]
     if told and not any(any(s.content) for e in known for s in e.sessions):
-        raise DeltamemError(f"{path} tells no value that is asked for, so --beta cannot apply; leave it out")
+        raise DeltamemError(f"{path} tells no value that is asked for, so --beta does nothing; leave it out")
 
     def draw(rng: random.Random, n: int, progress: float) -> list[EncodedEpisode]:
         return [rng.choice(known) for _ in range(n)]
@@ -213,7 +213,7 @@ def adapter_config(options: RunOptions, backbone: Backbone) -> AdapterConfig:
     shape = backbone.shape
     heads = tuple(h for h in DELTA_HEADS if h in options.heads)
     if not heads or set(options.heads) - set(DELTA_HEADS):
-        raise UsageError(f"--heads {options.heads} is not a choice of the letters q, k, v and o; write for example qo")
+        raise UsageError(f"--heads {options.heads} must be letters among q, k, v and o, such as qo")
     config = AdapterConfig(
         architecture=shape.architecture,
         embedding_length=shape.hidden,
@@ -232,7 +232,7 @@ def adapter_config(options: RunOptions, backbone: Backbone) -> AdapterConfig:
 def _checked(config: AdapterConfig) -> AdapterConfig:
     problem = config.problem()
     if problem:
-        raise UsageError(f"These settings make no adapter because {problem}; change that option")
+        raise UsageError(f"These settings can't make an adapter, because {problem}; change that option")
     return config
 
 
@@ -244,9 +244,9 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.strip().isdecimal() or (last and not last.strip().isdecimal()):
-            raise UsageError(f"--layers {text} is not a list of layers; write for example 12-29 or 3,5,8-10")
+            raise UsageError(f"--layers {text} is not a list of layers, such as 12-29 or 3,5,8-10")
         # one beyond the last is as wrong as a billion, and is made at once
         chosen |= set(range(min(int(first), count), min(int(last or first), count) + 1))
     if not chosen or max(chosen) >= count:
-        raise UsageError(f"--layers {text} goes beyond the model's layers 0 to {count - 1}; name layers within them")
+        raise UsageError(f"--layers {text} goes beyond the model's layers 0 to {count - 1}; choose layers within them")
     return tuple(sorted(chosen))

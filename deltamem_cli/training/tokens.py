@@ -36,7 +36,7 @@ class GGUFTokenizer:
         params.vocab_only = True
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise DeltamemError(f"{path} has no vocabulary that can be read; train from the GGUF that inference uses")
+            raise DeltamemError(f"{path} has no readable vocabulary; train from the GGUF that you chat with")
         self._vocab = lib.llama_model_get_vocab(self._model)
         template = lib.llama_model_chat_template(self._model, None)
         if not template:
