@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deltamem_cli import config
 from deltamem_cli.engine import Engine
 from deltamem_cli.episodes.kinds import HELD_OUT_KINDS
 from deltamem_cli.evaluation import cases as made
@@ -22,7 +23,7 @@ from deltamem_cli.evaluation.report import Report
 from deltamem_cli.evaluation.runner import Cases, Runner
 from deltamem_cli.evaluation.subject import Answer, Subject
 from deltamem_cli.session.chat import ChatSession
-from deltamem_cli.session.opening import Request, load
+from deltamem_cli.session.opening import Request, load, settle
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 
@@ -234,3 +235,17 @@ def test_invented_cases_ask_in_each_mode_what_the_limit_says() -> None:
     assert {q.kind for row in new.values() for case in row for q in case.questions} <= set(HELD_OUT_KINDS)
     # there are fewer kinds than that
     assert running.invented(20, 0, (20,)).others[r.NEW_KINDS] == {20: []}
+
+
+def test_a_template_configured_for_one_model_is_not_used_to_measure_another(
+    tmp_path: Path, subject: Subject, tiny_model: Any
+) -> None:
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}OTHER {{ m.content }}{% endfor %}")
+    config.set_value("model", "other.gguf")
+    config.set_value("template", str(template))
+    named = settle(Request(model=tiny_model("qwen3")), None)
+    for request, is_used in ((named, False), (settle(Request(), None), True)):
+        measured = Subject(subject.with_memory, subject.without_memory.engine, tmp_path / "x.db", request=request)
+        with measured.session() as session:
+            assert (str(template) in session.prompt.used.name) == is_used

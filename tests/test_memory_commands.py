@@ -21,6 +21,7 @@ from deltamem_cli.memory_view import metrics
 from deltamem_cli.store import conversations, locks, profiles, states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import Conversation
+from deltamem_cli.store.reset import reset
 
 Dmem = Callable[..., str]
 
@@ -420,3 +421,18 @@ def test_command_loads_no_more_than_it_needs(talk: Conversation, command: str, b
     code = "import sys; from deltamem_cli import cli; cli.main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     result = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
     assert result.stdout and not set(result.stderr.split()) & set(barred.split())
+
+
+def test_a_conversation_that_holds_nothing_is_neither_copied_nor_exported_and_leaves_no_profile(
+    home: Path, dmem: Dmem, tmp_path: Path
+) -> None:
+    with Store.open(home / "memory.db") as store:
+        talk = stored.conversation(store, 1)
+        reset(store, [talk], transcript=True)
+    file = tmp_path / "x.dmem"
+    for command in (["copy", "--to", "other"], ["copy", "--to", "other", "--dry-run"], ["export", str(file)]):
+        text = dmem("memory", *command, "-p", "work", code=1)
+        assert "nothing to copy" in text and text.count("\n") == 1
+    with Store.read(home / "memory.db") as store:
+        assert [profile.name for profile in profiles.all_of(store)] == ["work"]
+    assert not file.exists()

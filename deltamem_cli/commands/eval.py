@@ -80,7 +80,7 @@ def recall(
     from deltamem_cli.evaluation import runner as running
     from deltamem_cli.evaluation.report import Report, document
     from deltamem_cli.evaluation.subject import Subject
-    from deltamem_cli.session.opening import Request, load
+    from deltamem_cli.session.opening import Request, load, settle
 
     if image:
         check_picture(image)
@@ -90,13 +90,13 @@ def recall(
         cases = running.by_number_of_facts(case_files.read_cases(data), limit)
     report = Report()
     with ExitStack() as stack:
-        request = Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
+        request = settle(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware)), None)
         loaded = load(stack, request)
         if loaded.adapter is None:
             raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
         plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runner = running.Runner(Subject(loaded, plain, folder / "memory.db"), report, seed)
+        runner = running.Runner(Subject(loaded, plain, folder / "memory.db", request=request), report, seed)
         complete = _run(runner.steps(cases))
     who = {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter), "seed": seed, "complete": complete}
     title = f"{loaded.model.name} with {loaded.adapter.name}"
@@ -154,13 +154,13 @@ def talk(
     from deltamem_cli.evaluation import talk as talking
     from deltamem_cli.evaluation.subject import Subject
     from deltamem_cli.evaluation.talk_cases import conversations
-    from deltamem_cli.session.opening import Request, load
+    from deltamem_cli.session.opening import Request, load, settle
 
     if image:
         check_picture(image)
     chosen = conversations(limit)
     with ExitStack() as stack:
-        request = Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
+        request = settle(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware)), None)
         loaded = load(stack, request)
         if loaded.adapter is None:
             raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
@@ -173,7 +173,7 @@ def talk(
         found = talking.Answers.kept(answers, about) if answers else talking.Answers(about)
         plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        subject = Subject(loaded, plain, folder / "memory.db", write or loaded.write)
+        subject = Subject(loaded, plain, folder / "memory.db", write or loaded.write, request=request)
         complete = _run_all(talking.measure(subject, chosen, found), len(chosen))
     title = f"{loaded.model.name} with {loaded.adapter.name}"
     if as_json:

@@ -177,6 +177,7 @@ def copy(
         taken = bundle.read(store, source, at=at)
         if state_only:
             taken = bundle.state_only(taken)
+        bundle.check_holds(taken)  # before the profile is made
         made = bundle.write(store, profiles.ensure(store, target_name), taken) if not dry_run else None
     report: dict[str, Any] = {
         "from": source.id,

@@ -52,6 +52,7 @@ def export(
     with read_store(database) as store:
         conversation = pick_conversation(store, profile, cid)
         taken = bundle.read(store, conversation, transcript=transcript)
+    bundle.check_holds(taken)  # what could not be imported again
     portable.save(file, taken)
     if as_json:
         print_json({"file": str(file), "size": file.stat().st_size, **_contents(taken)})

@@ -239,10 +239,10 @@ def moment(stored: str) -> str:
     from datetime import datetime
 
     try:
-        when = datetime.fromisoformat(stored.replace("Z", "+00:00"))
-    except ValueError:
+        when = datetime.fromisoformat(stored.replace("Z", "+00:00")).astimezone()
+    except (ValueError, OverflowError, OSError):  # no time, or one that no clock of this zone shows
         return printable(stored)
-    return when.astimezone().strftime("%Y-%m-%d %H:%M")
+    return when.strftime("%Y-%m-%d %H:%M")
 
 
 def printable(text: object) -> str:

@@ -139,15 +139,14 @@ def _work(loaded: Loaded, adapter: Identity) -> Check:
 
 def _remembered(store: Store, profile: Profile, model: Identity, adapter: Identity) -> Check:
     """Whether the last conversation of the profile goes on with this pair."""
-    import numpy as np
-
-    last = conversations.latest(store, profile) if profile.id else None
-    snapshot = states.latest(store, last.id) if last else None
+    try:
+        last = conversations.latest(store, profile) if profile.id else None
+        snapshot = states.latest(store, last.id) if last else None
+    except DeltamemError as error:
+        return Check("remembered", "broken", str(error), "take turns back: dmem memory undo")
     if last is None or snapshot is None:
         return Check("remembered", "ok", f"nothing yet in profile {profile.name}")
     what = f"conversation {last.id} of profile {profile.name}"
-    if not np.isfinite(snapshot.state).all():
-        return Check("remembered", "broken", f"the memory of {what} is not finite", "undo turns: dmem memory undo")
     try:
         check_fingerprints(snapshot, model, adapter)
     except DeltamemError as error:

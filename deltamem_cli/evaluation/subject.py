@@ -32,8 +32,17 @@ class Answer:
 class Subject:
     """A model with its adapter, the same model without, and the database of their conversations."""
 
-    def __init__(self, loaded: Loaded, plain: Engine, database: Path, write: str | None = None) -> None:
-        """write: what of a turn is written; None: as the adapter was trained."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        plain: Engine,
+        database: Path,
+        write: str | None = None,
+        *,
+        request: Request | None = None,
+    ) -> None:
+        """write: what of a turn is written; None: as the adapter was trained. request: a settled one, that was loaded."""
+        self.request = request or Request()
         self.write = write or loaded.write  # not as the user has configured chats
         self.with_memory = loaded
         self.without_memory = Loaded(plain, loaded.model, None, "It is measured without.")
@@ -77,6 +86,8 @@ class Subject:
         replay_tokens: how much of the earlier turns the model is shown again. max_tokens: of a reply.
         """
         request = Request(
+            model=self.request.model,  # and so not the template that is configured for another one
+            template=self.request.template,
             cid=cid,
             new=cid is None,
             system=system,

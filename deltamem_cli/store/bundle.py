@@ -56,6 +56,15 @@ def state_only(bundle: Bundle) -> Bundle:
     return Bundle(conversation=replace(bundle.conversation, title=None, heading=""), initial=initial)
 
 
+def check_holds(bundle: Bundle) -> None:
+    """Raises StoreError for a conversation that there is nothing of."""
+    if not bundle.turns and bundle.initial is None:
+        raise StoreError(
+            f"Conversation {bundle.conversation.id} has no turns and no memory, so there is nothing to copy; "
+            "see: dmem log list"
+        )
+
+
 def write(store: Store, profile: Profile, bundle: Bundle) -> Conversation:
     """Store the bundle as a new conversation of `profile`, its last one from now on; all of it or nothing."""
     source = bundle.conversation
@@ -68,10 +77,8 @@ def write(store: Store, profile: Profile, bundle: Bundle) -> Conversation:
         origin=source.id,
         origin_turn=bundle.last_turn or None,
     )
+    check_holds(bundle)
     with store.transaction():
-        if not bundle.turns and bundle.initial is None:
-            raise StoreError(f"Conversation {source.id} has no turns and no memory, so there is nothing to copy; "
-                             "see: dmem log list")  # fmt: skip
         conversations.insert(store, fresh)
         if bundle.initial:
             states.insert(store, fresh.id, None, bundle.initial)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltamem_cli.store import profiles, wiping
+from deltamem_cli.store import checked, profiles, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import new_id, now
@@ -13,6 +14,7 @@ from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Conversation, Profile
 
 HEADING_LENGTH = 60
+_ID = re.compile("[0-9a-z]{1,64}")
 
 # What the first user message lends as a heading is never stored: deleting the text deletes it.
 _SELECT = """
@@ -82,13 +84,13 @@ def _put_last(store: Store, conversation: str) -> None:
 def latest(store: Store, profile: Profile) -> Conversation | None:
     """The one that `dmem chat` continues: the last that something was committed to."""
     row = store.row(_SELECT + " WHERE profile_id = ?" + _LAST_FIRST + " LIMIT 1", [profile.id])
-    return _conversation(row) if row else None
+    return _conversations(store, [row])[0] if row else None
 
 
 def all_of(store: Store, profile: Profile | None = None) -> list[Conversation]:
     """The last one first, of one profile or of all."""
     where, parameters = (" WHERE profile_id = ?", [profile.id]) if profile else ("", [])
-    return [_conversation(row) for row in store.rows(_SELECT + where + _LAST_FIRST, parameters)]
+    return _conversations(store, store.rows(_SELECT + where + _LAST_FIRST, parameters))
 
 
 def get(store: Store, reference: str) -> Conversation:
@@ -108,25 +110,22 @@ def get(store: Store, reference: str) -> Conversation:
                          "dmem log list --all")  # fmt: skip
     if not rows:
         raise NotFound(f"There is no conversation {reference}; see: dmem log list --all")
-    return _conversation(rows[0])
+    return _conversations(store, rows)[0]
 
 
 def branches(store: Store, conversation: str) -> list[Conversation]:
     """The conversations that were copied from this one, the last one first; they keep their own states and texts."""
     rows = store.rows(_SELECT + " WHERE conversations.origin = ?" + _LAST_FIRST, [conversation])
-    return [_conversation(row) for row in rows]
+    return _conversations(store, rows)
 
 
 def written_with(store: Store, *, model: str | None = None, adapter: str | None = None) -> list[Conversation]:
     """Those whose memory was written by the model or adapter of this fingerprint: without it they can't go on."""
-    return [
-        _conversation(row)
-        for row in store.rows(
-            _SELECT + " WHERE conversations.id IN "
-            "(SELECT conversation_id FROM states WHERE model_fingerprint = ? OR adapter_fingerprint = ?)" + _LAST_FIRST,
-            [model, adapter],
-        )
-    ]
+    sql = _SELECT + (
+        " WHERE conversations.id IN "
+        "(SELECT conversation_id FROM states WHERE model_fingerprint = ? OR adapter_fingerprint = ?)"
+    )
+    return _conversations(store, store.rows(sql + _LAST_FIRST, [model, adapter]))
 
 
 def rename(store: Store, conversation: str, title: str | None) -> None:
@@ -141,8 +140,26 @@ def delete(store: Store, conversation: str) -> None:
         store.execute("DELETE FROM conversations WHERE id = ?", [conversation])
 
 
+def _conversations(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[Conversation]:
+    with checked.rows_of(store.name, "conversations"):
+        return [_conversation(row) for row in rows]
+
+
 def _conversation(row: Mapping[str, Any]) -> Conversation:
-    heading = " ".join(row["heading"].split())
+    heading = " ".join(checked.text(row, "heading").split())
     if len(heading) > HEADING_LENGTH:
         heading = heading[: HEADING_LENGTH - 1] + "…"
-    return Conversation(**{**row, "heading": heading})
+    id_ = checked.text(row, "id")
+    if not _ID.fullmatch(id_):  # it becomes the name of a lock file
+        raise checked.Malformed("id is not the id of a conversation")
+    return Conversation(
+        id=id_,
+        profile=profiles.name_in(row, "profile"),
+        title=checked.text_or_none(row, "title"),
+        created=checked.text(row, "created"),
+        updated=checked.text(row, "updated"),
+        n_turns=row["n_turns"],
+        origin=checked.text_or_none(row, "origin"),
+        origin_turn=checked.count_or_none(row, "origin_turn"),
+        heading=heading,
+    )

@@ -58,6 +58,7 @@ WAY_OUT = "put a backup in its place with: dmem log restore FILE, or move it awa
 
 # First match wins; the texts are those of sqlite3_errstr() and stable since 3.7.
 _SENTENCES = {
+    "could not decode": f"is damaged (a text in it is no UTF-8); {WAY_OUT}",  # first: the text follows, and may say anything
     "disk is full": (
         "could not be written because the disk is full; what was saved before is intact, "
         "so free some space and try again"

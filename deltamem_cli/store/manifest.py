@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltamem_cli.store import checked
 from deltamem_cli.store.bundle import Bundle
-from deltamem_cli.store.records import Conversation, Identity, Message, Snapshot, Turn, TurnContext
+from deltamem_cli.store.checked import MAX_HEADS, MAX_RANK, MAX_TOKEN, Malformed
+from deltamem_cli.store.records import Conversation, Identity, Message, Snapshot, Turn
 
 FORMAT, VERSION = "deltamem-memory", 1
-MAX_LAYERS, MAX_HEADS, MAX_RANK = 1024, 64, 64
-MAX_TOKEN = 2**31 - 1
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-
-
-class Malformed(Exception):
-    """A value that cannot stand there; the text completes 'cannot be imported because …'."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +64,18 @@ def parse(document: Any) -> Manifest:
     """The manifest as records, or Malformed."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise Malformed("it is not a dmem memory file")
-    version = _count(document, "version")
+    version = checked.count(document, "version")
     if version > VERSION:
         raise Malformed(f"it was written by a newer dmem (version {version}, this one knows {VERSION})")
-    source = _dict(document, "conversation")
+    source = checked.object_(document, "conversation")
     conversation = Conversation(
-        id=_text(source, "id"),
-        profile=_text(source, "profile"),
-        title=_text_or_none(source, "title"),
+        id=checked.text(source, "id"),
+        profile=checked.text(source, "profile"),
+        title=checked.text_or_none(source, "title"),
         created=_time(source, "created"),
     )
-    states = [_state(entry) for entry in _list(document, "states")]
-    turns = [_turn(entry, {state.turn for state in states}) for entry in _list(document, "turns")]
+    states = [_state(entry) for entry in checked.list_(document, "states")]
+    turns = [_turn(entry, {state.turn for state in states}) for entry in checked.list_(document, "turns")]
     numbers = [turn.number for turn in turns]
     if numbers != sorted(set(numbers)):
         raise Malformed("its turns are not in order")
@@ -89,137 +84,56 @@ def parse(document: Any) -> Manifest:
         raise Malformed("its states do not belong to its turns")
     if not turns and not states:
         raise Malformed("it has no turns and no state")
-    return Manifest(conversation, turns, states, _text(document, "states_sha256"))
+    return Manifest(conversation, turns, states, checked.text(document, "states_sha256"))
 
 
 def _state(entry: Any) -> StateShape:
-    layers = _integers(entry, "layers", MAX_LAYERS)
-    if not layers or list(layers) != sorted(set(layers)) or len(layers) > MAX_LAYERS:
-        raise Malformed("the layers of a state are not in order")
-    turn = None if _value(entry, "turn") is None else _count(entry, "turn", least=1)
+    turn = None if checked.value(entry, "turn") is None else checked.count(entry, "turn", least=1)
     return StateShape(
         turn=turn,
-        model=_identity(entry, "model"),
-        adapter=_identity(entry, "adapter"),
-        layers=layers,
-        heads=_count(entry, "heads", least=1, most=MAX_HEADS),
-        rank=_count(entry, "rank", least=1, most=MAX_RANK),
+        model=checked.identity(entry, "model"),
+        adapter=checked.identity(entry, "adapter"),
+        layers=checked.layers(entry),
+        heads=checked.count(entry, "heads", least=1, most=MAX_HEADS),
+        rank=checked.count(entry, "rank", least=1, most=MAX_RANK),
     )
 
 
 def _turn(entry: Any, with_state: set[int | None]) -> Turn:
-    number = _count(entry, "number", least=1)
-    timings = _dict(entry, "timings")
-    if not all(isinstance(seconds, (int, float)) and _is_plain(seconds) for seconds in timings.values()):
-        raise Malformed("the timings of a turn are not numbers")
-    settings = _dict(entry, "settings")
-    if not all(_is_plain(value) for value in settings.values()):
-        raise Malformed("the settings of a turn are not plain values")
-    interrupted = _value(entry, "interrupted")
+    number = checked.count(entry, "number", least=1)
+    interrupted = checked.value(entry, "interrupted")
     if not isinstance(interrupted, bool):
         raise Malformed("interrupted is neither true nor false")
     return Turn(
         id=0,
         conversation="",
         number=number,
-        kind=_text(entry, "kind"),
+        kind=checked.text(entry, "kind"),
         created=_time(entry, "created"),
-        model=_identity(entry, "model"),
-        adapter=None if _value(entry, "adapter") is None else _identity(entry, "adapter"),
-        settings=settings,
-        context=_context(_dict(entry, "context")),
+        model=checked.identity(entry, "model"),
+        adapter=None if checked.value(entry, "adapter") is None else checked.identity(entry, "adapter"),
+        settings=checked.settings(entry),
+        context=checked.context(checked.object_(entry, "context")),
         interrupted=interrupted,
-        prompt_tokens=_count(entry, "prompt_tokens"),
-        reply_tokens=_count(entry, "reply_tokens"),
-        written_tokens=_count(entry, "written_tokens"),
-        timings=timings,
+        prompt_tokens=checked.count(entry, "prompt_tokens"),
+        reply_tokens=checked.count(entry, "reply_tokens"),
+        written_tokens=checked.count(entry, "written_tokens"),
+        timings=checked.timings(entry),
         has_state=number in with_state,
-        messages=[_message(message) for message in _list(entry, "messages")],
+        messages=[_message(message) for message in checked.list_(entry, "messages")],
     )
 
 
-def _context(entry: dict[str, Any]) -> TurnContext:
-    """A replay feeds what stands in it. Keys that are not known here are kept as they are."""
-    check: dict[str, Callable[[], Any]] = {
-        "run": lambda: _text(entry, "run"),
-        "window_first": lambda: _count(entry, "window_first"),
-        "replayed": lambda: _integers(entry, "replayed", 2**53, least=1),
-        "system": lambda: _text_or_none(entry, "system"),
-        "head": lambda: _integers(entry, "head", MAX_TOKEN),
-        "n_past": lambda: _count(entry, "n_past"),
-    }
-    for key in entry.keys() & check.keys():
-        check[key]()
-    return entry  # type: ignore[return-value]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, (str, int)) and (not isinstance(value, int) or abs(value) <= 2**53)
-
-
 def _message(entry: Any) -> Message:
-    tokens = _integers(entry, "tokens", MAX_TOKEN)
-    spans = None if _value(entry, "spans") is None else _integers(entry, "spans", MAX_TOKEN, least=-1)
+    tokens = checked.integers(entry, "tokens", MAX_TOKEN)
+    spans = None if checked.value(entry, "spans") is None else checked.integers(entry, "spans", MAX_TOKEN, least=-1)
     if spans is not None and len(spans) != len(tokens):
         raise Malformed("a message has more or fewer span ids than tokens")
-    return Message(_text(entry, "role"), _text(entry, "text"), tokens, spans)
-
-
-def _value(entry: Any, key: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise Malformed(f"{key} is missing")
-    return entry[key]
-
-
-def _dict(entry: Any, key: str) -> dict[str, Any]:
-    value = _value(entry, key)
-    if not isinstance(value, dict):
-        raise Malformed(f"{key} has the wrong type")
-    return value
-
-
-def _list(entry: Any, key: str) -> list[Any]:
-    value = _value(entry, key)
-    if not isinstance(value, list):
-        raise Malformed(f"{key} is not a list")
-    return value
-
-
-def _text(entry: Any, key: str) -> str:
-    value = _value(entry, key)
-    # lone surrogates pass JSON and fail in SQLite
-    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
-        raise Malformed(f"{key} is not text")
-    return value
-
-
-def _text_or_none(entry: Any, key: str) -> str | None:
-    return None if _value(entry, key) is None else _text(entry, key)
+    return Message(checked.text(entry, "role"), checked.text(entry, "text"), tokens, spans)
 
 
 def _time(entry: Any, key: str) -> str:
-    value = _text(entry, key)
+    value = checked.text(entry, key)
     if not _TIME.fullmatch(value):
         raise Malformed(f"{key} is not a time")
     return value
-
-
-def _count(entry: Any, key: str, least: int = 0, most: int = 2**53) -> int:
-    return _integer(_value(entry, key), key, least, most)
-
-
-def _integers(entry: Any, key: str, most: int, least: int = 0) -> list[int]:
-    return [_integer(value, key, least, most) for value in _list(entry, key)]
-
-
-def _integer(value: Any, key: str, least: int, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise Malformed(f"{key} is not an allowed number")
-    return value
-
-
-def _identity(entry: Any, key: str) -> Identity:
-    value = _value(entry, key)
-    return Identity(_text(value, "name"), _text(value, "fingerprint"))

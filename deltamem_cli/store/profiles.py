@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from deltamem_cli.store import wiping
+from deltamem_cli.store import checked, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import now
 from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Profile
+from deltamem_cli.text import STEERING
 
 DEFAULT = "default"
 SETTINGS = ("model", "adapter", "system", "template", "write")  # texts; the sampling options stand beside them
@@ -44,12 +45,12 @@ def _composed(name: str) -> str:
 
 
 def all_of(store: Store) -> list[Profile]:
-    return [_profile(row) for row in store.rows("SELECT * FROM profiles ORDER BY name")]
+    return _profiles(store, store.rows("SELECT * FROM profiles ORDER BY name"))
 
 
 def find(store: Store, name: str) -> Profile | None:
-    row = store.row("SELECT * FROM profiles WHERE name = ?", [_composed(name)])
-    return _profile(row) if row else None
+    found = _profiles(store, store.rows("SELECT * FROM profiles WHERE name = ?", [_composed(name)]))
+    return found[0] if found else None
 
 
 def by_id(store: Store, number: int) -> Profile | None:
@@ -143,5 +144,24 @@ def delete(store: Store, name: str) -> None:
         store.execute("DELETE FROM profiles WHERE id = ?", [profile.id])
 
 
+def name_in(row: Mapping[str, Any], key: str) -> str:
+    """A stored name of a profile. Raises Malformed."""
+    name = checked.text(row, key)
+    if not name or STEERING.search(name):
+        raise checked.Malformed(f"{key} is not the name of a profile")
+    return name
+
+
+def _profiles(store: Store, rows: Sequence[Mapping[str, Any]]) -> list[Profile]:
+    with checked.rows_of(store.name, "profiles"):
+        return [_profile(row) for row in rows]
+
+
 def _profile(row: Mapping[str, Any]) -> Profile:
-    return Profile(**{**row, "options": json.loads(row["options"])})
+    return Profile(
+        id=row["id"],
+        name=name_in(row, "name"),
+        options=checked.settings(checked.json_(row, "options"), "options"),
+        created=checked.text(row, "created"),
+        **{setting: checked.text_or_none(row, setting) for setting in SETTINGS},
+    )

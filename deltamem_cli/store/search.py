@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from deltamem_cli.store import checked, profiles
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.excerpt import MATCH_BEGIN, MATCH_END, excerpt, unmarked
 from deltamem_cli.store.migrations import UNSPACED
@@ -60,13 +62,22 @@ def search(store: Store, words: str, profile: Profile | None = None, limit: int 
         found = [parameter for _, some in conditions for parameter in some]
         rows = store.rows(sql, [_phrases(whole), wanted, wanted, *found, limit])
         marked = _marked(store, whole, [row["id"] for row in rows])
-    hits = []
-    for row in rows:
-        number, text = row.pop("id"), row.pop("text")
-        text, spans = unmarked(marked.get(number, text))
-        places = [match.span() for term in _patterns(whole, pieces) for match in term.finditer(text)]
-        hits.append(Hit(**row, excerpt=excerpt(text, spans + places)))
-    return hits
+    patterns = _patterns(whole, pieces)
+    with checked.rows_of(store.name, "messages"):
+        return [_hit(row, marked.get(row["id"]), patterns) for row in rows]
+
+
+def _hit(row: Mapping[str, Any], marked: str | None, patterns: Iterable[re.Pattern[str]]) -> Hit:
+    text, spans = unmarked(marked or checked.text(row, "text"))
+    places = [match.span() for term in patterns for match in term.finditer(text)]
+    return Hit(
+        conversation=checked.text(row, "conversation"),
+        profile=profiles.name_in(row, "profile"),
+        turn=checked.count(row, "turn"),
+        created=checked.text(row, "created"),
+        role=checked.text(row, "role"),
+        excerpt=excerpt(text, spans + places),
+    )
 
 
 def _terms(words: str) -> tuple[list[str], list[str]]:
@@ -90,7 +101,8 @@ def _has_word(store: Store, word: str) -> tuple[str, list[str]]:
     # in 我用Python写 the index of words has one word
     having, parameters = _has_piece(word)
     near = store.rows(f"SELECT id, text FROM messages WHERE {having}", parameters)
-    glued = ", ".join(str(row["id"]) for row in near if _glued(word).search(row["text"]))
+    with checked.rows_of(store.name, "messages"):
+        glued = ", ".join(str(row["id"]) for row in near if _glued(word).search(checked.text(row, "text")))
     sql = f"(messages.id IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?) OR messages.id IN ({glued}))"
     return sql, [_phrases([word])]
 
@@ -142,4 +154,5 @@ def _marked(store: Store, whole: Sequence[str], messages: Sequence[int]) -> dict
         WHERE messages_fts MATCH ? AND rowid IN ({", ".join(map(str, messages))})
     """
     rows = store.rows(sql, [MATCH_BEGIN, MATCH_END, _phrases(whole)])
-    return {row["rowid"]: row["text"] for row in rows}
+    with checked.rows_of(store.name, "messages"):
+        return {row["rowid"]: checked.text(row, "text") for row in rows}

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deltamem_cli.store import checked
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError
 from deltamem_cli.store.records import Identity, Snapshot
@@ -26,7 +27,7 @@ def after(store: Store, conversation: str, number: int) -> Snapshot | None:
         _SELECT + " AND (turns.number <= ? OR turns.number IS NULL) ORDER BY turns.number DESC LIMIT 1",
         [conversation, number],
     )  # NULL sorts last: the initial state only when no turn has one
-    return from_row(row) if row else None
+    return _snapshot(store, row) if row else None
 
 
 def before(store: Store, conversation: str, number: int) -> Snapshot | None:
@@ -42,7 +43,7 @@ def latest(store: Store, conversation: str) -> Snapshot | None:
 def every(store: Store, conversation: str) -> Iterator[Snapshot]:
     """All stored states in order, the initial one (whose number is NULL, which sorts first) before the turns'."""
     for row in store.rows(_SELECT + " ORDER BY turns.number", [conversation]):
-        yield from_row(row)
+        yield _snapshot(store, row)
 
 
 def insert(store: Store, conversation: str, turn_id: int | None, snapshot: Snapshot) -> None:
@@ -84,13 +85,34 @@ def to_blob(snapshot: Snapshot) -> tuple[int, int, int, bytes]:
 
 
 def from_row(row: Mapping[str, Any]) -> Snapshot:
+    """Raises Malformed."""
     import numpy as np
 
-    state = np.frombuffer(row["state"], dtype="<f4").astype(np.float32)
+    layers = checked.layers(checked.json_(row, "layers"))
+    heads = checked.count(row, "heads", least=1, most=checked.MAX_HEADS)
+    rank = checked.count(row, "rank", least=1, most=checked.MAX_RANK)
+    blob = checked.blob(row, "state")
+    if len(blob) != 4 * len(layers) * heads * rank * rank:
+        raise checked.Malformed("state has another size than its layers, heads and rank")
+    state = np.frombuffer(blob, dtype="<f4").astype(np.float32)
     return Snapshot(
-        state=state.reshape(row["n_layers"], row["heads"], row["rank"], row["rank"]),
-        layers=json.loads(row["layers"]),
-        model=Identity(row["model_name"], row["model_fingerprint"]),
-        adapter=Identity(row["adapter_name"], row["adapter_fingerprint"]),
-        turn=row["number"],
+        state=state.reshape(len(layers), heads, rank, rank),
+        layers=layers,
+        model=Identity(checked.text(row, "model_name"), checked.text(row, "model_fingerprint")),
+        adapter=Identity(checked.text(row, "adapter_name"), checked.text(row, "adapter_fingerprint")),
+        turn=checked.count_or_none(row, "number", least=1),
     )
+
+
+def _snapshot(store: Store, row: Mapping[str, Any]) -> Snapshot:
+    import numpy as np
+
+    with checked.rows_of(store.name, "states"):
+        snapshot = from_row(row)
+    if not np.isfinite(snapshot.state).all():
+        where = f"after turn {snapshot.turn}" if snapshot.turn else "at its beginning"
+        raise StoreError(
+            f"The memory of conversation {row['conversation_id']} {where} contains numbers that are not finite; take "
+            "turns back with: dmem memory undo, or clear it with: dmem memory reset"
+        )
+    return snapshot

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deltamem_cli.store import conversations, states, wiping
+from deltamem_cli.store import checked, conversations, states, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import now
@@ -88,23 +88,22 @@ def insert(store: Store, conversation: str, number: int, created: str, turn: New
 
 def last_number(store: Store, conversation: str) -> int:
     row = store.row("SELECT max(number) AS number FROM turns WHERE conversation_id = ?", [conversation])
-    return int(row["number"] or 0) if row else 0
+    with checked.rows_of(store.name, "turns"):
+        return checked.count_or_none(row, "number") or 0
 
 
 def get(store: Store, conversation: str, number: int) -> Turn:
-    row = store.row(_SELECT + " AND number = ?", [conversation, number])
-    if not row:
+    rows = store.rows(_SELECT + " AND number = ?", [conversation, number])
+    if not rows:
         last = last_number(store, conversation)
         has = f"its last turn is {last}" if last else "it has none"
         raise NotFound(f"Conversation {conversation} has no turn {number} ({has}); see: dmem memory history")
-    return _turn(row, _messages(store, [row["id"]]))
+    return _turns(store, rows)[0]
 
 
 def all_of(store: Store, conversation: str, *, messages: bool = True) -> list[Turn]:
     """Every turn in order; without `messages` their texts are not read."""
-    rows = store.rows(_SELECT + " ORDER BY number", [conversation])
-    by_turn = _messages(store, [row["id"] for row in rows]) if messages else {}
-    return [_turn(row, by_turn) for row in rows]
+    return _turns(store, store.rows(_SELECT + " ORDER BY number", [conversation]), messages=messages)
 
 
 def undo(store: Store, conversation: str, count: int = 1) -> list[Turn]:
@@ -201,36 +200,57 @@ def without_messages(turn: Turn) -> Turn:
 _BIG_ENDIAN = array("i", [1]).tobytes()[0] == 0
 
 
+def _turns(store: Store, rows: Sequence[Mapping[str, Any]], *, messages: bool = True) -> list[Turn]:
+    by_turn = _messages(store, [row["id"] for row in rows]) if messages else {}
+    with checked.rows_of(store.name, "turns"):
+        return [_turn(row, by_turn) for row in rows]
+
+
 def _messages(store: Store, turn_ids: Sequence[int]) -> dict[int, list[Message]]:
     found: dict[int, list[Message]] = {}
     for start in range(0, len(turn_ids), 500):  # SQLite takes a limited number of parameters
         some = turn_ids[start : start + 500]
         marks = ", ".join("?" * len(some))
         sql = f"SELECT * FROM messages WHERE turn_id IN ({marks}) ORDER BY turn_id, position"
-        for row in store.rows(sql, some):
-            spans = None if row["spans"] is None else unpack(row["spans"])
-            message = Message(row["role"], row["text"], unpack(row["tokens"]), spans)
-            found.setdefault(row["turn_id"], []).append(message)
+        with checked.rows_of(store.name, "messages"):
+            for row in store.rows(sql, some):
+                found.setdefault(row["turn_id"], []).append(_message(row))
     return found
 
 
+def _message(row: Mapping[str, Any]) -> Message:
+    tokens = _numbers(row, "tokens", 0)
+    spans = None if row["spans"] is None else _numbers(row, "spans", -1)
+    if spans is not None and len(spans) != len(tokens):
+        raise checked.Malformed("spans has another length than tokens")
+    return Message(checked.text(row, "role"), checked.text(row, "text"), tokens, spans)
+
+
+def _numbers(row: Mapping[str, Any], key: str, least: int) -> list[int]:
+    blob = checked.blob(row, key)
+    numbers = unpack(blob) if len(blob) % 4 == 0 else None
+    if numbers is None or min(numbers, default=least) < least:
+        raise checked.Malformed(f"{key} is not a list of numbers that may stand there")
+    return numbers
+
+
 def _turn(row: Mapping[str, Any], messages: Mapping[int, list[Message]]) -> Turn:
-    adapter = Identity(row["adapter_name"], row["adapter_fingerprint"]) if row["adapter_fingerprint"] else None
+    adapter = checked.text_or_none(row, "adapter_fingerprint")
     return Turn(
         id=row["id"],
-        conversation=row["conversation_id"],
-        number=row["number"],
-        kind=row["kind"],
-        created=row["created"],
-        model=Identity(row["model_name"], row["model_fingerprint"]),
-        adapter=adapter,
-        settings=json.loads(row["settings"]),
-        context=json.loads(row["context"]),
-        interrupted=bool(row["interrupted"]),
-        prompt_tokens=row["prompt_tokens"],
-        reply_tokens=row["reply_tokens"],
-        written_tokens=row["written_tokens"],
-        timings=json.loads(row["timings"]),
+        conversation=checked.text(row, "conversation_id"),
+        number=checked.count(row, "number", least=1),
+        kind=checked.text(row, "kind"),
+        created=checked.text(row, "created"),
+        model=Identity(checked.text(row, "model_name"), checked.text(row, "model_fingerprint")),
+        adapter=Identity(checked.text(row, "adapter_name"), adapter) if adapter else None,
+        settings=checked.settings(checked.json_(row, "settings")),
+        context=checked.context(checked.object_(checked.json_(row, "context"), "context")),
+        interrupted=bool(checked.count(row, "interrupted", most=1)),
+        prompt_tokens=checked.count(row, "prompt_tokens"),
+        reply_tokens=checked.count(row, "reply_tokens"),
+        written_tokens=checked.count(row, "written_tokens"),
+        timings=checked.timings(checked.json_(row, "timings")),
         has_state=bool(row["has_state"]),
         messages=messages.get(row["id"], ()),
     )
