@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from deltamem_cli import standard_streams
+from deltamem_cli import reading, standard_streams
 from deltamem_cli.errors import DeltamemError, refused_by_system
 
 # (name, module, help). The module has an `app`, a typer.Typer: with a callback it is a group, without one its
@@ -174,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     args, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     session = Session(debug=debug)
     standard_streams.prepare()
+    reading.tell = _say
     codecs.register_error("dmem", _spelled_out)
     for stream in (sys.stdout, sys.stderr):  # a pipe of Windows has no δ, and output must neither fail nor lose it
         if isinstance(stream, TextIOWrapper):
@@ -223,3 +224,9 @@ def _report(sentence: str, session: Session) -> None:
 
         print(printable_lines(traceback.format_exc()), file=sys.stderr)
     print(printable(sentence), file=sys.stderr)
+
+
+def _say(sentence: str) -> None:
+    from deltamem_cli.commands.shared import note
+
+    note(sentence)

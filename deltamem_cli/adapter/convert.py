@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
+from deltamem_cli import reading
 from deltamem_cli.adapter import AdapterError, shown
 from deltamem_cli.adapter.base_model import BaseModel, read_base_model
 from deltamem_cli.adapter.format import Adapter, AdapterConfig, Provenance, read_adapter, write_adapter
@@ -155,7 +156,7 @@ def _model_card(path: Path) -> dict[str, str]:
     Two plain values do not justify a YAML reader; anything unusual is left out.
     """
     try:
-        lines = decoded(path.read_bytes()).splitlines()
+        lines = decoded(reading.whole_file(path)).splitlines()
     except OSError:
         return {}
     card: dict[str, str] = {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import reading
 from deltamem_cli.adapter import AdapterError, shown
 
 # GGUF value types in the order of their numbers; None marks the two that are not a plain number.
@@ -139,6 +140,7 @@ class _Cursor:
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
     try:
+        reading.check_regular(path)
         with path.open("rb") as file:
             try:
                 buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import reading
 from deltamem_cli.adapter import AdapterError, shown
 from deltamem_cli.adapter.format import DELTA_HEADS, MAX_RANK, MAX_STATE_HEADS, STATE_UPDATES, WRITE_GRANULARITIES
 from deltamem_cli.adapter.safetensors_file import read_safetensors_file
@@ -191,7 +192,7 @@ def read_settings(path: Path) -> Settings:
     Raises AdapterError naming the first setting that is unknown or has a value that cannot be converted.
     """
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(reading.whole_file(path))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise AdapterError(f"{path} cannot be read ({reason}); give the folder of a published adapter") from None

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from deltamem_cli import reading
 from deltamem_cli.adapter import AdapterError, shown
 from deltamem_cli.adapter.weight import STORAGE, Weight
 
@@ -29,7 +30,7 @@ def read_safetensors_file(path: Path) -> dict[str, Weight]:
     Raises AdapterError when the file cannot be read, is damaged or holds other numbers.
     """
     try:
-        return _parse(path.read_bytes())
+        return _parse(reading.whole_file(path))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise AdapterError(f"{path} cannot be read ({reason}); check the path and its permissions") from None

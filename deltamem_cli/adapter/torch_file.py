@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deltamem_cli import reading
 from deltamem_cli.adapter import AdapterError, shown
 from deltamem_cli.adapter.weight import STORAGE, Weight
 
@@ -257,6 +258,7 @@ def read_torch_file(path: Path) -> dict[str, Weight]:
     Raises AdapterError when the file is anything else, is damaged, or names anything but tensors.
     """
     try:
+        reading.check_regular(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             _refuse_legacy(file.read(512))

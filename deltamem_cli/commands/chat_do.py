@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamem_cli import paths
+from deltamem_cli import paths, reading
 from deltamem_cli.commands import chat_turn, transcript
 from deltamem_cli.commands.chat_render import progress_bar, tell
 from deltamem_cli.commands.interrupts import lines_gathered, stopping
@@ -165,7 +165,7 @@ def file_text(file: Path) -> str:
     try:
         if file.stat().st_size > _LARGEST_FILE:
             raise DeltamemError(f"{file} is larger than {_LARGEST_FILE >> 20} MB: use a part of it.")
-        data = file.read_bytes()
+        data = reading.whole_file(file)
     except OSError as error:
         raise DeltamemError(f"{file} can't be read ({error.strerror or error}): check the path.") from None
     text = decoded(data)

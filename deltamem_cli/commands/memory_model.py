@@ -358,6 +358,7 @@ def _check_has_memory(store: Store, conversation: Conversation) -> None:
 
 def _text(text: str | None, file: Path | None) -> str:
     """What is to be remembered: the argument, a file, or standard input."""
+    from deltamem_cli.commands import once
     from deltamem_cli.commands.chat_do import file_text
 
     if text is not None and file is not None:
@@ -367,7 +368,7 @@ def _text(text: str | None, file: Path | None) -> str:
     if text is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError('There is nothing to remember: give a text, such as: dmem memory remember "I like tea."')
-        text = decoded(sys.stdin.buffer.read())
+        text = decoded(once.standard_input())
     if not text.strip():
         raise UsageError("The text is empty, so there is nothing to remember: give some text.")
     return whole(text).strip()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from deltamem_cli import reading
 from deltamem_cli.commands.shared import note, print_json, printable
-from deltamem_cli.errors import UsageError
+from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.text import decoded, whole
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def question(words: list[str] | None, *, example: str) -> str | None:
     """
     parts = []
     if sys.stdin is not None and not sys.stdin.isatty():
-        parts.append(decoded(sys.stdin.buffer.read()).strip())
+        parts.append(decoded(standard_input()).strip())
     parts.append(whole(" ".join(words or [])).strip())
     text = "\n\n".join(part for part in parts if part)
     if text:
@@ -35,6 +36,16 @@ def question(words: list[str] | None, *, example: str) -> str | None:
     if len(parts) > 1 or words:
         raise no_question(example)
     return None
+
+
+def standard_input() -> bytes:
+    """To its end. Raises DeltamemError."""
+    try:
+        return reading.whole_stream(sys.stdin.buffer, "standard input")
+    except OSError as error:
+        raise DeltamemError(
+            f"Standard input can't be read ({error.strerror or error}): give it from elsewhere, or none with </dev/null"
+        ) from None
 
 
 def no_question(example: str) -> UsageError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from deltamem_cli import files, reading
 from deltamem_cli.adapter.parts import parts
 from deltamem_cli.engine import remembered
 from deltamem_cli.engine.errors import EngineError
@@ -35,6 +36,7 @@ def fingerprint(path: Path, *, remember: bool = True) -> str:
 def _of_file(path: Path, known: dict[str, str]) -> str:
     """From `known`, or added to it."""
     try:
+        reading.check_regular(path)
         status = path.stat()
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         if key not in known:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import reading
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.renderer import RENDERER, Stopped
 from deltamem_cli.text import decoded
@@ -30,7 +31,7 @@ class ChatTemplate:
     def from_file(cls, path: Path) -> ChatTemplate:
         """Raises EngineError for a file that can't be read, and for what is no template."""
         try:
-            source = decoded(path.read_bytes(), "strict").replace("\r\n", "\n")
+            source = decoded(reading.whole_file(path), "strict").replace("\r\n", "\n")
         except OSError as error:
             raise EngineError(
                 f"The chat template {path} can't be read ({error.strerror or error}): check the path."

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import reading
 from deltamem_cli.episodes import Episode, Fact, Message, Question
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.text import decoded
@@ -24,7 +25,7 @@ def read_episodes(path: Path) -> tuple[list[Episode], list[Episode]]:
     validation: list[Episode] = []
     try:
         # not splitlines(): JSON may hold U+2028 and the like as they are
-        lines = decoded(path.read_bytes(), "strict").split("\n")
+        lines = decoded(reading.whole_file(path), "strict").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DeltamemError(f"{path} cannot be read ({error}); check the path of --data") from None
     for number, line in enumerate(lines, 1):

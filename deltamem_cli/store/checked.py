@@ -135,14 +135,12 @@ def context(entry: dict[str, Any]) -> TurnContext:
     """A replay feeds what stands in it. Keys that are not known here are kept as they are."""
     check: dict[str, Callable[[], Any]] = {
         "run": lambda: text(entry, "run"),
-        "run_first": lambda: count(entry, "run_first"),
         "window_first": lambda: count(entry, "window_first"),
         "replayed": lambda: integers(entry, "replayed", MAX_NUMBER, least=1),
         "system": lambda: text_or_none(entry, "system"),
         "head": lambda: integers(entry, "head", MAX_TOKEN),
         "opening": lambda: integers(entry, "opening", MAX_TOKEN),
         "n_past": lambda: count(entry, "n_past"),
-        "chunk": lambda: count(entry, "chunk"),
     }
     for key in entry.keys() & check.keys():
         check[key]()

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import files
+from deltamem_cli import files, reading
 from deltamem_cli.store import states
 from deltamem_cli.store.bundle import Bundle
 from deltamem_cli.store.errors import StoreError, as_sentences
@@ -60,6 +60,8 @@ def save(path: Path, bundle: Bundle) -> None:
 def load(path: Path) -> Bundle:
     """Read and check a file that save() wrote; StoreError says in one sentence what is wrong with it."""
     try:
+        with as_sentences(path):
+            reading.check_regular(path)
         with as_sentences(path), zipfile.ZipFile(path) as archive:
             _check_members(archive)
             most = _ANYHOW + _TIMES * path.stat().st_size

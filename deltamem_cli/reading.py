@@ -1,0 +1,68 @@
+"""Bytes that others provide, from files, pipes and devices: bounded, and never waited for in silence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+from typing import BinaryIO
+
+_MOST = 64 << 20  # bytes of what has no size of its own
+_SILENCE = 3.0  # seconds
+
+
+def _nobody(_sentence: str) -> None: ...
+
+
+tell: Callable[[str], None] = _nobody  # the person who waits; the command line puts itself here
+
+
+def whole_file(path: Path) -> bytes:
+    """What a file, a pipe or a device says to its end. Raises OSError, for one that has no end too."""
+    if _is_regular(path):
+        return path.read_bytes()
+    with _waiting(str(path)), path.open("rb") as file:
+        return _bounded(file, str(path))
+
+
+def whole_stream(stream: BinaryIO, name: str) -> bytes:
+    """The same for one that is open already."""
+    with _waiting(name):
+        return _bounded(stream, name)
+
+
+def check_regular(path: Path) -> None:
+    """Raises OSError for a pipe or a device, where a file has to be read in more than one go or written into."""
+    if not _is_regular(path):
+        raise OSError(errno.EINVAL, "it is a pipe or a device and no file", str(path))
+
+
+def _is_regular(path: Path) -> bool:
+    """Folders and what is missing count as well: opening them tells better what is wrong."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def _bounded(stream: BinaryIO, name: str) -> bytes:
+    data = stream.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise OSError(errno.EFBIG, f"it says more than {_MOST >> 20} MB", name)
+    return data
+
+
+@contextmanager
+def _waiting(name: str) -> Iterator[None]:
+    timer = Timer(_SILENCE, lambda: tell(f"Waiting for the end of {name}; Ctrl-C gives up."))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
