@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deltamem_cli import files
 from deltamem_cli.adapter import AdapterError, shown
 from deltamem_cli.adapter.gguf_header import Header, TensorPlace, Value, read_header
 from deltamem_cli.adapter.weight import STORAGE, Weight
@@ -204,42 +204,36 @@ def write_adapter(
         raise AdapterError(f"{path} was not written because {problem}; correct the adapter that is to be written")
     if not path.parent.is_dir():
         raise AdapterError(f"{path} cannot be written because its folder does not exist; create it first")
-    # In the same folder, because a rename is atomic only within one file system.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        writer = gguf.GGUFWriter(part, config.architecture)
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "deltamem")
-        writer.add_uint32(_PREFIX + "version", VERSION)
-        for name, type in _SETTINGS.items():
-            _add_setting(writer, _PREFIX + name, type, getattr(config, name))
-        for name, key in _PROVENANCE_KEYS.items():
-            text = getattr(provenance or Provenance(), name)
-            if text is not None:
-                writer.add_string(key, text)
-        for layer in config.layers:
-            for name in config.tensor_shapes(layer):
-                weight = tensors[name]
-                writer.add_tensor(
-                    name,
-                    np.ascontiguousarray(weight.data),
-                    raw_dtype=gguf.GGMLQuantizationType(_TYPE_NUMBERS[weight.type]),
-                )
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.flush()
-        finally:
-            writer.close()
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with files.replacing(path) as part:
+            writer = gguf.GGUFWriter(part, config.architecture)
+            writer.add_type("adapter")
+            writer.add_string("adapter.type", "deltamem")
+            writer.add_uint32(_PREFIX + "version", VERSION)
+            for name, type in _SETTINGS.items():
+                _add_setting(writer, _PREFIX + name, type, getattr(config, name))
+            for name, key in _PROVENANCE_KEYS.items():
+                text = getattr(provenance or Provenance(), name)
+                if text is not None:
+                    writer.add_string(key, text)
+            for layer in config.layers:
+                for name in config.tensor_shapes(layer):
+                    weight = tensors[name]
+                    writer.add_tensor(
+                        name,
+                        np.ascontiguousarray(weight.data),
+                        raw_dtype=gguf.GGMLQuantizationType(_TYPE_NUMBERS[weight.type]),
+                    )
+            try:
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
+                writer.flush()
+            finally:
+                writer.close()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise AdapterError(f"{path} cannot be written ({reason}); choose another place with -o") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _add_setting(writer: Any, key: str, type: str, value: Any) -> None:
