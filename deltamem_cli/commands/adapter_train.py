@@ -129,6 +129,14 @@ def _show(options: RunOptions, run_training: Any) -> None:
                     f"loss {event['loss']:.2f}  recall {event['exact']:.0%}  {event['tokens_per_second']:.0f} tokens/s"
                 )
                 progress.update(bar, completed=event["progress"], description=f"step {event['step']}", note=note)
+            elif event["event"] in ("loading", "checking"):
+                progress.update(bar, description=f"{event['event']} the model")
+            elif event["event"] == "estimate":
+                console.print(
+                    f"about {_time(event['first_step'])} until the first step, {_time(event['whole'])} for the whole run"
+                )
+            elif event["event"] == "writing":
+                progress.update(bar, description=f"writing, {event['part']}: {event['done']} of {event['of']}")
             elif event["event"] == "talk":
                 progress.update(bar, description=f"asking the model for talk: {event['pairs']}")
             elif event["event"] == "validation":
@@ -138,3 +146,8 @@ def _show(options: RunOptions, run_training: Any) -> None:
                 console.print(f"wrote {event['path']}")
 
         run_training(options, report)
+
+
+def _time(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ from deltamem_cli.training.memory import Memory, Session
 
 # measured on a CPU: what more conversations at once take does not stay in its caches
 ROWS = 4
+
+Done = Callable[[int, int], None]  # is told how many of how many are done
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
@@ -108,7 +110,12 @@ def places(writes: Sequence[bool]) -> list[int]:
 
 @torch.no_grad()
 def written_episodes(
-    backbone: Backbone, memory: Memory, episodes: Sequence[EncodedEpisode], rows: int = ROWS, keep_past: bool = False
+    backbone: Backbone,
+    memory: Memory,
+    episodes: Sequence[EncodedEpisode],
+    rows: int = ROWS,
+    keep_past: bool = False,
+    done: Done = lambda done, of: None,
 ) -> list[Written]:
     """The write pass of episodes with today's memory, without gradients; sorted by length so that little is padding."""
     order = sorted(range(len(episodes)), key=lambda i: len(episodes[i].sessions[0].tokens))
@@ -138,6 +145,7 @@ def written_episodes(
             found[i] = Written(
                 torch.cat(inputs[j], 1).clone(), torch.tensor(spans), torch.tensor(content), e, states[j], [], pasts[j]
             )
+        done(min(at + rows, len(order)), len(order))
     return [w for w in found if w is not None]
 
 
@@ -178,6 +186,7 @@ def ask(
     memory: Memory,
     written: Sequence[Written],
     rows: int = 4 * ROWS,
+    done: Done = lambda done, of: None,
 ) -> None:
     """Runs the prompts of all questions, up to the value of the answer, with today's memory and keeps in each episode
     what answers need."""
@@ -195,6 +204,7 @@ def ask(
             size = len(at_value.prompt)
             keys, values = ({n: t[row, :, :size].clone() for n, t in side.items()} for side in (past.keys, past.values))
             found[id(q)] = Asked(seen[row, :, slice(*q.written)].clone(), keys, values)
+        done(min(at + rows, len(todo)), len(todo))
     plain = [q for _, q, _ in todo if q.plain]
     for q, frozen in zip(plain, frozen_answers(backbone, plain), strict=True):
         found[id(q)].frozen = frozen

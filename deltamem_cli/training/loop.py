@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltamem_cli.adapter.format import AdapterConfig
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, read_answers, run_writes, written_episodes
@@ -31,6 +30,7 @@ from deltamem_cli.training.sources import Source
 __all__ = ["Settings", "Trainer"]
 
 OTHER_TOKENS = 2048
+SAME = ("seed", "beta", "batch", "lr", "finish")  # settings that a run which goes on must share
 
 
 @dataclass
@@ -68,8 +68,9 @@ class Trainer:
     folder: Path
     report: Callable[[dict[str, Any]], None] = lambda event: None
     dense: Source | None = None
-    retell: Callable[[random.Random, list[Written]], None] | None = None
+    retell: Callable[..., None] | None = None
     accelerator: Any = None
+    made_of: dict[str, Any] = field(default_factory=dict)  # what else a run that goes on must share, by option
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,11 +112,13 @@ class Trainer:
         with torch.no_grad():
             for delta in self.memory.delta.values():
                 delta.zero_()
-            self._write(rng, s.start_episodes)
+            # what is told and asked for in all of them, but only a round of them is retold and asked: that is dear
+            written = self._write(rng, s.start_episodes, min(s.round_episodes, s.start_episodes))
             for head, delta in self.memory.delta.items():
                 delta.copy_(kept[head])
             if not self._rank:
-                start_from_data(self.memory, self.backbone, list(self.pool.written), s.seed, s.beta)
+                self.report({"event": "writing", "part": "start", "done": 0, "of": 1})
+                start_from_data(self.memory, self.backbone, written, s.seed, s.beta)
         self._share()
 
     def open_gates(self, beta: float) -> None:
@@ -132,18 +135,31 @@ class Trainer:
             own = parameter.zero_() if self._rank else parameter * self._processes
             parameter.copy_(self._mean(own))
 
-    def _write(self, rng: random.Random, episodes: int) -> None:
-        """Fresh conversations for the pool, written and asked with the memory as it is."""
+    def _write(self, rng: random.Random, episodes: int, pooled: int | None = None) -> list[Written]:
+        """Fresh conversations, written with the memory as it is; the first `pooled` (None: all) asked, too, for the pool."""
         begin = time.monotonic()
         drawn = self.turns(rng, episodes, self.progress())
-        written = written_episodes(self.backbone, self.memory, drawn, keep_past=self.retell is not None)
+        written = written_episodes(
+            self.backbone, self.memory, drawn, keep_past=self.retell is not None, done=self._telling("conversations")
+        )
+        middle = time.monotonic()
+        kept = written[:pooled]
         if self.retell is not None:
-            self.retell(rng, written)
-        ask(self.backbone, self.memory, written)
-        self.pool.add(written)
+            self.retell(rng, kept, done=self._telling("other values"))
+        for w in written:
+            w.past = None
+        ask(self.backbone, self.memory, kept, done=self._telling("questions"))
+        self.pool.add(kept)
         # what a round will take; alike in all processes, or they would not agree on the last one
-        taken = torch.tensor(time.monotonic() - begin, device=self.backbone.device)
-        self._writing = float(self._mean(taken)) * self.settings.round_episodes / episodes
+        each = (middle - begin) / episodes + (time.monotonic() - middle) / len(kept)
+        self._writing = (
+            float(self._mean(torch.tensor(each, device=self.backbone.device))) * self.settings.round_episodes
+        )
+        return written
+
+    def _telling(self, part: str) -> Callable[[int, int], None]:
+        """Reports how much of a part of the writing is done."""
+        return lambda done, of: self.report({"event": "writing", "part": part, "done": done, "of": of})
 
     def progress(self) -> float:
         s = self.settings
@@ -296,6 +312,7 @@ class Trainer:
                 "writing": self._writing,
                 "random": json.dumps(self.rng.getstate()),
                 "settings": asdict(self.settings),
+                "made of": self.made_of,
                 "config": asdict(self.memory.config),
                 "history": self.history,
             },
@@ -304,17 +321,25 @@ class Trainer:
         part.replace(path)
         return path
 
+    def _differing(self, saved: dict[str, Any]) -> list[str]:
+        """What a run that was saved has otherwise than this one; --steps and --minutes may change."""
+        before = {name: saved["settings"][name] for name in SAME} | saved["made of"] | _tuples(saved["config"])
+        now = {name: getattr(self.settings, name) for name in SAME} | self.made_of
+        now |= _tuples(asdict(self.memory.config))
+        return [f"{name}: {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
+
     def load(self, path: Path) -> None:
         """Continues from a checkpoint of the same memory."""
         # what is loaded is copied to where it belongs; several processes on a CPU call it cpu:0, which nothing loads to
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        if "writing" not in saved:
+        if "made of" not in saved:
             raise DeltamemError(
                 f"{path} has a run of an earlier version; start in another folder, from its adapter with --from"
             )
-        if AdapterConfig(**_tuples(saved["config"])) != self.memory.config:
+        if differing := self._differing(saved):
             raise DeltamemError(
-                f"{path} has a run with other adapter settings; resume with the same ones or start in another folder"
+                f"{path} has a run with other settings ({'; '.join(differing)}); resume with the same ones or start in "
+                "another folder"
             )
         self.memory.load_state_dict(saved["memory"])
         self.mean.load_state_dict(saved["mean"])

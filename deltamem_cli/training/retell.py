@@ -18,7 +18,7 @@ from deltamem_cli.episodes.conversation import other_values
 from deltamem_cli.episodes.episode import last_place
 from deltamem_cli.episodes.spoken import by_name
 from deltamem_cli.training.backbone import Backbone, Past
-from deltamem_cli.training.batch import Retelling, Written, length_mask, pad
+from deltamem_cli.training.batch import Done, Retelling, Written, length_mask, pad
 from deltamem_cli.training.encode import Encoder
 from deltamem_cli.training.memory import Memory, Session
 
@@ -34,12 +34,14 @@ def retell(
     rng: random.Random,
     written: Sequence[Written],
     count: int = VALUES,
+    done: Done = lambda done, of: None,
 ) -> None:
     """Adds to conversations of one session (with their past, which is let go) each told fact with `count` other values.
 
     What follows a value is run for SETTLED tokens, and is the conversation's own from there on.
     """
-    for w in written:
+    for i, w in enumerate(written):
+        done(i, len(written))
         past, w.past = w.past, None
         messages = w.episode.sessions[0].messages
         taken = {f.value for m in messages for f in m.facts}

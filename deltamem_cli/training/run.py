@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from deltamem_cli.adapter.format import DELTA_HEADS, Adapter, AdapterConfig, read_adapter, training_summary
+from deltamem_cli.engine import fingerprint
 from deltamem_cli.episodes.conversation import told_prompt
 from deltamem_cli.episodes.file import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.check import check_backbone
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
+from deltamem_cli.training.estimate import estimate, seconds_per_token
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
 from deltamem_cli.training.loop import Settings, Trainer
 from deltamem_cli.training.memory import Memory
@@ -84,13 +86,16 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     if not accelerator.is_main_process:
         report = _silence
     start = None if options.start_from is None else read_adapter(options.start_from)
+    report({"event": "loading"})
     encoder = Encoder(tokenizer_of(options.base))
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
     # a directory is not what inference reads, and llama.cpp cannot read it
+    report({"event": "checking"})
     if options.base.is_file() and accelerator.is_main_process:
         report({"event": "checked", "difference": round(check_backbone(options.base, backbone, encoder), 4)})
     folder.mkdir(parents=True, exist_ok=True)
+    per_token = seconds_per_token(backbone)
     torch.manual_seed(options.seed)
     memory = _memory(options, backbone, start).to(device)
     # every process samples its own part of the talk
@@ -120,10 +125,12 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         lr=options.lr, finish=options.finish,
         start_episodes=options.start_episodes if start is None else max(1, options.start_episodes // 2),
     )  # fmt: skip
+    expected = estimate(per_token, settings)
     more_values = None if dense is None else partial(retell, encoder, backbone, memory)
     trainer = Trainer(
-        backbone, memory, encoder, source, checks, settings, folder, report, dense, more_values, accelerator
-    )
+        backbone, memory, encoder, source, checks, settings, folder, report, dense, more_values, accelerator,
+        made_of=_made_of(options, accelerator.num_processes),
+    )  # fmt: skip
     best = -1.0
     # built-in conversations are always new ones: the last step is the best, while validation is noisy
     fresh = options.data is None
@@ -148,6 +155,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
             report({"event": "saved", "path": str(options.output), "score": best})
 
     trainer.report = keep
+    if not options.resume:
+        report({"event": "estimate", **asdict(expected)})
     if options.resume:
         trainer.load(checkpoint)
         if trainer.over():
@@ -171,6 +180,13 @@ def _memory(options: RunOptions, backbone: Backbone, start: Adapter | None) -> M
             f"{options.start_from} is an adapter for another model than {options.base}; give --from an adapter of this one"
         )
     return memory_from_adapter(_checked(replace(c, state_update=options.update or c.state_update)), start.tensors)
+
+
+def _made_of(options: RunOptions, processes: int) -> dict[str, Any]:
+    """The files that a run comes from, by what they hold, and how many processes share it."""
+    files = {"base": options.base, "data": options.data, "from": options.start_from}
+    held = {name: fingerprint(path)[:12] if path and path.is_file() else str(path) for name, path in files.items()}
+    return held | {"processes": processes}
 
 
 def _silence(event: dict[str, Any]) -> None:
