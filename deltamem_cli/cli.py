@@ -27,15 +27,15 @@ from deltamem_cli.errors import DeltamemError, refused_by_system
 # single command answers to the name.
 COMMANDS: list[tuple[str, str, str]] = [
     ("ask", "deltamem_cli.commands.ask", "Ask one question."),
-    ("chat", "deltamem_cli.commands.chat", "Talk to a model that remembers."),
-    ("memory", "deltamem_cli.commands.memory", "Inspect and manage a conversation's memory."),
+    ("chat", "deltamem_cli.commands.chat.app", "Talk to a model that remembers."),
+    ("memory", "deltamem_cli.commands.memory.app", "Inspect and manage a conversation's memory."),
     ("profile", "deltamem_cli.commands.profile", "Manage profiles: each has its own memory and settings."),
     ("log", "deltamem_cli.commands.log", "List, show, search and export transcripts."),
-    ("model", "deltamem_cli.commands.model", "Download, register and inspect models."),
-    ("adapter", "deltamem_cli.commands.adapter", "Create, inspect and verify adapters."),
+    ("model", "deltamem_cli.commands.model.app", "Download, register and inspect models."),
+    ("adapter", "deltamem_cli.commands.adapter.app", "Create, inspect and verify adapters."),
     ("config", "deltamem_cli.commands.config", "Show and change settings."),
     ("doctor", "deltamem_cli.commands.doctor", "Check that everything works, and suggest fixes."),
-    ("eval", "deltamem_cli.commands.eval", "Measure how much the memory recalls."),
+    ("eval", "deltamem_cli.commands.eval.app", "Measure how much the memory recalls."),
     ("bench", "deltamem_cli.commands.bench", "Measure what the memory costs in speed and RAM."),
 ]
 
@@ -217,7 +217,7 @@ def _run(args: list[str], session: Session) -> int:
 def _report(sentence: str, session: Session) -> None:
     if "_DMEM_COMPLETE" in os.environ:
         return  # a shell that completes would print it into the line that is typed
-    from deltamem_cli.commands.shared import printable, printable_lines
+    from deltamem_cli.terminal.output import printable, printable_lines
 
     if session.debug:
         import traceback
@@ -227,6 +227,6 @@ def _report(sentence: str, session: Session) -> None:
 
 
 def _say(sentence: str) -> None:
-    from deltamem_cli.commands.shared import note
+    from deltamem_cli.terminal.output import note
 
     note(sentence)

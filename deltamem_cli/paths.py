@@ -111,5 +111,5 @@ def starter_model() -> Path:
 
 def starter_adapter() -> Path | None:
     """The adapter that was trained for the starter model, if this package has one."""
-    path = Path(__file__).resolve().parent / "adapters" / STARTER_ADAPTER
+    path = Path(__file__).resolve().parent / "bundled_adapters" / STARTER_ADAPTER
     return path if path.is_file() else None

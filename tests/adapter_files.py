@@ -8,9 +8,9 @@ import gguf
 import numpy as np
 import pytest
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.format import AdapterConfig, read_adapter, write_adapter
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.weight import Weight
 
 SMALL = AdapterConfig("qwen3", embedding_length=12, block_count=3, layers=(0, 2), rank=2)
 PREFIX = "adapter.deltamem."

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from published_files import published_tensors, write_published
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.convert import convert
 from deltamem_cli.adapter.format import Adapter
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.weight import Weight
 
 HIDDEN, HEADS, HEADS_KV, HEAD_DIM, LAYERS = 24, 4, 2, 8, 3
 WIDTHS = {"q": HEADS * HEAD_DIM, "k": HEADS_KV * HEAD_DIM, "v": HEADS_KV * HEAD_DIM, "o": HIDDEN}

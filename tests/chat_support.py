@@ -22,9 +22,10 @@ from typing_extensions import Self
 
 from deltamem_cli import build
 from deltamem_cli.engine import fingerprint, remembered
-from deltamem_cli.session import opening, recent
+from deltamem_cli.session import beginning, opening
 from deltamem_cli.session.chat import ChatSession
-from deltamem_cli.session.opening import Loaded, Request
+from deltamem_cli.session.loading import Loaded
+from deltamem_cli.session.request import Request
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 
@@ -73,7 +74,7 @@ def assert_agree(session: ChatSession) -> None:
     seen = session.window.turns
     assert seen == [turn.number for turn in stored if turn.number in seen]
     for turn in stored:
-        tokens = recent.tokens(turn)
+        tokens = beginning.tokens(turn)
         if turn.number in seen:
             visible = session.window.tokens(turn.number)
             assert visible == tokens[-len(visible) :]

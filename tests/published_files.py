@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.weight import Weight
 
 GOLDEN = Path(__file__).parent / "golden"
 STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from adapter_files import KIND, PREFIX, SMALL, forged, refusal, tensors_of, written
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.format import AdapterConfig, Provenance, read_adapter, training_summary, write_adapter
-from deltamem_cli.adapter.gguf_header import read_header
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.gguf_header import read_header
+from deltamem_cli.formats.weight import Weight
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from base_files import ALL_HEADS, HEADS, HEADS_KV, HIDDEN, LAYERS, WIDTHS, base_model, converted, interleaved, refusal
 from published_files import published_tensors, write_published
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.base_model import PERMUTED_ARCHITECTURES, read_base_model
 from deltamem_cli.adapter.convert import convert
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.weight import Weight
 
 
 @pytest.mark.parametrize("architecture", ["llama", "smollm3", "granite", "mistral3", "olmo"])

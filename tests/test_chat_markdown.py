@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
-from deltamem_cli.commands.chat_markdown import rendered
+from deltamem_cli.terminal.markdown import rendered
 
 PIECES = [
     *(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from deltamem_cli.commands.chat_render import Plain
+from deltamem_cli.terminal.reply_view import Plain
 
 
 class Writes:

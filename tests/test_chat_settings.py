@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from chat_support import Chats, Dmem, Terminal, dmem
 
-from deltamem_cli.commands import chat_set
-from deltamem_cli.commands.chat_talk import Talk
-from deltamem_cli.commands.memory_model import _as_written
+from deltamem_cli.commands.chat import slash_set
+from deltamem_cli.commands.chat.open_chat import Talk
+from deltamem_cli.commands.memory.forget import _as_written
 from deltamem_cli.errors import UsageError
-from deltamem_cli.session.opening import Request
+from deltamem_cli.session.request import Request
 from deltamem_cli.store import conversations, turns
 from deltamem_cli.store.database import Store
 
@@ -59,9 +59,9 @@ def test_set_changes_what_the_next_turn_does(tiny: Dmem, tmp_path: Path, monkeyp
     with Store.memory() as store, Talk(store, request) as talk:
         talk.session.start()
         list(talk.session.ask("One."))
-        chat_set.set_option(talk, "remember_thinking on")
+        slash_set.set_option(talk, "remember_thinking on")
         list(talk.session.ask("Two."))
-        chat_set.set_option(talk, "think=off")
+        slash_set.set_option(talk, "think=off")
         list(talk.session.ask("Three."))
         one, two, three = (turn.messages for turn in turns.all_of(store, talk.session.conversation.id))
         assert set(one[1].spans) == {-1} and two[1].spans is None
@@ -69,7 +69,7 @@ def test_set_changes_what_the_next_turn_does(tiny: Dmem, tmp_path: Path, monkeyp
         assert talk.request.think is False
         for wrong in ("think maybe", "show_thinking auto", "remember_thinking 3"):
             with pytest.raises(UsageError, match="it must be on or off"):
-                chat_set.set_option(talk, wrong)
+                slash_set.set_option(talk, wrong)
         talk.switch_model(model, adapter)
         assert talk.session.prompt.template is None and talk.session.prompt.think is None
         assert talk.session.settings.remember_thinking

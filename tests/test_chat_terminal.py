@@ -299,7 +299,7 @@ def test_wrong_options_and_files_are_one_sentence(tiny: Dmem, tmp_path: Path) ->
 
 def test_markdown_is_rendered_in_a_terminal_and_not_with_no_color(tmp_path: Path) -> None:
     script = (
-        "from deltamem_cli.commands.chat_render import reply_view\n"
+        "from deltamem_cli.terminal.reply_view import reply_view\n"
         "with reply_view() as view:\n"
         "    for piece in ['# He', 'ad\\n\\nsome **bo', 'ld** te', 'xt\\n\\n```python\\nx = 1\\n\\ny = 2\\n```\\n', 'end']:\n"
         "        view.add(piece)\n"
@@ -319,7 +319,7 @@ def test_markdown_is_rendered_in_a_terminal_and_not_with_no_color(tmp_path: Path
 
 def test_control_characters_of_a_reply_do_not_reach_the_terminal(tmp_path: Path) -> None:
     script = (
-        "from deltamem_cli.commands.chat_render import reply_view\n"
+        "from deltamem_cli.terminal.reply_view import reply_view\n"
         "with reply_view() as view:\n"
         "    view.add('a\\x1b]0;title\\x07b\\x9bc\\u202ed')\n"
         "print('done')\n"

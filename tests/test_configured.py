@@ -12,7 +12,7 @@ import pytest
 from conftest import MakeAdapter, MakeModel
 
 from deltamem_cli import cli, config
-from deltamem_cli.session.opening import Request, settle
+from deltamem_cli.session.request import Request, settle
 from deltamem_cli.store import conversations, profiles, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import Profile
@@ -121,14 +121,15 @@ def test_a_wrong_option_is_refused_before_the_model_is_loaded(home: Path, capsys
 def test_history_and_markdown_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     from prompt_toolkit.history import InMemoryHistory
 
-    from deltamem_cli.commands import chat_history, chat_render
+    from deltamem_cli.commands.chat import history
+    from deltamem_cli.terminal import reply_view
 
-    monkeypatch.setattr(chat_render, "can_render", lambda: True)
-    assert not isinstance(chat_history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
-    with chat_render.reply_view() as view:
-        assert isinstance(view, chat_render.Markdown)
+    monkeypatch.setattr(reply_view, "can_render", lambda: True)
+    assert not isinstance(history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
+    with reply_view.reply_view() as view:
+        assert isinstance(view, reply_view.Markdown)
     config.set_value("history", "off")
     config.set_value("markdown", "off")
-    assert isinstance(chat_history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
-    with chat_render.reply_view() as view:
-        assert isinstance(view, chat_render.Plain)
+    assert isinstance(history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
+    with reply_view.reply_view() as view:
+        assert isinstance(view, reply_view.Plain)

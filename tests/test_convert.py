@@ -10,10 +10,10 @@ import pytest
 from base_files import ALL_HEADS, HIDDEN, LAYERS, WIDTHS, base_model, converted, interleaved, refusal
 from published_files import GOLDEN, published_tensors, write_published
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.convert import convert
 from deltamem_cli.adapter.format import read_adapter
-from deltamem_cli.adapter.torch_file import read_torch_file
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.torch_file import read_torch_file
 
 CASES = sorted(path.name for path in GOLDEN.iterdir())
 

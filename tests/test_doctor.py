@@ -377,10 +377,10 @@ def test_a_memory_of_numbers_that_are_none_is_broken(home: Path, doctor: Doctor)
 def test_a_model_is_held_against_the_machine_s_memory_before_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch, home: Path, doctor: Doctor, total: int, verdict: str
 ) -> None:
-    from deltamem_cli.models import memory
+    from deltamem_cli.models import ram
 
     available = 100_000_000 if verdict == "warning" else total
-    monkeypatch.setattr(memory, "of_machine", lambda: memory.Memory(total, available))
+    monkeypatch.setattr(ram, "of_machine", lambda: ram.Memory(total, available))
     found = doctor(code=int(verdict == "broken"))
     assert found["memory"]["verdict"] == verdict
     assert ("adapter" in found) == (verdict != "broken")

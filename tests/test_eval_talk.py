@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deltamem_cli import cli
-from deltamem_cli.commands.eval_talk_render import _HEADINGS, _ROWS
+from deltamem_cli.commands.eval.talk_tables import _HEADINGS, _ROWS
 from deltamem_cli.evaluation import talk
 from deltamem_cli.evaluation.talk_cases import CATEGORIES, NEVER, Asked, conversations, first_sentences, is_right
 

@@ -19,13 +19,13 @@ from deltamem_cli.episodes.kinds import BY_NAME, kinds_of
 from deltamem_cli.episodes.split import part_of_value
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.evaluation import cases as made
-from deltamem_cli.evaluation import picture, report
+from deltamem_cli.evaluation import recall_picture, report
 from deltamem_cli.evaluation.cases import Case
 from deltamem_cli.evaluation.matching import recalls, sentence_is_over
 from deltamem_cli.evaluation.report import Record, Report, document
-from deltamem_cli.evaluation.statistics import Share
-from deltamem_cli.memory_view.png import png
-from deltamem_cli.memory_view.svg import svg
+from deltamem_cli.evaluation.shares import Share
+from deltamem_cli.pictures.png import png
+from deltamem_cli.pictures.svg import svg
 
 
 @pytest.mark.parametrize(
@@ -268,19 +268,19 @@ def test_nothing_is_relative_to_a_memory_that_recalled_nothing() -> None:
 @pytest.mark.parametrize("of", [filled, Report])
 def test_the_picture_has_a_mark_and_an_interval_for_every_share_inside_its_frame(of: object) -> None:
     made = of()  # type: ignore[operator]
-    drawn = picture.draw(made, 'a <b> & "c"')
+    drawn = recall_picture.draw(made, 'a <b> & "c"')
     shares = [
         (m, report.share(rs)) for t in (made.facts, made.distances) for row in t.values() for m, rs in row.items()
     ]
-    for mode, colour in picture.COLOURS.items():
+    for mode, colour in recall_picture.COLOURS.items():
         own = [share for m, share in shares if m == mode]
-        lines = [s for s in drawn.shapes if isinstance(s, picture.Line) and s.colour == colour]
+        lines = [s for s in drawn.shapes if isinstance(s, recall_picture.Line) and s.colour == colour]
         heights = sorted(abs(s.points[0][1] - s.points[1][1]) for s in lines if s.points[0][0] == s.points[1][0])
-        assert heights == pytest.approx(sorted(picture._HEIGHT * (s.interval[1] - s.interval[0]) for s in own))
-        marks = [s for s in drawn.shapes if isinstance(s, picture.Rect) and s.colour == colour]
+        assert heights == pytest.approx(sorted(recall_picture._HEIGHT * (s.interval[1] - s.interval[0]) for s in own))
+        marks = [s for s in drawn.shapes if isinstance(s, recall_picture.Rect) and s.colour == colour]
         assert len(marks) == len(own) + bool(own)  # one in the legend
     for shape in drawn.shapes:
-        points = shape.points if isinstance(shape, picture.Line) else [(shape.x, shape.y)]
+        points = shape.points if isinstance(shape, recall_picture.Line) else [(shape.x, shape.y)]
         assert all(0 <= x <= drawn.width and 0 <= y <= drawn.height for x, y in points)
     ElementTree.fromstring(svg(drawn))
     assert png(drawn).startswith(b"\x89PNG")
@@ -288,7 +288,7 @@ def test_the_picture_has_a_mark_and_an_interval_for_every_share_inside_its_frame
 
 def test_half_recalled_is_drawn_half_way_up() -> None:
     made = Report([record("facts", "memory", recalled) for recalled in (True, False)])
-    marks = [s for s in picture.draw(made, "").shapes if isinstance(s, picture.Rect)]
-    middle = picture._TOP + picture._HEIGHT // 2
+    marks = [s for s in recall_picture.draw(made, "").shapes if isinstance(s, recall_picture.Rect)]
+    middle = recall_picture._TOP + recall_picture._HEIGHT // 2
     assert any(s.y + s.height // 2 == middle for s in marks)
     assert math.isclose(Share(1, 2).value, 0.5)

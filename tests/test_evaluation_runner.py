@@ -23,7 +23,8 @@ from deltamem_cli.evaluation.report import Report
 from deltamem_cli.evaluation.runner import Cases, Runner
 from deltamem_cli.evaluation.subject import Answer, Subject
 from deltamem_cli.session.chat import ChatSession
-from deltamem_cli.session.opening import Request, load, settle
+from deltamem_cli.session.loading import load
+from deltamem_cli.session.request import Request, settle
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from adapter_files import KIND, PREFIX, SMALL, forged, refusal, tensors_of, written
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.format import read_adapter
-from deltamem_cli.adapter.gguf_header import read_header
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.gguf_header import read_header
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from conftest import LoadModel, MakeModel
 
 from deltamem_cli.engine import Engine, EngineError, EngineOptions, threads
 from deltamem_cli.paths import starter_adapter, starter_model
-from deltamem_cli.session.opening import Request, load
+from deltamem_cli.session.loading import load
+from deltamem_cli.session.request import Request
 
 
 def v2(root: Path, limits: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deltamem_cli.commands.interrupts import ending_in_order
+from deltamem_cli.terminal.interrupts import ending_in_order
 
 
 class Thing:
@@ -63,8 +63,8 @@ def test_what_fails_for_another_reason_while_an_object_is_cleared_away_is_still_
 
 STUCK = """
 import asyncio, ctypes, signal, sys, time
-from deltamem_cli.commands.interrupts import ending_in_order, stopping
-from deltamem_cli.commands.last_resort import watch_again
+from deltamem_cli.terminal.interrupts import ending_in_order, stopping
+from deltamem_cli.terminal.last_resort import watch_again
 from deltamem_cli.engine.interruptible import run_interruptible
 
 def stuck():

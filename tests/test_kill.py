@@ -19,7 +19,7 @@ import pytest
 from chat_support import Chats, environment, relative
 
 from deltamem_cli.session.chat import ChatSession
-from deltamem_cli.session.opening import Loaded
+from deltamem_cli.session.loading import Loaded
 from deltamem_cli.session.replay import replay
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.records import Turn

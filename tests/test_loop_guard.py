@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from chat_support import MakeChats, assert_agree
 
-from deltamem_cli.commands.chat_turn import warn_of_loop
 from deltamem_cli.engine.loops import LONGEST_PART, SHORTEST, is_looping
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import turns
+from deltamem_cli.terminal.one_reply import warn_of_loop
 
 SENTENCE = list(range(10, 22))
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import stored
 
-from deltamem_cli.commands import memory_render, typed_lines
 from deltamem_cli.memory_view import metrics
+from deltamem_cli.session import typed_lines
 from deltamem_cli.store import conversations, locks, profiles, states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import Conversation
 from deltamem_cli.store.reset import reset
+from deltamem_cli.terminal import heat_map
 
 Dmem = Callable[..., str]
 
@@ -108,7 +109,7 @@ def test_colour_is_for_terminals_that_want_it(
 
 @pytest.mark.parametrize("value", [0, 1e-9, 0.0123, 0.5, 3.14159, 9.999, 42.42, 99.97, 123.4, 9999.4, 12345.0, 4e12])
 def test_short_numbers_are_short_and_true(value: float) -> None:
-    text = memory_render.short(value)
+    text = heat_map.short(value)
     assert len(text) <= 5 and float(text) == pytest.approx(value, rel=0.2)
 
 
@@ -127,7 +128,7 @@ def test_one_layer_shows_all_its_numbers_in_100_columns(home: Path, dmem: Dmem, 
     with Store.open(home / "memory.db") as store:
         turns.commit(store, stored.conversation(store, 0), stored.exchange(1, snapshot=state))
     shown = dmem("memory", "inspect", "-p", "work", "--layer", "3")
-    assert max(map(len, shown.splitlines())) <= memory_render.MAX_WIDTH
+    assert max(map(len, shown.splitlines())) <= heat_map.MAX_WIDTH
     numbers = Counter(f"{number:.3g}" for number in state.state[1, 0].flat)
     assert numbers <= Counter(re.findall(r"(?<=\s)-?[\d.e+-]+(?=\s)", shown))
 

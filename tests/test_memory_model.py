@@ -15,11 +15,11 @@ import pytest
 from chat_support import Chats, Terminal, dmem, environment, files, say
 
 from deltamem_cli import cli
-from deltamem_cli.commands.memory_model import parse_turns, ranges
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.store import conversations, locks, states, turns
 from deltamem_cli.store.database import Store
+from deltamem_cli.terminal.turn_numbers import parse_turns, ranges
 
 Run = Callable[..., str]
 

@@ -11,8 +11,8 @@ import pytest
 import stored
 
 from deltamem_cli.memory_view import cells, metrics, picture
-from deltamem_cli.memory_view.png import png
-from deltamem_cli.memory_view.svg import svg
+from deltamem_cli.pictures.png import png
+from deltamem_cli.pictures.svg import svg
 
 
 def state(*layers: np.ndarray) -> np.ndarray:

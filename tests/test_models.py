@@ -15,7 +15,7 @@ from conftest import MakeAdapter, MakeModel
 from deltamem_cli import config, models, paths
 from deltamem_cli.adapter.base_model import read_base_model
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.models import ModelError, choosing, hub, memory, records
+from deltamem_cli.models import ModelError, choosing, hub, ram, registry
 from deltamem_cli.models.facts import Facts, chat_template, parts, read_facts
 from deltamem_cli.models.pulling import register
 
@@ -139,7 +139,7 @@ def test_an_entry_of_the_configuration_is_a_model(tiny_model: MakeModel, home: P
 
 def test_a_pulled_model_whose_adapter_was_removed_talks_without(tiny_model: MakeModel, tmp_path: Path) -> None:
     record = replace(register(tiny_model("qwen3"), "mine"), repo="o/r", adapter=tmp_path / "gone.gguf")
-    records.write(record)
+    registry.write(record)
     assert models.resolve("mine").adapter is None
     assert models.resolve("o/r").name == models.resolve("o/r:n_layer=2").name == "mine"
 
@@ -147,7 +147,7 @@ def test_a_pulled_model_whose_adapter_was_removed_talks_without(tiny_model: Make
 def test_what_was_pulled_is_not_the_model_once_the_configuration_names_another_repository(
     tiny_model: MakeModel,
 ) -> None:
-    records.write(replace(register(tiny_model("qwen3"), "mine"), repo="o/r"))
+    registry.write(replace(register(tiny_model("qwen3"), "mine"), repo="o/r"))
     config.set_entry("models", "mine", {"repo": "o/other"})
     with pytest.raises(ModelError, match="dmem model pull mine"):
         models.resolve("mine")
@@ -198,14 +198,14 @@ def test_facts_are_those_of_the_starter() -> None:
 
 def test_memory_is_weights_and_the_context_that_is_configured() -> None:
     facts = Facts(context_length=8192, cache_bytes=1000)
-    small = memory.needed(10**9, facts)
+    small = ram.needed(10**9, facts)
     config.set_value("ctx_size", "9000")
-    assert memory.needed(10**9, facts) - small == 4096 * 1000
+    assert ram.needed(10**9, facts) - small == 4096 * 1000
     config.set_value("ctx_size", "0")
-    assert memory.needed(10**9, facts) - small == 4096 * 1000
-    machine = memory.Memory(total=16 * 10**9, available=4 * 10**9)
+    assert ram.needed(10**9, facts) - small == 4096 * 1000
+    machine = ram.Memory(total=16 * 10**9, available=4 * 10**9)
     assert [machine.verdict(n * 10**9) for n in (3, 8, 15)] == ["yes", "tight", "no"]
-    measured = memory.of_machine()
+    measured = ram.of_machine()
     assert measured and 0 < measured.available <= measured.total
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 from raw_context import RawContext, rows
+from reference import LayerWeights, ScanParams, corrections, delta_rule_scan, project
 
 from deltamem_cli.adapter.format import Adapter, read_adapter
 from deltamem_cli.bindings import native
-from deltamem_cli.reference import LayerWeights, ScanParams, corrections, delta_rule_scan, project
 
 LOGITS = 5e-5  # float32 sums in another order; a fault gives differences above 1e-2
 STATE = 1e-5

@@ -8,10 +8,10 @@ import itertools
 import numpy as np
 import pytest
 from raw_context import floats
+from reference import ScanParams as Rule
+from reference import delta_rule_scan
 
 from deltamem_cli.bindings import STATE_UPDATES, NativeError, ScanParams, native
-from deltamem_cli.reference import ScanParams as Rule
-from deltamem_cli.reference import delta_rule_scan
 
 TOLERANCE = 2e-5  # float32 against float64, relative to the largest number
 

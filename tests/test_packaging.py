@@ -60,7 +60,7 @@ def test_sdist_holds_every_file_of_the_package_and_of_the_native_part(sdist: set
         if path.is_file() and "__pycache__" not in path.parts and "_native" not in path.parts
     }
     assert {"native/pins.json", "native/patches/0001-deltamem-hooks.patch"} <= wanted
-    assert f"deltamem_cli/adapters/{paths.STARTER_ADAPTER}" in wanted
+    assert f"deltamem_cli/bundled_adapters/{paths.STARTER_ADAPTER}" in wanted
     assert wanted <= sdist
     assert {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= sdist
 

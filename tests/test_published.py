@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from published_files import GOLDEN, published_tensors, safetensors_bytes, torch_bytes, write_published
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.published import Settings, ranges, read_published, read_settings
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.weight import Weight
 
 # As the published code saves it, with all its settings.
 PUBLISHED = json.loads((GOLDEN / "qwen3_tsw_qo" / "adapter" / "delta_mem_config.json").read_text())

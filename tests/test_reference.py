@@ -7,8 +7,7 @@ import math
 
 import numpy as np
 import pytest
-
-from deltamem_cli.reference import (
+from reference import (
     LayerWeights,
     ScanParams,
     corrections,

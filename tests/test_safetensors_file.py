@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from published_files import safetensors_bytes
 
-from deltamem_cli.adapter import AdapterError
-from deltamem_cli.adapter.safetensors_file import read_safetensors_file
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.safetensors_file import read_safetensors_file
+from deltamem_cli.formats.weight import Weight
 
 TWO = {
     "a": Weight.from_float32(np.arange(6).reshape(2, 3), "BF16"),

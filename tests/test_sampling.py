@@ -12,7 +12,7 @@ from conftest import LoadModel, MakeAdapter, MakeModel
 
 from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Sampling
 from deltamem_cli.errors import UsageError
-from deltamem_cli.session.opening import replies
+from deltamem_cli.session.request import replies
 
 PROMPT = list(range(60, 80))
 

@@ -10,7 +10,7 @@ from chat_support import GRANULARITIES, MakeChats, assert_agree, say, state_byte
 
 from deltamem_cli import config
 from deltamem_cli.adapter.format import Provenance, read_adapter, trained_writes, write_adapter
-from deltamem_cli.session.opening import Request, settle
+from deltamem_cli.session.request import Request, settle
 from deltamem_cli.store import turns
 from deltamem_cli.store.records import Profile
 

@@ -13,11 +13,11 @@ import pytest
 from chat_support import PROMPT, Dmem, dmem
 from stored import conversation
 
-from deltamem_cli.adapter import shown
 from deltamem_cli.engine import ChatTemplate
-from deltamem_cli.episodes.file import read_episodes
-from deltamem_cli.memory_view.picture import Label, Picture
-from deltamem_cli.memory_view.svg import svg
+from deltamem_cli.episodes.jsonl import read_episodes
+from deltamem_cli.formats.errors import shown
+from deltamem_cli.pictures.shapes import Label, Picture
+from deltamem_cli.pictures.svg import svg
 from deltamem_cli.store.database import Store
 from deltamem_cli.text import STEERING, decoded, harmless, whole
 

@@ -11,7 +11,7 @@ from chat_support import GRANULARITIES, Chats, MakeChats, assert_agree, relative
 
 from deltamem_cli.engine import Engine, EngineError
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.session import recent
+from deltamem_cli.session import beginning
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.replay import replay
 from deltamem_cli.session.reply import Reply
@@ -252,7 +252,7 @@ def test_the_next_session_is_shown_no_thoughts(chats: Chats) -> None:
         first = session.window.tokens(1)
     with chats.open() as (session, _):
         assert session.window.turns == [1] and session.window.tokens(1) == first
-        assert recent.tokens(turns.get(session.store, session.conversation.id, 1)) == first
+        assert beginning.tokens(turns.get(session.store, session.conversation.id, 1)) == first
         session.set_system("Be brief.")
         assert session.window.tokens(1) == first
 

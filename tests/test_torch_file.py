@@ -28,9 +28,9 @@ from published_files import (
     whole_pickle,
 )
 
-from deltamem_cli.adapter import AdapterError
-from deltamem_cli.adapter.torch_file import read_torch_file
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.torch_file import read_torch_file
+from deltamem_cli.formats.weight import Weight
 
 NUMBERS = np.arange(24, dtype=np.float32)
 

@@ -9,9 +9,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from reference import ScanParams, delta_rule_scan
 
 from deltamem_cli.adapter.format import AdapterConfig
-from deltamem_cli.reference import ScanParams, delta_rule_scan
 from deltamem_cli.training.memory import Memory, Session
 from deltamem_cli.training.scan import chunked_delta_scan
 

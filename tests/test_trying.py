@@ -14,7 +14,8 @@ import pytest
 from conftest import MakeAdapter, MakeModel
 
 from deltamem_cli.engine import EngineError, try_out, trying
-from deltamem_cli.session.opening import Request, load
+from deltamem_cli.session.loading import load
+from deltamem_cli.session.request import Request
 
 NAME, LIMIT = "m.gguf", 400
 

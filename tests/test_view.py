@@ -13,12 +13,12 @@ import odd_models
 import pytest
 from chat_support import Chats, MakeChats, assert_agree, relative, say, state_bytes
 
-from deltamem_cli.commands import chat_do, chat_set
-from deltamem_cli.commands.chat_talk import Talk
+from deltamem_cli.commands.chat import slash_actions, slash_set
+from deltamem_cli.commands.chat.open_chat import Talk
 from deltamem_cli.engine import Cancelled, Engine, EngineError
 from deltamem_cli.session.chat import ChatSession
-from deltamem_cli.session.opening import Request
 from deltamem_cli.session.replay import replay
+from deltamem_cli.session.request import Request
 from deltamem_cli.store import states, turns, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError
@@ -192,12 +192,12 @@ def test_turns_left_the_window_before_a_message_was_stopped_and_come_back(make_c
 
 # commands of a chat, and whether each has happened although it was interrupted while it fed
 COMMANDS: dict[str, Callable[[Talk], object]] = {
-    "/system": lambda talk: chat_do.system(talk, "You are terse."),
-    "/clear": lambda talk: chat_do.clear(talk, ""),
-    "/new": lambda talk: chat_do.new(talk, ""),
-    "/undo": lambda talk: chat_do.undo(talk, ""),
-    "/model": lambda talk: chat_do.model(talk, f"{talk.request.model} {talk.request.adapter}"),
-    "/set think": lambda talk: chat_set.set_option(talk, "think off"),
+    "/system": lambda talk: slash_actions.system(talk, "You are terse."),
+    "/clear": lambda talk: slash_actions.clear(talk, ""),
+    "/new": lambda talk: slash_actions.new(talk, ""),
+    "/undo": lambda talk: slash_actions.undo(talk, ""),
+    "/model": lambda talk: slash_actions.model(talk, f"{talk.request.model} {talk.request.adapter}"),
+    "/set think": lambda talk: slash_set.set_option(talk, "think off"),
 }
 
 

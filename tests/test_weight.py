@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.weight import Weight
 
 
 def test_bfloat16_rounds_to_nearest_even_and_keeps_nan() -> None:

@@ -1,14 +1,1 @@
 """Adapter files: published folders in, one GGUF out; knows nothing of llama.cpp or of the command line."""
-
-from deltamem_cli.errors import DeltamemError
-from deltamem_cli.text import harmless
-
-
-class AdapterError(DeltamemError):
-    """An adapter, or the model it is made for, cannot be used; the text is one sentence for the user."""
-
-
-def shown(text: object) -> str:
-    """Text from an untrusted file as it may stand inside a one-line message."""
-    line = harmless(str(text), "?")
-    return line if len(line) <= 80 else line[:77] + "..."

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.adapter import AdapterError, shown
-from deltamem_cli.adapter.gguf_header import Header, read_header
+from deltamem_cli.formats.errors import AdapterError, shown
+from deltamem_cli.formats.gguf_header import Header, read_header
 
 # Architectures whose llama.cpp converter reorders the rows of wq and wk (LlamaModel.permute in conversion/llama.py
 # and its copies). Their checkpoints keep the two halves of a rotated pair half a head apart, as Transformers rotates

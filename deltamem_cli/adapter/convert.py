@@ -6,11 +6,11 @@ from importlib import metadata
 from pathlib import Path
 
 from deltamem_cli import reading
-from deltamem_cli.adapter import AdapterError, shown
 from deltamem_cli.adapter.base_model import BaseModel, read_base_model
 from deltamem_cli.adapter.format import Adapter, AdapterConfig, Provenance, read_adapter, write_adapter
 from deltamem_cli.adapter.published import PublishedAdapter, Settings, ranges, read_published
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError, shown
+from deltamem_cli.formats.weight import Weight
 from deltamem_cli.text import decoded
 
 # Published parameter -> our tensor, for the parameters that are taken as they are.

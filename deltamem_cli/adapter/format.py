@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from deltamem_cli import files
-from deltamem_cli.adapter import AdapterError, shown
-from deltamem_cli.adapter.gguf_header import Header, TensorPlace, Value, read_header
-from deltamem_cli.adapter.weight import STORAGE, Weight
+from deltamem_cli.formats.errors import AdapterError, shown
+from deltamem_cli.formats.gguf_header import Header, TensorPlace, Value, read_header
+from deltamem_cli.formats.weight import STORAGE, Weight
 
 VERSION = 1
 MAX_RANK = 64

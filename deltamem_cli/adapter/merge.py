@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from deltamem_cli.adapter import AdapterError
 from deltamem_cli.adapter.format import Adapter, read_adapter, training_summary, write_adapter
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError
+from deltamem_cli.formats.weight import Weight
 
 
 def merge(files: Sequence[Path], output: Path) -> Adapter:

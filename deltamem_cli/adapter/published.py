@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli import reading
-from deltamem_cli.adapter import AdapterError, shown
 from deltamem_cli.adapter.format import DELTA_HEADS, MAX_RANK, MAX_STATE_HEADS, STATE_UPDATES, WRITE_GRANULARITIES
-from deltamem_cli.adapter.safetensors_file import read_safetensors_file
-from deltamem_cli.adapter.torch_file import read_torch_file
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.errors import AdapterError, shown
+from deltamem_cli.formats.safetensors_file import read_safetensors_file
+from deltamem_cli.formats.torch_file import read_torch_file
+from deltamem_cli.formats.weight import Weight
 
 CONFIG_FILE = "delta_mem_config.json"
 # The published name first; the others are what people who convert to safetensors call it.

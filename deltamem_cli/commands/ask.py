@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from deltamem_cli.commands import completing, once
-from deltamem_cli.commands.model_options import (
+from deltamem_cli.commands import one_question
+from deltamem_cli.commands.finding import open_store, profile_name, read_store
+from deltamem_cli.commands.options import completion
+from deltamem_cli.commands.options.model import (
     DEFAULT_HARDWARE,
     DEFAULT_THINKING,
     AdapterOption,
@@ -24,16 +26,7 @@ from deltamem_cli.commands.model_options import (
     grouped,
     key_values,
 )
-from deltamem_cli.commands.shared import (
-    CidOption,
-    DatabaseOption,
-    JsonOption,
-    KeyValueCommand,
-    OptionOption,
-    open_store,
-    profile_name,
-    read_store,
-)
+from deltamem_cli.commands.options.stored import CidOption, DatabaseOption, JsonOption, KeyValueCommand, OptionOption
 from deltamem_cli.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -52,7 +45,7 @@ def ask(
             "--profile",
             metavar="NAME",
             help="Use this profile's memory.",
-            autocompletion=completing.profiles,
+            autocompletion=completion.profiles,
         ),
     ] = None,
     continue_: Annotated[
@@ -89,7 +82,7 @@ def ask(
       ls *.txt | xargs -P 2 -I{} sh -c 'dmem ask "Summarise." < {} > {}.summary'
       dmem ask --json "Name three rivers." | jq -r .text
     """
-    from deltamem_cli.session.opening import Request
+    from deltamem_cli.session.request import Request
     from deltamem_cli.store.database import Store
 
     named = profile is not None or continue_ or cid is not None
@@ -116,12 +109,12 @@ def ask(
         **asdict(thinking),
         **asdict(hardware),
     )
-    text = once.question(question, example=_EXAMPLE)
+    text = one_question.question(question, example=_EXAMPLE)
     if text is None:
-        raise once.no_question(_EXAMPLE)
+        raise one_question.no_question(_EXAMPLE)
     with ExitStack() as stack:
         if not named:
             store = stack.enter_context(Store.memory())
         else:
             store = stack.enter_context(read_store(database) if read_only else open_store(database, create=True))
-        once.answer(stack, store, request, text, stream=not no_stream, as_json=as_json)
+        one_question.answer(stack, store, request, text, stream=not no_stream, as_json=as_json)

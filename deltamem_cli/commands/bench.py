@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltamem_cli.commands.model_options import DEFAULT_HARDWARE, Hardware, ModelOption, grouped
-from deltamem_cli.commands.shared import print_json
+from deltamem_cli.commands.options.model import DEFAULT_HARDWARE, Hardware, ModelOption, grouped
 from deltamem_cli.errors import UsageError
+from deltamem_cli.terminal.output import print_json
 
 if TYPE_CHECKING:
-    from deltamem_cli.bench import Report
+    from deltamem_cli.speed import Report
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -50,7 +50,7 @@ def bench(
       dmem bench
       dmem bench --synthetic qwen3-4b --rounds 3
     """
-    from deltamem_cli.bench import measure
+    from deltamem_cli.speed import measure
     from deltamem_cli.synthetic import SHAPES, cached_model, random_adapter
 
     if model and synthetic:
@@ -58,7 +58,7 @@ def bench(
     if synthetic and synthetic not in SHAPES:
         raise UsageError(f"--synthetic is {synthetic}; it must be one of {', '.join(SHAPES)}")
     from deltamem_cli import models, paths
-    from deltamem_cli.session.opening import Request, engine_options, settle
+    from deltamem_cli.session.request import Request, engine_options, settle
 
     request = settle(Request(model=model, **asdict(hardware)), None)
     options, gpu_layers = engine_options(request), request.gpu_layers or 0

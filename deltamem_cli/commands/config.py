@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltamem_cli.commands import completing
-from deltamem_cli.commands.shared import JsonOption, note, print_json, printable
+from deltamem_cli.commands.options import completion
+from deltamem_cli.commands.options.stored import JsonOption
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.terminal.output import note, print_json, printable
 
 if TYPE_CHECKING:
     from deltamem_cli.config.keys import Key
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="A setting in dmem config list.", autocompletion=completing.settings)
+    str, typer.Argument(metavar="KEY", help="A setting in dmem config list.", autocompletion=completion.settings)
 ]
 
 
@@ -82,7 +83,7 @@ def get(name: KeyArgument, as_json: JsonOption = False) -> None:
 def set_(
     name: KeyArgument,
     value: Annotated[
-        str, typer.Argument(metavar="VALUE", help="The new value.", autocompletion=completing.setting_values)
+        str, typer.Argument(metavar="VALUE", help="The new value.", autocompletion=completion.setting_values)
     ],
     as_json: JsonOption = False,
 ) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltamem_cli.commands.model_options import AdapterOption, ModelOption
-from deltamem_cli.commands.shared import DatabaseOption, JsonOption, ProfileOption, count, print_json, printable
+from deltamem_cli.commands.options.model import AdapterOption, ModelOption
+from deltamem_cli.commands.options.stored import DatabaseOption, JsonOption, ProfileOption
+from deltamem_cli.terminal.output import count, print_json, printable
 
 if TYPE_CHECKING:
     from deltamem_cli.diagnosis import Check

@@ -8,26 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deltamem_cli.commands import shared, transcript
-from deltamem_cli.commands.shared import (
-    CidOption,
-    DatabaseOption,
-    ForceOption,
-    JsonOption,
-    ProfileOption,
-    count,
-    moment,
-    note,
-    pick_conversation,
-    print_document,
-    print_json,
-    printable,
-    profile_name,
-    read_store,
-    refuse_existing,
-    write_file,
-)
+from deltamem_cli.commands.finding import pick_conversation, profile_name, read_store
+from deltamem_cli.commands.options.stored import CidOption, DatabaseOption, ForceOption, JsonOption, ProfileOption
+from deltamem_cli.commands.output_file import refuse_existing, write_file
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.terminal import transcript
+from deltamem_cli.terminal.output import as_json, count, moment, note, print_document, print_json, printable
 from deltamem_cli.text import whole
 
 if TYPE_CHECKING:
@@ -186,10 +172,7 @@ def export(
             chosen = [pick_conversation(store, profile, cid)]
         talks = [(one, turns.all_of(store, one.id)) for one in chosen]
     if format_ == "json":
-        text = (
-            shared.as_json([transcript.document(*talk) for talk in talks], "utf-8" if file else sys.stdout.encoding)
-            + "\n"
-        )
+        text = as_json([transcript.document(*talk) for talk in talks], "utf-8" if file else sys.stdout.encoding) + "\n"
     else:
         text = "\n".join(transcript.markdown(*talk) for talk in talks)
     if file is None:

@@ -10,26 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deltamem_cli import paths
-from deltamem_cli.commands import completing
-from deltamem_cli.commands.model_options import adapter_option, model_option
-from deltamem_cli.commands.shared import (
+from deltamem_cli.commands.finding import open_store, read_store
+from deltamem_cli.commands.options import completion
+from deltamem_cli.commands.options.model import adapter_option, model_option
+from deltamem_cli.commands.options.stored import (
     DatabaseOption,
     DryRunOption,
     JsonOption,
     KeyValueCommand,
     OptionOption,
     YesOption,
-    confirm,
-    count,
-    moment,
-    note,
-    open_store,
-    print_json,
-    printable,
-    read_store,
 )
 from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import UsageError
+from deltamem_cli.terminal.output import count, moment, note, print_json, printable
+from deltamem_cli.terminal.questions import confirm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.", autocompletion=completing.profiles)]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.", autocompletion=completion.profiles)]
 NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name for the profile.")]
 ModelOption = Annotated[str | None, model_option("Model to use: a name, or a GGUF file.")]
 AdapterOption = Annotated[str | None, adapter_option("Adapter to use: a name, or a GGUF file.")]

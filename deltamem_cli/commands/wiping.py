@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from deltamem_cli.commands.typed_lines import erase
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.session.typed_lines import erase
 
 if TYPE_CHECKING:
     from deltamem_cli.store.database import Store

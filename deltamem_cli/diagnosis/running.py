@@ -12,9 +12,10 @@ from deltamem_cli import config, models
 from deltamem_cli.bindings import COMPUTE
 from deltamem_cli.diagnosis.checks import Check, Subject
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.models import facts, memory
+from deltamem_cli.models import facts, ram
 from deltamem_cli.session import opening
-from deltamem_cli.session.opening import Loaded, Request
+from deltamem_cli.session.loading import Loaded
+from deltamem_cli.session.request import Request
 from deltamem_cli.store import conversations, states
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.fingerprints import check_fingerprints
@@ -64,7 +65,7 @@ def checks(subject: Subject, store: Store | None) -> Iterator[Check]:
 
 
 def _room(size: int, said: facts.Facts) -> Check:
-    machine, needed = memory.of_machine(), memory.needed(size, said)
+    machine, needed = ram.of_machine(), ram.needed(size, said)
     if machine is None:
         return Check("memory", "ok", f"{needed / 1e9:.1f} GB needed; the available memory is unknown here")
     found = f"{needed / 1e9:.1f} GB needed, {machine.available / 1e9:.1f} of {machine.total / 1e9:.1f} GB free"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from deltamem_cli import files, reading
+from deltamem_cli import reading
 from deltamem_cli.adapter.parts import parts
 from deltamem_cli.engine import remembered
 from deltamem_cli.engine.errors import EngineError
@@ -26,8 +26,8 @@ def fingerprint(path: Path, *, remember: bool = True) -> str:
     known = remembered.read(_RECORD)
     before = len(known)
     # a file that is only named like a part is loaded alone
-    files = [part for part in parts(path) if part == path or part.is_file()]
-    digests = [_of_file(file, known) for file in files]
+    wanted = [part for part in parts(path) if part == path or part.is_file()]
+    digests = [_of_file(file, known) for file in wanted]
     if remember and len(known) != before:
         remembered.write(_RECORD, known)
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -90,7 +90,7 @@ def draw_updates(facts: int, cases: int, seed: int) -> list[Case]:
 
 def read_cases(path: Path) -> list[Case]:
     """The cases of a file as `adapter train --data` takes it: its validation lines, or all when it marks none."""
-    from deltamem_cli.episodes.file import read_episodes
+    from deltamem_cli.episodes.jsonl import read_episodes
 
     train, validation = read_episodes(path)
     found = [case_of(episode, 0) for episode in validation or train]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deltamem_cli.evaluation.statistics import Share
+from deltamem_cli.evaluation.shares import Share
 
 NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT = "none", "zero", "donor", "memory", "replay", "context"
 SEEN, NEW_KINDS = "seen", "new_kinds"  # of cases of their own

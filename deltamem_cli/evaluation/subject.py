@@ -13,7 +13,8 @@ from deltamem_cli.evaluation.matching import sentence_is_over
 from deltamem_cli.evaluation.perplexity import perplexity
 from deltamem_cli.session import opening
 from deltamem_cli.session.chat import ChatSession
-from deltamem_cli.session.opening import Loaded, Request
+from deltamem_cli.session.loading import Loaded, restore
+from deltamem_cli.session.request import Request
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.store import conversations
 from deltamem_cli.store.database import Store
@@ -111,7 +112,7 @@ class Subject:
         if cid is None:
             return perplexity(self.without_memory.engine, tokens)
         with Store.open(self.database) as store:
-            opening.restore(store, conversations.get(store, cid), self.with_memory)
+            restore(store, conversations.get(store, cid), self.with_memory)
         return perplexity(engine, tokens)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.evaluation import report as r
-from deltamem_cli.evaluation.statistics import Share
+from deltamem_cli.evaluation.shares import Share
 from deltamem_cli.evaluation.subject import Subject
 from deltamem_cli.evaluation.talk_cases import CATEGORIES, NEVER, Asked, Conversation, is_over, is_right
 from deltamem_cli.session.chat import ChatSession

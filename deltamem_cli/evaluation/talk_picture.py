@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from deltamem_cli.evaluation import report as r
-from deltamem_cli.evaluation.picture import COLOURS
+from deltamem_cli.evaluation.recall_picture import COLOURS
 from deltamem_cli.evaluation.talk import ALL_TOLD, MODES, Answers
 from deltamem_cli.evaluation.talk_cases import CATEGORIES
-from deltamem_cli.memory_view.picture import INK, PALE, Label, Line, Picture, Rect
+from deltamem_cli.pictures.shapes import INK, PALE, Label, Line, Picture, Rect
 
 _MARGIN, _LEFT, _TOP, _WIDTH = 24, 170, 64, 420
 _BAR, _GAP = 8, 10

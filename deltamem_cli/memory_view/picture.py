@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deltamem_cli.memory_view import cells
+from deltamem_cli.pictures.shapes import PALE, Colour, Label, Line, Picture, Rect
 
 if TYPE_CHECKING:
     import numpy as np
 
     from deltamem_cli.memory_view.metrics import LayerMetrics, Step
 
-Colour = tuple[int, int, int]
 
-INK: Colour = (40, 44, 52)
-PALE: Colour = (150, 155, 165)
 POSITIVE: Colour = (178, 24, 43)
 NEGATIVE: Colour = (33, 102, 172)
 EMPTY: Colour = (240, 241, 243)
@@ -24,39 +21,6 @@ EMPTY: Colour = (240, 241, 243)
 CELL, GAP, COLUMNS, MARGIN = 11, 22, 6, 24
 TILE = CELL * cells.GRID
 CHART_HEIGHT = 180
-
-
-@dataclass(frozen=True)
-class Rect:
-    x: int
-    y: int
-    width: int
-    height: int
-    colour: Colour
-
-
-@dataclass(frozen=True)
-class Line:
-    points: Sequence[tuple[float, float]]
-    colour: Colour
-
-
-@dataclass(frozen=True)
-class Label:
-    """Words; (x, y) is the left end of their baseline, or the right end with `right`."""
-
-    x: int
-    y: int
-    text: str
-    colour: Colour = INK
-    right: bool = False
-
-
-@dataclass
-class Picture:
-    width: int
-    height: int
-    shapes: list[Rect | Line | Label] = field(default_factory=list)
 
 
 def draw(title: str, state: np.ndarray, metrics: Sequence[LayerMetrics], steps: Sequence[Step]) -> Picture:

@@ -10,10 +10,10 @@ from typing import Any
 
 from deltamem_cli import config, paths
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.models import records
+from deltamem_cli.models import registry
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.facts import Facts
-from deltamem_cli.models.records import Record
+from deltamem_cli.models.registry import Record
 
 STARTER = "starter"
 FIELDS = ("repo", "file", "adapter", "path")  # of [models.NAME]
@@ -91,7 +91,7 @@ def catalogue() -> dict[str, Entry]:
     entries = {entry.name: entry for entry in (_starter(), *_KNOWN)}
     for name, said in sorted(config.table("models").items()):
         entries[name] = _merged(entries.get(name) or Entry(name, "config"), said)
-    for name, record in records.read_all().items():
+    for name, record in registry.read_all().items():
         entries[name] = _with_record(entries.get(name), record)
     return entries
 

@@ -51,8 +51,8 @@ def stem(file: str) -> str:
 
 def read_facts(files: Sequence[Path]) -> Facts:
     """What a model says of itself; `files` are all its parts in order. Raises DeltamemError for what is no model."""
-    from deltamem_cli.adapter import shown
-    from deltamem_cli.adapter.gguf_header import read_header
+    from deltamem_cli.formats.errors import shown
+    from deltamem_cli.formats.gguf_header import read_header
 
     headers = [read_header(file) for file in files]
     first = headers[0]
@@ -85,7 +85,7 @@ def read_facts(files: Sequence[Path]) -> Facts:
 
 def chat_template(path: Path) -> str | None:
     """The template that a model's file carries."""
-    from deltamem_cli.adapter.gguf_header import read_header
+    from deltamem_cli.formats.gguf_header import read_header
 
     template = read_header(path).get("tokenizer.chat_template")
     return template if isinstance(template, str) and template else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deltamem_cli import config, paths
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.models import memory
+from deltamem_cli.models import ram
 from deltamem_cli.models.entries import STARTER, Entry, catalogue
 from deltamem_cli.models.facts import Facts, parts, read_facts
 from deltamem_cli.models.resolving import entry_of, find_adapter
@@ -29,11 +29,11 @@ def listing() -> list[Listed]:
     """Every model that has a name. Raises DeltamemError when the configuration makes no sense."""
     entries = catalogue()
     default = default_entry(entries)
-    machine = memory.of_machine()
+    machine = ram.of_machine()
     return [describe(entry, machine, is_default=entry is default) for entry in entries.values()]
 
 
-def describe(entry: Entry, machine: memory.Memory | None, *, is_default: bool = False) -> Listed:
+def describe(entry: Entry, machine: ram.Memory | None, *, is_default: bool = False) -> Listed:
     size, facts = entry.size, entry.facts
     if entry.model and facts is None:  # the user's own, in the configuration
         try:
@@ -41,7 +41,7 @@ def describe(entry: Entry, machine: memory.Memory | None, *, is_default: bool = 
             size, facts = sum(file.stat().st_size for file in files), read_facts(files)
         except DeltamemError:
             pass  # a damaged file is named where it is used; a list goes on
-    needed = memory.needed(size, facts) if size and facts else None
+    needed = ram.needed(size, facts) if size and facts else None
     fits = machine.verdict(needed) if machine and needed else None
     return Listed(entry, facts, size, needed, fits, _adapter(entry), is_default)
 

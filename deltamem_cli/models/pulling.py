@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltamem_cli import config, files, paths
-from deltamem_cli.models import choosing, hub, memory, records
+from deltamem_cli.models import choosing, hub, ram, registry
 from deltamem_cli.models.entries import Entry, catalogue, known_adapter
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.facts import Facts, parts, read_facts, stem
-from deltamem_cli.models.records import Record
+from deltamem_cli.models.registry import Record
 from deltamem_cli.models.resolving import converted_adapter, is_repository
 
 Tell = Callable[[str], None]
@@ -43,7 +43,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
     license = repository.license or entry.license
     tell(f"{names[0]}" + (f" and {len(names) - 1} more parts" if len(names) > 1 else "") + f" of {entry.repo}")
     tell(f"{size / 1e6:,.1f} MB, license: {license or 'not stated'}" + (f"; {why}" if why else ""))
-    needed, machine = memory.needed(size, entry.facts or Facts()), memory.of_machine()
+    needed, machine = ram.needed(size, entry.facts or Facts()), ram.of_machine()
     found = repository.files[names[0]].sha256
     if entry.sha256 and found and found != entry.sha256:
         tell(f"it is not the file that dmem knows as {entry.name}: its sha256 is {found}, and not {entry.sha256}")
@@ -52,7 +52,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
     files = tuple(hub.download(repository, names))
     record = Record(name, files, size, read_facts(files), entry.repo, license)
     before = entries[name].record if name in entries else None
-    records.write(replace(record, adapter=before.adapter if before else None))
+    registry.write(replace(record, adapter=before.adapter if before else None))
     return _with_adapter(record, entry, tell)
 
 
@@ -69,7 +69,7 @@ def register(file: Path, name: str | None) -> Record:
     if known is not None and known.files[0].exists() and known.files[0].absolute() != file.absolute():
         raise _taken(name)
     record = Record(name, files, sum(part.stat().st_size for part in files), facts, license=facts.license)
-    records.write(record)
+    registry.write(record)
     return record
 
 
@@ -82,7 +82,7 @@ def remove(entry: Entry) -> None:
     if entry.record is not None and entry.path is None:
         if entry.record.repo is not None:
             hub.delete(list(entry.record.files))
-        records.remove(entry.name)
+        registry.remove(entry.name)
     # what the configuration says of a model that can be pulled again stays
     if (entry.repo is None or entry.origin == "pulled") and entry.name in config.table("models"):
         config.set_entry("models", entry.name, None)
@@ -96,7 +96,7 @@ def _with_adapter(record: Record, entry: Entry, tell: Tell) -> Record:
     license = repository.license or known.adapter_license
     tell(f"its δ-mem adapter: {known.adapter}, license: {license or 'not stated'}")
     record = replace(record, adapter=_converted(repository, record, license))
-    records.write(record)
+    registry.write(record)
     return record
 
 

@@ -14,8 +14,8 @@ from deltamem_cli.models.resolving import resolve
 @cache
 def recommended_for(model: str | None) -> Mapping[str, tuple[Any, str]]:
     """Value and origin of each, by name; nothing for a model that is not here. None: the packaged one."""
-    from deltamem_cli.adapter.gguf_header import read_header
     from deltamem_cli.engine.sampling import recommended
+    from deltamem_cli.formats.gguf_header import read_header
 
     try:
         found = resolve(model or STARTER)

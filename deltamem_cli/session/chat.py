@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from deltamem_cli.engine import Cancelled, Engine, EngineError
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.session import recent
+from deltamem_cli.session import beginning
 from deltamem_cli.session.exchange import Exchange, Progress, Stop
 from deltamem_cli.session.forgetting import Forgotten, forget
 from deltamem_cli.session.prompt import Prompt
-from deltamem_cli.session.records import Settings, TurnStats
+from deltamem_cli.session.settings import Settings, TurnStats
 from deltamem_cli.session.view import Applied, View, put_state
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import states, turns
@@ -62,7 +62,7 @@ class ChatSession:
         self._asked: dict[int, str] = {}  # questions of this session, for turns whose text is not stored
         self._applied = Applied(self.window)
         budget = engine.n_ctx_seq // 4 if settings.replay_tokens is None else settings.replay_tokens
-        replayed = recent.turns_that_fit(store, conversation.id, model, budget)
+        replayed = beginning.turns_that_fit(store, conversation.id, model, budget)
         last = turns.last_number(store, conversation.id)
         self._stored = last
         self._view = self._checked(View(prompt, [], [], replayed, state, last).with_prompt(prompt))
@@ -174,9 +174,7 @@ class ChatSession:
         Raises engine.Cancelled when stopped; then everything is as it was before.
         """
         if self.settings.read_only:
-            raise DeltamemError(
-                "This chat is read-only, so it can't forget anything: open it without --read-only."
-            )
+            raise DeltamemError("This chat is read-only, so it can't forget anything: open it without --read-only.")
         self._stop.wanted, self._stop.reading = False, True
         self._applied.view = None  # its replay takes the engine
         try:
@@ -356,7 +354,7 @@ class ChatSession:
         """With all tokens of its turns where they are stored."""
         if self.settings.read_only or not new.turns:  # another terminal may have stored others by these numbers
             return new
-        stored = {turn.number: recent.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
+        stored = {turn.number: beginning.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
         return replace(new, turns=[(number, stored.get(number) or tokens) for number, tokens in new.turns])
 
     def _state(self, snapshot: Snapshot | None) -> NDArray[np.float32] | None:

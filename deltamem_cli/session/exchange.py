@@ -11,8 +11,8 @@ from deltamem_cli.engine import Cancelled, Engine
 from deltamem_cli.engine.loops import is_looping
 from deltamem_cli.session import spans as span_ids
 from deltamem_cli.session.prompt import Piece, Prompt
-from deltamem_cli.session.records import Settings, TurnStats
 from deltamem_cli.session.reply import Reply
+from deltamem_cli.session.settings import Settings, TurnStats
 from deltamem_cli.session.window import Window
 from deltamem_cli.store.records import THINKING, Message
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 
 from deltamem_cli.engine import Cancelled, Engine
-from deltamem_cli.session import recent
+from deltamem_cli.session import beginning
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
@@ -58,7 +58,7 @@ def replay(
         shown = [n for n in run[0].context.get("replayed", []) if n < run[0].number]
         replayed = [n for n in shown if n in by_number and n not in without]
         for number in replayed:
-            window.feed(number, recent.tokens(by_number[number]), write=False)
+            window.feed(number, beginning.tokens(by_number[number]), write=False)
         for turn in run:
             if turn.number == first:
                 # from here on the states differ: begin with the very bytes that stood before it
@@ -102,7 +102,7 @@ def _feed(engine: Engine, window: Window, turn: Turn, *, write: bool) -> None:
         for message in turn.messages:
             spans: Sequence[int] | None = message.spans if write else None
             window.feed(turn.number, message.tokens, write=write, spans=spans)
-    thought, behind = recent.thinking(turn)
+    thought, behind = beginning.thinking(turn)
     window.take_out(turn.number, thought, behind=behind)
 
 

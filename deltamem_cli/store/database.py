@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
     from typing_extensions import Self
 
-    from deltamem_cli.store.locks import ConversationLock
+    from deltamem_cli.store.lock_file import ConversationLock
 
 BUSY_SECONDS = 30.0  # a commit takes milliseconds; only a vacuum of a big file comes near
 _T = TypeVar("_T")

@@ -8,42 +8,17 @@ whole file, and conversations must not wait for each other. What stands *in* the
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from deltamem_cli import files
 from deltamem_cli.store.database import Store
-from deltamem_cli.store.errors import ConversationBusy, Holder, as_sentences
-from deltamem_cli.store.ids import now
+from deltamem_cli.store.errors import ConversationBusy, Holder
+from deltamem_cli.store.lock_file import ConversationLock, read_holder
 
 _BETWEEN_LOOKS = 0.05  # seconds
 _LOOKS = 5
-
-
-class ConversationLock:
-    """A held conversation; released by release(), by the store's close(), or by the end of the process."""
-
-    def __init__(self, path: Path, conversation: str, *, brief: bool = False) -> None:
-        """Take it or raise ConversationBusy at once. brief: to be told to others, see Holder."""
-        self.path = path
-        self.conversation = conversation
-        with as_sentences(path):
-            files.make_folder(path.parent)
-            file = files.take_lock(path)
-        if file is None:
-            raise ConversationBusy(conversation, read_holder(path))
-        self._file = file
-        _write_holder(file, brief=brief)
-
-    def release(self) -> None:
-        if self._file >= 0:
-            files.drop_lock(self.path, self._file)
-        self._file = -1
 
 
 def lock_path(store: Store, conversation: str) -> Path:
@@ -113,18 +88,3 @@ def holding(store: Store, *conversations: str) -> Iterator[None]:
     finally:
         for conversation in taken:
             let_go(store, conversation)
-
-
-def read_holder(path: Path) -> Holder:
-    try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return Holder()
-
-
-def _write_holder(file: int, *, brief: bool) -> None:
-    text = json.dumps({"pid": os.getpid(), "since": now(), "host": socket.gethostname(), "brief": brief})
-    with suppress(OSError):  # a full disk must not keep anybody from reading their memory
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
-        os.write(file, text.encode())

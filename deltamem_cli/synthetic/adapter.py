@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltamem_cli.adapter.format import AdapterConfig
-    from deltamem_cli.adapter.gguf_header import Header
+    from deltamem_cli.formats.gguf_header import Header
 
 
 def random_adapter(
@@ -31,8 +31,8 @@ def random_adapter(
     import numpy as np
 
     from deltamem_cli.adapter.format import AdapterConfig, Provenance, write_adapter
-    from deltamem_cli.adapter.gguf_header import read_header
-    from deltamem_cli.adapter.weight import Weight
+    from deltamem_cli.formats.gguf_header import read_header
+    from deltamem_cli.formats.weight import Weight
     from deltamem_cli.synthetic.weights import draw
 
     header = read_header(model)
@@ -90,7 +90,7 @@ def _widths(header: Header, layer: int) -> dict[str, int]:
 
 def _number(header: Header, key: str, layer: int = 0, default: int | None = None) -> int:
     """A number of the model, which some models give per layer."""
-    from deltamem_cli.adapter import AdapterError
+    from deltamem_cli.formats.errors import AdapterError
 
     value = header.get(f"{header.get('general.architecture')}.{key}", default)
     if isinstance(value, list) and layer < len(value):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from deltamem_cli.adapter.format import Provenance, write_adapter
-from deltamem_cli.adapter.weight import Weight
+from deltamem_cli.formats.weight import Weight
 from deltamem_cli.training.memory import Memory
 
 DELTA_SIZE = 0.04

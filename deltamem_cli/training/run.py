@@ -15,7 +15,7 @@ import torch
 from deltamem_cli.adapter.format import DELTA_HEADS, Adapter, AdapterConfig, read_adapter, training_summary
 from deltamem_cli.engine import fingerprint
 from deltamem_cli.episodes.conversation import told_prompt
-from deltamem_cli.episodes.file import read_episodes
+from deltamem_cli.episodes.jsonl import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.check import check_backbone

@@ -1,4 +1,4 @@
-"""The delta rule over a stretch of tokens, chunk by chunk; the same numbers as reference.py, in PyTorch, with gradients."""
+"""The delta rule over a stretch of tokens, chunk by chunk; the same numbers as the readable reference in the tests, in PyTorch, with gradients."""
 
 from __future__ import annotations
 

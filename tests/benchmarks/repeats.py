@@ -12,7 +12,8 @@ import re
 from contextlib import ExitStack
 from itertools import islice
 
-from deltamem_cli.session.opening import Request, open_chat
+from deltamem_cli.session.opening import open_chat
+from deltamem_cli.session.request import Request
 from deltamem_cli.store.database import Store
 
 TOPICS = (

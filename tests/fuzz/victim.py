@@ -74,13 +74,13 @@ def model() -> Reader:
 
 
 def torch() -> Reader:
-    from deltamem_cli.adapter.torch_file import read_torch_file
+    from deltamem_cli.formats.torch_file import read_torch_file
 
     return lambda path: _use(read_torch_file(path))
 
 
 def safetensors() -> Reader:
-    from deltamem_cli.adapter.safetensors_file import read_safetensors_file
+    from deltamem_cli.formats.safetensors_file import read_safetensors_file
 
     return lambda path: _use(read_safetensors_file(path))
 

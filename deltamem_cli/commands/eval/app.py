@@ -1,0 +1,233 @@
+"""`dmem eval`: measures what a memory is worth. Shows and draws; the measuring is evaluation/."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltamem_cli.commands.options.model import (
+    DEFAULT_HARDWARE,
+    AdapterOption,
+    Hardware,
+    ModelOption,
+    WriteOption,
+    grouped,
+)
+from deltamem_cli.commands.options.stored import JsonOption
+from deltamem_cli.commands.output_file import check_picture, write_picture
+from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.terminal.output import print_json
+
+if TYPE_CHECKING:
+    from deltamem_cli.evaluation.runner import Step
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def eval_() -> None:
+    """Measure how much the memory recalls.
+
+    \b
+    Examples:
+      dmem eval recall --limit 20
+      dmem eval talk --limit 60
+    """
+
+
+@app.command()
+@grouped
+def recall(
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="Questions per mode, over all numbers of facts.")
+    ] = 150,
+    facts: Annotated[str, typer.Option("--facts", metavar="N,…", help="How many facts conversations tell.")] = "1,3,6",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed for the cases.")] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Your own cases (.jsonl), as for `dmem adapter train --data`."),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="Draw recall as curves (.svg or .png).")
+    ] = None,
+    ctx_size: Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")] = 2048,
+    hardware: Hardware = DEFAULT_HARDWARE,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell facts in one session and ask for them in another.
+
+    An answer counts if its first sentence contains the value, word for word and in the same case. The wording of facts
+    and questions never occurs in training; nor do the values, except in one row; in another row, even the kinds of facts
+    are new. The memory answers alone: its session sees no earlier turn. The controls are no memory, an empty one, another
+    conversation's, and the whole conversation in the context. The same is measured after unrelated talk and after
+    updates, and plain text is read with filled memories. Your own memories are not touched. Ctrl-C shows the results so
+    far.
+
+    \b
+    Examples:
+      dmem eval recall
+      dmem eval recall --limit 20 --json
+      dmem eval recall -m MODEL.gguf --adapter ADAPTER.gguf --image recall.svg
+    """
+    from deltamem_cli.engine import Engine
+    from deltamem_cli.evaluation import cases as case_files
+    from deltamem_cli.evaluation import runner as running
+    from deltamem_cli.evaluation.report import Report, document
+    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.session.loading import load
+    from deltamem_cli.session.request import Request, settle
+
+    if image:
+        check_picture(image)
+    if data is None:
+        cases = running.invented(limit, seed, _numbers(facts))
+    else:
+        cases = running.by_number_of_facts(case_files.read_cases(data), limit)
+    report = Report()
+    with ExitStack() as stack:
+        request = settle(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware)), None)
+        loaded = load(stack, request)
+        if loaded.adapter is None:
+            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
+        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runner = running.Runner(Subject(loaded, plain, folder / "memory.db", request=request), report, seed)
+        complete = _run(runner.steps(cases))
+    who = {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter), "seed": seed, "complete": complete}
+    title = f"{loaded.model.name} with {loaded.adapter.name}"
+    if as_json:
+        print_json({**who, **document(report)})
+    else:
+        from deltamem_cli.commands.eval.recall_tables import show
+
+        show(report, title)
+    if image:
+        from deltamem_cli.evaluation.recall_picture import draw
+
+        write_picture(image, draw(report, title))
+    if not complete:
+        raise typer.Exit(130)
+
+
+@app.command()
+@grouped
+def talk(
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Number of conversations.  [default: all]")
+    ] = None,
+    write: WriteOption = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers", metavar="FILE", help="Save each answer in FILE (.jsonl); run the same command to resume."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="Draw the shares as bars (.svg or .png).")
+    ] = None,
+    ctx_size: Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")] = 2048,
+    hardware: Hardware = DEFAULT_HARDWARE,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold natural conversations and ask about them in another session.
+
+    The conversations are written by hand and never trained on; the model replies in its own words, always choosing the
+    likeliest. An answer counts if its first two sentences contain the value or, where nothing was told, say that it is
+    not known. The memory is measured alone and with the last turns; the controls are no memory, an empty one, another
+    conversation's, and the whole conversation in the context. Your own memories are not touched. Ctrl-C shows the
+    results so far.
+
+    \b
+    Examples:
+      dmem eval talk
+      dmem eval talk --limit 60 --answers answers.jsonl
+      dmem eval talk -m MODEL.gguf --adapter ADAPTER.gguf --json
+    """
+    from deltamem_cli.engine import Engine
+    from deltamem_cli.evaluation import talk as talking
+    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.evaluation.talk_cases import conversations
+    from deltamem_cli.session.loading import load
+    from deltamem_cli.session.request import Request, settle
+
+    if image:
+        check_picture(image)
+    chosen = conversations(limit)
+    with ExitStack() as stack:
+        request = settle(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware)), None)
+        loaded = load(stack, request)
+        if loaded.adapter is None:
+            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
+        about = {
+            "model": asdict(loaded.model),
+            "adapter": asdict(loaded.adapter),
+            "write": write or loaded.write,
+            "ctx_size": ctx_size,
+        }
+        found = talking.Answers.kept(answers, about) if answers else talking.Answers(about)
+        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        subject = Subject(loaded, plain, folder / "memory.db", write or loaded.write, request=request)
+        complete = _run_all(talking.measure(subject, chosen, found), len(chosen))
+    title = f"{loaded.model.name} with {loaded.adapter.name}"
+    if as_json:
+        print_json({**found.document(), "complete": complete})
+    else:
+        from deltamem_cli.commands.eval.talk_tables import show
+
+        show(found, title)
+    if image:
+        from deltamem_cli.evaluation.talk_picture import draw
+
+        write_picture(image, draw(found, title))
+    if not complete:
+        raise typer.Exit(130)
+
+
+_MOST_FACTS = 20
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= _MOST_FACTS for part in parts):
+        raise UsageError(f"--facts is {text}: write numbers from 1 to {_MOST_FACTS}, for example 1,3,6")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _run(steps: Iterable[tuple[str, Step]]) -> bool:
+    """Takes the steps, with a bar on stderr. False when Ctrl-C ended that."""
+    planned = list(steps)
+
+    def taken() -> Iterator[str]:
+        for name, step in planned:
+            step()
+            yield name
+
+    return _run_all(taken(), len(planned))
+
+
+def _run_all(steps: Iterator[str], total: int) -> bool:
+    """Takes all steps, each of which tells its name, with a bar on stderr. False when Ctrl-C ended that."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=total)
+        try:
+            for name in steps:
+                progress.update(bar, description=name)
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            return False
+    return True

@@ -1,0 +1,1 @@
+"""`dmem memory`, a module for each of its parts; `app` is its table."""

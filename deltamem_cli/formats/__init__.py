@@ -1,0 +1,1 @@
+"""The file formats that adapters and models come in."""

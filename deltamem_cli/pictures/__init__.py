@@ -1,0 +1,1 @@
+"""Pictures as shapes, and the files they become; knows nothing of memory."""

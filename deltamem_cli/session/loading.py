@@ -1,0 +1,78 @@
+"""Loads the model and the adapter that a request means, and puts a stored state into the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deltamem_cli import models
+from deltamem_cli.adapter.format import trained_writes
+from deltamem_cli.engine import Engine, Model, fingerprint, try_out
+from deltamem_cli.engine.sampling import recommended
+from deltamem_cli.session.replay import put_state
+from deltamem_cli.session.request import Request, engine_options, settle
+from deltamem_cli.store import states
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.fingerprints import check_fingerprints
+from deltamem_cli.store.records import Conversation, Identity, Profile, Snapshot
+
+
+@dataclass
+class Loaded:
+    """A model with its adapter, in memory."""
+
+    engine: Engine
+    model: Identity
+    adapter: Identity | None
+    why_no_memory: str | None  # a sentence, when there is no adapter
+    why_no_gpu: str | None = None  # a sentence, when one was asked for and there is none
+    write: str = "all"  # what of a turn the adapter was trained to write
+    options: Mapping[str, Any] = field(default_factory=dict)  # of replies, that the model's file or we recommend
+
+
+def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> Loaded:
+    """Loads model and adapter; `stack` closes them. Raises DeltamemError."""
+    request = settle(request, profile)
+    found, adapter, why = models.resolve(request.model or models.STARTER), None, None
+    path = found.path
+    if not request.memory:
+        why = "Memory is off."
+    else:
+        adapter = models.adapter_file(request.adapter) if request.adapter else found.adapter
+        if adapter is None:
+            why = (
+                f"{path.name} has no adapter, so it chats and nothing is remembered: name one with --adapter, "
+                f"or use {models.remembering()}, which have one."
+            )
+    keep = not request.temporary  # nothing at all is written to disk then, not even a cache
+    try_out(path, remember=keep or request.note_model)
+    model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
+    model.check_speaks()
+    why_no_gpu = None
+    if request.gpu_layers and not model.gpu_layers:
+        why_no_gpu = "This build can't use any GPU here, so --gpu-layers has no effect."
+    options = engine_options(request)
+    if request.ctx_size is None and model.n_ctx_train:
+        options = replace(options, ctx_size=min(options.ctx_size, model.n_ctx_train))
+    engine = stack.enter_context(Engine(model, adapter, options))
+    identity = Identity(adapter.name, fingerprint(adapter, remember=keep)) if adapter else None
+    recommends = {**found.options, **recommended(model.metadata)}
+    model_identity = Identity(path.stem, fingerprint(path, remember=keep))
+    write = trained_writes(adapter) if adapter else "all"
+    return Loaded(engine, model_identity, identity, why, why_no_gpu, write, recommends)
+
+
+def last_state(store: Store, conversation: Conversation, loaded: Loaded) -> Snapshot | None:
+    """What the conversation remembers; None: nothing. Raises FingerprintMismatch when it belongs to others."""
+    snapshot = states.latest(store, conversation.id)
+    if loaded.adapter is None:
+        return None
+    check_fingerprints(snapshot, loaded.model, loaded.adapter)
+    return snapshot
+
+
+def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
+    """Puts the conversation's last state into the engine. Raises FingerprintMismatch when it belongs to others."""
+    put_state(loaded.engine, last_state(store, conversation, loaded))
