@@ -55,6 +55,7 @@ class AdapterConfig:
 
     @property
     def gate_width(self) -> int:
+        """How many numbers beta has per token: one per row of the states, or one per head."""
         return self.read_width if self.rankwise_gates else self.state_heads
 
     @property
@@ -180,6 +181,7 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
+        """The number of parameters in all tensors."""
         return sum(weight.data.size for weight in self.tensors.values())
 
     @property
