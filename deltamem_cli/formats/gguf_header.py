@@ -47,6 +47,8 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Header:
+    """What a GGUF file says before its weights: keys, and where each tensor lies. size: of the file, in bytes."""
+
     path: Path
     metadata: dict[str, Value]
     tensors: dict[str, TensorPlace]

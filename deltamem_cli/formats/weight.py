@@ -32,6 +32,7 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Rows before columns, as in PyTorch."""
         return self.data.shape
 
     @property
@@ -43,6 +44,7 @@ class Weight:
 
     @property
     def is_finite(self) -> bool:
+        """Whether it holds neither NaN nor infinity."""
         if self.type == "F32":
             return bool(np.isfinite(self.data).all())
         exponent = _EXPONENT[self.type]
