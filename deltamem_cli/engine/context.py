@@ -36,6 +36,7 @@ class Context:
         self.flash_attention = options.flash_attention != "off" and not refused
 
     def close(self) -> None:
+        """Frees the context and its threads; may be called again."""
         if self.handle:
             self._model.native.llama.llama_free(self.handle)
             self.handle = None

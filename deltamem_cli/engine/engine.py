@@ -80,6 +80,7 @@ class Engine:
             raise
 
     def close(self) -> None:
+        """Detaches the adapter and frees the context; the model stays loaded."""
         self.detach()
         self._made.close()
         self._has_logits = False
@@ -133,6 +134,7 @@ class Engine:
 
     @property
     def has_memory(self) -> bool:
+        """Whether an adapter is attached."""
         return self._adapter is not None
 
     @property
@@ -166,9 +168,11 @@ class Engine:
         self.native.call("state_set", self._context, sequence, _floats(data), data.size)
 
     def clear_state(self, sequence: int = 0) -> None:
+        """Sets a sequence's state to zero."""
         self.native.call("state_clear", self._context, sequence)
 
     def copy_state(self, source: int, target: int) -> None:
+        """Copies the state of sequence `source` to `target`."""
         self.native.call("state_copy", self._context, source, target)
 
     # context

@@ -78,6 +78,7 @@ class Model:
             raise cannot_chat(self.path, "its file has no vocabulary")
 
     def close(self) -> None:
+        """Frees the model once no engine uses it; no new engine can."""
         self._closed = True
         self._free_if_unused()
 
@@ -107,6 +108,7 @@ class Model:
 
     @cached_property
     def n_vocab(self) -> int:
+        """The number of tokens in the vocabulary."""
         return int(self.native.llama.llama_vocab_n_tokens(self.vocab))
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
@@ -142,6 +144,7 @@ class Model:
             size = -n
 
     def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens; bytes that are not UTF-8 become U+FFFD. special: control tokens are spelled out."""
         return b"".join(self.piece(token, special=special) for token in tokens).decode("utf-8", "replace")
 
     def is_end(self, token: int) -> bool:
@@ -164,10 +167,12 @@ class Model:
 
     @property
     def architecture(self) -> str:
+        """llama.cpp's name for the architecture, such as qwen3."""
         return self.metadata("general.architecture") or "unknown"
 
     @property
     def name(self) -> str:
+        """The name that the file gives itself, else the file's."""
         return self.metadata("general.name") or self.path.stem
 
     @property
@@ -177,10 +182,12 @@ class Model:
 
     @property
     def n_bytes(self) -> int:
+        """The size of all weights in bytes."""
         return int(self.native.llama.llama_model_size(self.handle))
 
     @property
     def n_params(self) -> int:
+        """The number of weights."""
         return int(self.native.llama.llama_model_n_params(self.handle))
 
     @property
@@ -249,6 +256,7 @@ class Model:
 
 
 def cannot_chat(path: Path, reason: str) -> EngineError:
+    """The error for a model that can be loaded and can't hold a conversation."""
     return EngineError(f"{path.name} can't chat: {reason}. Name another model with --model, see: dmem model list")
 
 

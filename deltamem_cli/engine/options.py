@@ -55,4 +55,5 @@ class EngineOptions:
 
 
 def is_quantized(cache_type: str) -> bool:
+    """Whether a KV cache type stores blocks of numbers, which values need flash attention for."""
     return cache_type.startswith("q")

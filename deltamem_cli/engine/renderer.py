@@ -67,6 +67,7 @@ class Renderer:
             timer.cancel()
 
     def close(self) -> None:
+        """Ends the worker process; only the process that started it does."""
         with self._lock:
             if self._owner == os.getpid():
                 self._end()

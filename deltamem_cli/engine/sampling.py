@@ -101,6 +101,7 @@ class Sampler:
         return int(self.llama.llama_sampler_sample(self.chain, self.context, -1))
 
     def close(self) -> None:
+        """Frees the chain of samplers; may be called again."""
         if self.chain:
             self.llama.llama_sampler_free(self.chain)
             self.chain = None

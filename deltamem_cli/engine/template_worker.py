@@ -21,6 +21,7 @@ LONGEST = 8 * 2**20  # letters that are taken for a prompt
 
 
 def main() -> None:
+    """Answers requests, one JSON document a line on stdin and stdout, until stdin ends."""
     sys.path[:] = json.loads(sys.stdin.readline())  # the packages of the process that asks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the process that asks
     _environment()
