@@ -28,6 +28,7 @@ class Stop:
         self.reading = False  # a message, as opposed to replying
 
     def now(self) -> None:
+        """Ends the reply after the present token, or the reading of the prompt at once. Safe in a signal handler."""
         self.wanted = True
         if self.reading:  # a reply ends with a whole token, so that memory and window hold what was shown
             self._engine.cancel()

@@ -24,6 +24,7 @@ class Plan:
 
     @property
     def numbers(self) -> list[int]:
+        """Numbers of the turns to forget."""
         return [turn.number for turn in self.turns]
 
 

@@ -14,7 +14,10 @@ _SYSTEM, _USER = "\u2402s\u2403", "\u2402u\u2403"
 
 
 class Render(Protocol):
-    def __call__(self, messages: Sequence[dict[str, Any]], *, reply: bool) -> str: ...
+    """A chat template as a function from messages to text; reply: ends where the next reply begins."""
+
+    def __call__(self, messages: Sequence[dict[str, Any]], *, reply: bool) -> str:
+        """Raises EngineError when the template fails, TemplateRefusal when it refuses these messages."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Form:
     system: Literal["shown", "refused", "ignored"]
 
     def messages(self, said: Sequence[Said], system: str | None) -> list[dict[str, Any]]:
+        """What the template gets for these (role, text), in the form that it takes."""
         messages = list(said)
         if system is not None and self.system == "shown":
             messages.insert(0, ("system", system))

@@ -40,6 +40,7 @@ class Reply:
 
     @property
     def thought(self) -> str:
+        """What the model has thought so far."""
         return self._splitter.thought
 
     @property

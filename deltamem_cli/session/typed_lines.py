@@ -39,6 +39,7 @@ class _Entry:
 
 
 def history_path() -> Path:
+    """The file of typed lines, which need not exist."""
     return data_dir() / "history"
 
 

@@ -59,6 +59,7 @@ class Window:
 
     @property
     def n_past(self) -> int:
+        """How many tokens the context holds."""
         return self.engine.n_past()
 
     @property
