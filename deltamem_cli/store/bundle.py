@@ -26,6 +26,7 @@ class Bundle:
 
     @property
     def last_turn(self) -> int:
+        """The number of the last turn; 0: none."""
         return self.turns[-1].number if self.turns else 0
 
 

@@ -129,6 +129,7 @@ def written_with(store: Store, *, model: str | None = None, adapter: str | None 
 
 
 def rename(store: Store, conversation: str, title: str | None) -> None:
+    """Sets the title; None: the first message is its heading again."""
     with store.transaction():
         store.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation])
 

@@ -135,6 +135,7 @@ class Store:
 
     @property
     def name(self) -> str:
+        """The path, as messages call it."""
         return str(self.path) if self.path else "the temporary database"
 
     def copy_to(self, path: Path) -> None:
@@ -201,6 +202,7 @@ class Store:
             return self._steadily(lambda: [dict(row) for row in self.connection.execute(sql, _bound(parameters))])
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, Any] | None:
+        """The first row, None when there is none. Raises StoreError."""
         return next(iter(self.rows(sql, parameters)), None)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:

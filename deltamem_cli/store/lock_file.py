@@ -29,12 +29,14 @@ class ConversationLock:
         _write_holder(file, brief=brief)
 
     def release(self) -> None:
+        """Lets go of the lock; may be called again."""
         if self._file >= 0:
             files.drop_lock(self.path, self._file)
         self._file = -1
 
 
 def read_holder(path: Path) -> Holder:
+    """Who holds the lock, as far as the file tells."""
     try:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -22,6 +22,7 @@ _LOOKS = 5
 
 
 def lock_path(store: Store, conversation: str) -> Path:
+    """Where the lock of a conversation is, in a folder beside the database."""
     assert store.path is not None
     return store.path.with_name(store.path.name + ".locks") / f"{conversation}.lock"
 
@@ -57,6 +58,7 @@ def hold(
 
 
 def let_go(store: Store, conversation: str) -> None:
+    """Releases a conversation's lock if this store holds it."""
     lock = store.locks.pop(conversation, None)
     if lock:
         lock.release()

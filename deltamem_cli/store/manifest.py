@@ -29,11 +29,14 @@ class StateShape:
 
     @property
     def n_bytes(self) -> int:
+        """The size of the state as float32."""
         return 4 * len(self.layers) * self.heads * self.rank * self.rank
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """What a memory file says of itself; sha256 is that of its states."""
+
     conversation: Conversation
     turns: Sequence[Turn]
     states: Sequence[StateShape]
@@ -41,6 +44,7 @@ class Manifest:
 
     @property
     def n_bytes(self) -> int:
+        """The size of all states together."""
         return sum(state.n_bytes for state in self.states)
 
     def bundle(self, blob: bytes) -> Bundle:

@@ -19,6 +19,7 @@ UNSPACED = "\u05d0-\u1cff\u2190-\U0010ffff"
 
 
 def m001_profiles_and_conversations(db: Database) -> None:
+    """Profiles own conversations; deleting a profile deletes them."""
     db.executescript(
         """
         CREATE TABLE profiles (
@@ -45,6 +46,7 @@ def m001_profiles_and_conversations(db: Database) -> None:
 
 
 def m002_turns_and_messages(db: Database) -> None:
+    """Turns are numbered from 1 in their conversation and hold messages with their tokens."""
     db.executescript(
         """
         CREATE TABLE turns (
@@ -81,6 +83,7 @@ def m002_turns_and_messages(db: Database) -> None:
 
 
 def m003_states(db: Database) -> None:
+    """One state per turn, and one without a turn for memories that were copied without turns."""
     # One table for the states after turns and for the state that a conversation begins with (turn_id NULL).
     db.executescript(
         """
@@ -105,14 +108,17 @@ def m003_states(db: Database) -> None:
 
 
 def m004_full_text_search(db: Database) -> None:
+    """An index over message texts that triggers keep up to date."""
     db.table("messages").enable_fts(["text"], create_triggers=True, tokenize="unicode61 remove_diacritics 2")
 
 
 def m005_templates_of_profiles(db: Database) -> None:
+    """A profile may have a chat template."""
     db.execute("ALTER TABLE profiles ADD COLUMN template TEXT")
 
 
 def m006_writes_of_profiles(db: Database) -> None:
+    """A profile may say what of a turn is remembered."""
     db.execute("ALTER TABLE profiles ADD COLUMN write TEXT")
 
 

@@ -59,6 +59,7 @@ def by_id(store: Store, number: int) -> Profile | None:
 
 
 def get(store: Store, name: str) -> Profile:
+    """The profile of that name. Raises StoreError, with the nearest name, when there is none."""
     found = find(store, name)
     if found:
         return found
@@ -79,6 +80,7 @@ def create(
     write: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Profile:
+    """A new profile; what is not given stays unset. Raises StoreError for a name that is taken or can't be one."""
     name = check_name(name)
     with store.transaction():
         if find(store, name):
@@ -122,6 +124,7 @@ def change(store: Store, name: str, **changes: Any) -> Profile:
 
 
 def rename(store: Store, name: str, to: str) -> Profile:
+    """The profile under its new name. Raises StoreError when that is taken, or can't be one."""
     to = check_name(to)
     with store.transaction():
         profile = get(store, name)

@@ -87,6 +87,7 @@ def insert(store: Store, conversation: str, number: int, created: str, turn: New
 
 
 def last_number(store: Store, conversation: str) -> int:
+    """The number of the last turn; 0: none."""
     row = store.row("SELECT max(number) AS number FROM turns WHERE conversation_id = ?", [conversation])
     with checked.rows_of(store.name, "turns"):
         return checked.count_or_none(row, "number") or 0
@@ -167,6 +168,7 @@ def pack(numbers: Sequence[int]) -> bytes:
 
 
 def unpack(blob: bytes) -> list[int]:
+    """The token ids of a blob: int32, little-endian."""
     packed = array("i")
     packed.frombytes(blob)
     if _BIG_ENDIAN:
