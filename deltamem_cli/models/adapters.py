@@ -22,6 +22,8 @@ from deltamem_cli.models.resolving import (
 
 @dataclass(frozen=True)
 class KnownAdapter:
+    """An adapter file on this machine."""
+
     name: str
     path: Path
     origin: str  # packaged, registered, converted, or where it lies: beside MODEL, set for MODEL

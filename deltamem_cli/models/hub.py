@@ -44,6 +44,8 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
+    """A repository at one commit; files by their paths in it."""
+
     name: str
     commit: str
     license: str | None

@@ -34,6 +34,7 @@ def listing() -> list[Listed]:
 
 
 def describe(entry: Entry, machine: ram.Memory | None, *, is_default: bool = False) -> Listed:
+    """An entry with its size in bytes, RAM needed and adapter; unknown facts are None."""
     size, facts = entry.size, entry.facts
     if entry.model and facts is None:  # the user's own, in the configuration
         try:

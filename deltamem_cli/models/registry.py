@@ -50,6 +50,7 @@ def write(record: Record) -> None:
 
 
 def remove(name: str) -> None:
+    """Forgets a pulled or imported model; its files stay."""
     (_folder() / f"{name}.json").unlink(missing_ok=True)
 
 
