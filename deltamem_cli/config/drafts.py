@@ -13,6 +13,7 @@ from deltamem_cli.config.keys import KEYS, Key
 
 
 def location() -> Path:
+    """The path of the draft, beside the configuration file."""
     return file.location().with_name("config.edit.toml")
 
 
@@ -59,11 +60,13 @@ def finish(before: str) -> bool:
 
 
 def discard() -> None:
+    """Deletes the draft, if there is one."""
     with suppress(OSError):
         location().unlink()
 
 
 def sample() -> str:
+    """A configuration file in which every setting is explained and none is set."""
     lines = ["# Configuration of dmem. Lines starting with # are not set; dmem config list shows what applies.", ""]
     section = ""
     for key in KEYS.values():

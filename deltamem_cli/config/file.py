@@ -23,6 +23,7 @@ _last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
 def location() -> Path:
+    """The path of the configuration file, which need not exist."""
     return paths.config_dir() / FILE_NAME
 
 
@@ -45,6 +46,7 @@ def read() -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
+    """The file's text, with line feeds only. Raises ConfigError when it is not UTF-8 or can't be read."""
     try:
         return decoded(path.read_bytes(), "strict").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -57,6 +57,7 @@ class Kind:
 
 
 def text() -> Kind:
+    """Any text."""
     return Kind(str, "a text", lambda value: True)
 
 
@@ -66,21 +67,26 @@ def name(expects: str) -> Kind:
 
 
 def path() -> Kind:
+    """The path of a file."""
     return Kind(Path, "the path of a file", lambda value: value is not None)
 
 
 def switch() -> Kind:
+    """True or false."""
     return Kind(bool, "true or false", lambda value: True, choices=("true", "false"))
 
 
 def one_of(*choices: str) -> Kind:
+    """One of these words."""
     return Kind(str, f"one of {', '.join(choices)}", lambda value: value in choices, choices=choices)
 
 
 def whole(low: int, high: int = _LARGEST) -> Kind:
+    """A whole number from `low` to `high`."""
     upper = "or more" if high == _LARGEST else f"to {high}"
     return Kind(int, f"a whole number, {low} {upper}", lambda value: low <= value <= high)
 
 
 def number(expects: str, fits: Callable[[float], bool]) -> Kind:
+    """A finite number for which `fits` holds; `expects` ends the phrase "a number" for messages."""
     return Kind(float, f"a number{expects}", lambda value: math.isfinite(value) and fits(value))
