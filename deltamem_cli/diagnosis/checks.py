@@ -31,5 +31,6 @@ class Subject:
 
 
 def worst(checks: Sequence[Check]) -> Verdict:
+    """The verdict on all checks together: broken before warning before ok."""
     verdicts = {check.verdict for check in checks}
     return "broken" if "broken" in verdicts else "warning" if "warning" in verdicts else "ok"

@@ -12,6 +12,7 @@ from deltamem_cli.errors import DeltamemError
 
 
 def package() -> Check:
+    """Whether the distribution and what it needs are installed."""
     import platform
     from importlib.metadata import PackageNotFoundError, distribution, version
 
@@ -38,6 +39,7 @@ def package() -> Check:
 
 
 def native_library() -> Check:
+    """Whether the native library loads, and which build it is."""
     from deltamem_cli.bindings import API_VERSION, native
 
     try:
@@ -54,6 +56,7 @@ def native_library() -> Check:
 
 
 def configuration() -> Check:
+    """Whether every value in file and environment is one that its setting takes."""
     path = file.location()
     try:
         count = len(config.checked())

@@ -23,6 +23,7 @@ class Listener:
             self.tried.append(f"{event}{arguments!r}")
 
     def check(self) -> Check:
+        """Broken when anything tried to use the network while the listener was on."""
         if self.tried:
             return Check("network", "broken", f"tried during this check: {self.tried[0]}", "please report it")
         offline = "; DMEM_OFFLINE forbids even that" if os.environ.get("DMEM_OFFLINE") else ""

@@ -20,6 +20,7 @@ _LEAST_FREE = 100_000_000  # bytes
 
 
 def folder() -> Check:
+    """Whether the data folder is one that can be written to."""
     path = paths.data_dir()
     if path.exists() and not path.is_dir():
         return Check("data folder", "broken", f"{path} is a file", "move it away, or set DMEM_HOME to a folder")
@@ -55,6 +56,7 @@ def permissions(database: Path) -> Check:
 
 
 def disk(database: Path) -> Check:
+    """Whether there is room for the database to grow to twice its size."""
     there = _existing(database.parent)
     free = shutil.disk_usage(there).free
     # deleting for good writes the database anew beside itself
@@ -66,6 +68,7 @@ def disk(database: Path) -> Check:
 
 
 def database(path: Path) -> Check:
+    """Whether the database is sound and can be written to."""
     if not path.exists():
         return Check("database", "ok", f"{path}, created by the first chat")
     try:
