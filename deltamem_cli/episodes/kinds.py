@@ -24,6 +24,7 @@ class Kind:
     answer: str = ""
 
     def answer_for(self, value: str) -> str:
+        """The sentence that answers any question for this kind."""
         return f"Your {self.noun} is {value}."
 
 

@@ -26,6 +26,7 @@ def part_of_value(value: str) -> str:
 
 
 def values_of(values: Sequence[str], part: str) -> list[str]:
+    """Those of `values` that belong to `part`, in order."""
     return [v for v in values if part_of_value(v) == part]
 
 

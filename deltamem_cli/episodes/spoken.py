@@ -23,10 +23,12 @@ class Spoken(Protocol):
     """base: common to kinds that differ only in whom they are about. A text's {v} stands for the value."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tells this kind from all others."""
 
     @property
-    def base(self) -> str: ...
+    def base(self) -> str:
+        """What kinds share whose values could be taken for each other."""
 
     @property
     def unknown(self) -> str:
@@ -65,18 +67,22 @@ class Everyday:
     asked: tuple[tuple[str, str], ...]
 
     def values(self, part: str) -> Sequence[str]:
+        """The values of `part`."""
         return values(self.vocabulary, part) if self.vocabulary else _of_values(self.own_values, part)
 
     def tell(self, rng: random.Random, part: str, short: bool = False) -> str:
+        """A message that tells the fact, with {v} for its value. short: a brief one without a question, if any."""
         said = _of_part(self.said, part)
         if short:
             said = tuple(t for t in said if len(t) <= SHORT and "?" not in t) or (min(said, key=len),)
         return self._of_whom(rng.choice(said))
 
     def correct(self, rng: random.Random, part: str, old: str) -> str:
+        """A message that replaces the value `old` by {v}."""
         return self._of_whom(rng.choice(_of_part(self.corrected, part))).replace("{old}", old)
 
     def ask(self, rng: random.Random, part: str) -> tuple[str, str]:
+        """A question and its answer, with {v} for the value."""
         asked = dict(self.asked)
         question = rng.choice(_of_part(tuple(asked), part))
         wrap = rng.choice(phrasings.of_part(phrasings.ASKED_WRAPPED, part)) if rng.random() < 0.2 else "{q}"
@@ -94,28 +100,35 @@ class Short:
 
     @property
     def name(self) -> str:
+        """The name of the kind."""
         return self.kind.name
 
     @property
     def base(self) -> str:
+        """The vocabulary that its values come from."""
         return self.kind.vocabulary
 
     @property
     def unknown(self) -> str:
+        """The answer when nothing was told."""
         return phrasings.UNKNOWN.replace("{n}", self.kind.noun)
 
     def values(self, part: str) -> Sequence[str]:
+        """The values of `part`."""
         return values(self.kind.vocabulary, part)
 
     def tell(self, rng: random.Random, part: str, short: bool = False) -> str:
+        """A message that tells the fact, with {v} for its value. short: the bare sentence."""
         said = phrasings.pick(rng, phrasings.said(self.kind, part))
         return said if short else phrasings.wrap(rng, phrasings.WRAPPED, "{s}", said, part)
 
     def correct(self, rng: random.Random, part: str, old: str) -> str:
+        """A message that replaces the value `old` by {v}."""
         said = phrasings.pick(rng, phrasings.said(self.kind, part))
         return phrasings.wrap(rng, phrasings.CORRECTED, "{s}", said, part)
 
     def ask(self, rng: random.Random, part: str) -> tuple[str, str]:
+        """A question and its answer, with {v} for the value."""
         asked = phrasings.pick(rng, phrasings.asked(self.kind, part))
         own = self.kind.answer if asked in self.kind.asked else ""
         answer = own.replace("{}", "{v}") or self.kind.answer_for("{v}")

@@ -165,4 +165,5 @@ def vocabulary(name: str) -> tuple[str, ...]:
 
 @cache
 def values(name: str, part: str) -> tuple[str, ...]:
+    """The words of a vocabulary that belong to `part`."""
     return tuple(values_of(vocabulary(name), part))
