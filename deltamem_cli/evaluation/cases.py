@@ -49,6 +49,7 @@ class Case:
     update: Sequence[Exchange] = field(default=())
 
     def tells(self, value: str) -> bool:
+        """Whether any message holds `value`."""
         return any(value in e.said for session in [*self.sessions, self.update] for e in session)
 
 
@@ -101,6 +102,7 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def case_of(episode: Episode, facts: int) -> Case:
+    """An episode as a case; questions without a value are left out."""
     asked = [Asked(q.content, q.value, q.kind, q.old_value) for q in episode.questions if q.value]
     return Case(facts, [exchanges(session) for session in episode.sessions], asked, episode.system)
 

@@ -64,6 +64,7 @@ class Report:
 
     @property
     def facts(self) -> Table:
+        """Answers by mode and by number of facts told."""
         return self.table(lambda r: r.facts if r.test == FACTS else None)
 
     @property
@@ -76,6 +77,7 @@ class Report:
 
     @property
     def kinds(self) -> Table:
+        """Answers by mode and by kind of fact."""
         return self.table(
             lambda r: r.kind if r.test == FACTS and r.mode in (MEMORY, SEEN, NEW_KINDS, CONTEXT) else None
         )
@@ -101,10 +103,12 @@ class Report:
 
 
 def share(records: list[Record]) -> Share:
+    """How many of the answers recalled the value."""
     return Share.of(r.recalled for r in records)
 
 
 def mean_tokens(records: list[Record]) -> float:
+    """Tokens processed per answer, on average. `records` must not be empty."""
     return sum(r.tokens for r in records) / len(records)
 
 

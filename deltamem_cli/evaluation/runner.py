@@ -56,6 +56,8 @@ def by_number_of_facts(cases: Sequence[Case], limit: int) -> Cases:
 
 
 class Runner:
+    """Asks the questions of cases in every mode and adds the answers to a report."""
+
     def __init__(self, subject: Subject, report: Report, seed: int = 0) -> None:
         self.subject = subject
         replayed = subject.with_memory.engine.n_ctx_seq // 4  # as a chat does by itself

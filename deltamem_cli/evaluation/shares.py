@@ -18,6 +18,7 @@ class Share:
 
     @classmethod
     def of(cls, hits: Iterable[bool]) -> Share:
+        """The share of `hits` that are true."""
         seen = list(hits)
         return cls(sum(seen), len(seen))
 

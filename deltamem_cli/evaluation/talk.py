@@ -77,12 +77,14 @@ class Answers:
         return found
 
     def add(self, answer: Answer) -> None:
+        """Keeps an answer, in the file too if there is one."""
         self.records.append(answer)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(answer), ensure_ascii=True) + "\n")
 
     def has(self, conversation: str, mode: str, question: str) -> bool:
+        """Whether this question was answered in this mode already."""
         return any((a.conversation, a.mode, a.question) == (conversation, mode, question) for a in self.records)
 
     def share(self, mode: str, category: str) -> Share:
