@@ -13,6 +13,8 @@ PALE: Colour = (150, 155, 165)
 
 @dataclass(frozen=True)
 class Rect:
+    """A filled rectangle in pixels; (x, y) is its upper left corner."""
+
     x: int
     y: int
     width: int
@@ -22,6 +24,8 @@ class Rect:
 
 @dataclass(frozen=True)
 class Line:
+    """Straight lines from point to point, in pixels."""
+
     points: Sequence[tuple[float, float]]
     colour: Colour
 
@@ -39,6 +43,8 @@ class Label:
 
 @dataclass
 class Picture:
+    """Shapes in the order in which they are drawn; sizes in pixels."""
+
     width: int
     height: int
     shapes: list[Rect | Line | Label] = field(default_factory=list)
