@@ -87,6 +87,7 @@ def _fingerprint(arch: str, shape: Shape, seed: int, type: str) -> str:
 
 
 def data_nbytes(arch: str, shape: Shape, type: str) -> int:
+    """How many bytes the tensors of such a model take in its file."""
     from deltamem_cli.synthetic import weights
 
     tensors = ARCHITECTURES[arch].tensors(shape).values()

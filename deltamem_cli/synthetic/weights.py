@@ -14,10 +14,12 @@ TYPES = tuple(_TYPES)
 
 
 def type_number(type: str) -> int:
+    """ggml's number for a tensor type."""
     return _TYPES[type][0]
 
 
 def file_type_number(type: str) -> int:
+    """The number for `general.file_type` of a model that is mostly of this type."""
     return _TYPES[type][1]
 
 
@@ -33,6 +35,7 @@ def stored_shape(shape: tuple[int, ...], type: str) -> tuple[int, ...]:
 
 
 def stored_nbytes(shape: tuple[int, ...], type: str) -> int:
+    """How many bytes a tensor of that shape takes."""
     _, _, size, count = _TYPES[type]
     return math.prod(shape) // count * size
 
