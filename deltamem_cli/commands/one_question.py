@@ -50,6 +50,7 @@ def standard_input() -> bytes:
 
 
 def no_question(example: str) -> UsageError:
+    """The error for a command line that asks nothing; `example` shows one that does."""
     return UsageError(f"There is no question; ask one, such as: {example}")
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def refuse_existing(file: Path, force: bool) -> None:
+    """Raises UsageError for a folder, and for a file that is there unless `force`."""
     if os.path.isdir(file):
         raise UsageError(f"{file} is a folder; give a file name")
     if os.path.isfile(file) and not force:  # a pipe or a device is written into

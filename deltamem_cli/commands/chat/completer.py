@@ -24,6 +24,7 @@ class ChatCompleter(Completer):
         self._files = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """Completions of the command, or of the word that its argument ends with."""
         text = document.text_before_cursor
         if not text.startswith("/") or "\n" in text:
             return

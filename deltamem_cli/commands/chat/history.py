@@ -37,10 +37,12 @@ class PrivateHistory(FileHistory):
         super().__init__(str(path))
 
     def load_history_strings(self) -> Iterable[str]:
+        """The entries, latest first; none when the file can't be read."""
         with suppress(OSError):
             return list(super().load_history_strings())
         return []
 
     def store_string(self, string: str) -> None:
+        """Appends an entry; does nothing when the file can't be written."""
         with suppress(OSError):
             typed_lines.add(whole(string), *self._typed_for())

@@ -30,6 +30,7 @@ def clear(talk: Talk, _argument: str) -> None:
 
 
 def new(talk: Talk, _argument: str) -> None:
+    """/new: starts a conversation with an empty memory."""
     old = talk.session
     talk.begin_new()
     kept = (
@@ -66,6 +67,7 @@ def undo(talk: Talk, argument: str) -> None:
 
 
 def edit(talk: Talk, argument: str) -> None:
+    """/edit [TEXT]: sends what the editor was left with, unless it is blank."""
     text = from_editor(talk, argument)
     if not text.strip():
         note("Nothing was written, so nothing was sent.")
@@ -75,6 +77,7 @@ def edit(talk: Talk, argument: str) -> None:
 
 
 def from_editor(talk: Talk, text: str) -> str:
+    """`text` as edited in $EDITOR. Raises DeltamemError in a temporary chat, or when the editor fails."""
     import click
 
     if talk.request.temporary:
@@ -92,6 +95,7 @@ def from_editor(talk: Talk, text: str) -> str:
 
 
 def model(talk: Talk, argument: str) -> None:
+    """/model [MODEL [ADAPTER]]: shows the model, or switches; a memory of other fingerprints is left for a new one."""
     if not argument:
         adapter = talk.loaded.adapter
         note(f"{talk.session.engine.model.path}" + (f" with {adapter.name}" if adapter else ", memory off"))
@@ -109,6 +113,7 @@ def model(talk: Talk, argument: str) -> None:
 
 
 def system(talk: Talk, argument: str) -> None:
+    """/system [TEXT]: shows the system prompt, or sets it from the next turn on."""
     if not argument:
         note(printable(talk.session.prompt.system or "There is no system prompt."))
         return
@@ -119,6 +124,7 @@ def system(talk: Talk, argument: str) -> None:
 
 
 def remember(talk: Talk, argument: str) -> None:
+    """/remember TEXT: writes TEXT into the memory as a turn without a reply."""
     if not argument:
         raise UsageError("/remember takes the text to remember.")
     talk.check_writes()
@@ -129,6 +135,7 @@ def remember(talk: Talk, argument: str) -> None:
 
 
 def forget(talk: Talk, argument: str) -> None:
+    """/forget TURN...: deletes turns after asking, and replays the later ones without them."""
     from deltamem_cli.session.forgetting import plan
     from deltamem_cli.terminal.turn_numbers import forget_report, parse_turns
 
@@ -147,6 +154,7 @@ def forget(talk: Talk, argument: str) -> None:
 
 
 def read(talk: Talk, argument: str) -> None:
+    """/read FILE [QUESTION]: sends a file's text with the question, or remembers it when there is none."""
     if not argument:
         raise UsageError("/read takes a file name.")
     name, question = _word(argument)
@@ -161,6 +169,7 @@ def read(talk: Talk, argument: str) -> None:
 
 
 def save(talk: Talk, argument: str) -> None:
+    """/save FILE: writes the transcript as Markdown; asks before it replaces a file."""
     from deltamem_cli.store import conversations, turns
 
     name, rest = _word(argument)

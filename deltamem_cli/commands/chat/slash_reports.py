@@ -58,6 +58,7 @@ def _continued(talk: Talk) -> str:
 
 
 def show(talk: Talk, _argument: str) -> None:
+    """/show: model, adapter, profile, conversation and how the engine runs."""
     session, loaded = talk.session, talk.loaded
     model = session.engine.model
     adapter = printable(loaded.adapter.name) if loaded.adapter else f"none ({loaded.why_no_memory})"
@@ -90,6 +91,7 @@ def hardware(chosen: Mapping[str, int | str]) -> str:
 
 
 def context(talk: Talk, _argument: str) -> None:
+    """/context: tokens in the context, by turn."""
     window = talk.session.window
     filled, room = talk.session.context_filled
     note(f"{filled:,} of {room:,} tokens ({100 * filled / room:.0f} %)")
@@ -106,6 +108,7 @@ def context(talk: Talk, _argument: str) -> None:
 
 
 def stats(talk: Talk, _argument: str) -> None:
+    """/stats: tokens and speed of the last turn, and what it wrote into the memory."""
     session = talk.session
     last = session.stats
     filled, room = session.context_filled
@@ -130,6 +133,7 @@ def stats(talk: Talk, _argument: str) -> None:
 
 
 def memory(talk: Talk, argument: str) -> None:
+    """/memory [history|reset]: draws the memory, lists what turns did to it, or clears it."""
     if argument == "history":
         _history(talk)
         return

@@ -18,6 +18,7 @@ WRITE = ("all", "user")
 
 
 def set_option(talk: Talk, argument: str) -> None:
+    """/set [KEY VALUE]: changes an option of this chat, then prints all of them."""
     if argument:
         name, _, value = argument.replace("=", " ", 1).partition(" ")
         name, value = name.replace("-", "_"), value.strip()
@@ -36,6 +37,7 @@ def set_option(talk: Talk, argument: str) -> None:
 
 
 def names() -> list[str]:
+    """Every option that /set takes."""
     from dataclasses import fields
 
     from deltamem_cli.engine import Sampling

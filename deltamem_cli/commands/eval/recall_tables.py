@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def show(report: Report, title: str) -> None:
+    """Prints the tables of a report; those that nothing was measured for are left out."""
     from deltamem_cli.terminal.heat_map import console
 
     out = console()

@@ -33,6 +33,7 @@ def _quietly(offers: Callable[[typer.Context], list[Any]]) -> Callable[[typer.Co
 
 @_quietly
 def profiles(ctx: typer.Context) -> list[str]:
+    """Names of the stored profiles."""
     from deltamem_cli.store import profiles as stored
 
     with _store(ctx) as store:
@@ -41,6 +42,7 @@ def profiles(ctx: typer.Context) -> list[str]:
 
 @_quietly
 def profiles_or_new(ctx: typer.Context) -> list[str]:
+    """Names of the stored profiles, and NEW."""
     from deltamem_cli.store.profiles import NEW
 
     return [NEW, *profiles(ctx, "")]
@@ -69,6 +71,7 @@ def models(ctx: typer.Context) -> list[str]:
 
 @_quietly
 def models_to_pull(ctx: typer.Context) -> list[str]:
+    """Models with a repository on the hub."""
     from deltamem_cli.models import catalogue
 
     return [entry.name for entry in catalogue().values() if entry.repo]
@@ -76,6 +79,7 @@ def models_to_pull(ctx: typer.Context) -> list[str]:
 
 @_quietly
 def adapters(ctx: typer.Context) -> list[str]:
+    """Adapters that have a name of their own."""
     from deltamem_cli.models.adapters import known_adapters
 
     return [adapter.name for adapter in known_adapters() if adapter.name != str(adapter.path)]
@@ -92,6 +96,7 @@ def options(ctx: typer.Context) -> list[tuple[str, str]]:
 
 @_quietly
 def settings(ctx: typer.Context) -> list[tuple[str, str]]:
+    """Names of settings, with their help."""
     from deltamem_cli.config import KEYS
 
     return [(name, key.help) for name, key in KEYS.items()]

@@ -17,10 +17,12 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
 
 
 def model_option(text: str) -> Any:
+    """`-m/--model`, with `text` as its help."""
     return typer.Option("-m", "--model", metavar="MODEL", help=text, autocompletion=completion.models)
 
 
 def adapter_option(text: str) -> Any:
+    """`--adapter`, with `text` as its help."""
     return typer.Option("--adapter", metavar="ADAPTER", help=text, autocompletion=completion.adapters)
 
 

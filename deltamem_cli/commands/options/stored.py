@@ -54,6 +54,7 @@ class KeyValueCommand(TyperCommand):
     """A command whose `-o KEY VALUE` takes two words, as llm has it: Typer knows no repeated option of two values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Joins the two words behind every -o to KEY=VALUE, then parses as Click."""
         joined: list[str] = []
         rest = iter(args)
         for arg in rest:
