@@ -28,6 +28,7 @@ _COLOURS = {1: ("color(224)", "color(153)"), 2: ("color(217)", "color(117)"), 3:
 
 
 def console() -> Console:
+    """Where memories are drawn: stdout, at most 100 columns wide."""
     from rich.console import Console
 
     made = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -97,6 +98,7 @@ def _map_and_numbers(out: Console, head: np.ndarray, scale: float) -> None:
 
 
 def legend(out: Console, scale: float) -> None:
+    """Prints the shades from lowest to highest, and where the strongest starts."""
     from rich.text import Text
 
     line = Text("− ")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_json(document: Any) -> None:
+    """Prints one JSON document to stdout."""
     print_document(as_json(document, sys.stdout.encoding))
 
 
@@ -52,14 +53,17 @@ def name_turns(turns: Sequence[Turn]) -> None:
 
 
 def opening_words(turn: Turn) -> str:
+    """The first message of a turn, or its kind when the text was not kept."""
     return turn.messages[0].text if turn.messages else f"({turn.kind})"
 
 
 def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 turn, 1,200 turns."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def size(number: int) -> str:
+    """Bytes in GB, MB or kB, as powers of ten."""
     unit, name = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if number >= pair[0]), (1e3, "kB"))
     return f"{number / unit:.1f} {name}"
 

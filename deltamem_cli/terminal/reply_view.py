@@ -25,9 +25,11 @@ _REFRESH_SECONDS = 0.08
 class View(Protocol):
     """Where a reply goes as it grows."""
 
-    def add(self, text: str) -> None: ...
+    def add(self, text: str) -> None:
+        """Shows the next piece of the reply."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the reply; nothing may follow."""
 
 
 def can_render() -> bool:
@@ -68,6 +70,7 @@ class Plain:
         self._line = ""  # the last one, as far as it goes
 
     def add(self, text: str) -> None:
+        """Shows a piece; to a pipe, the lines that it completes."""
         lines, feed, rest = text.rpartition("\n")
         if self._terminal:
             self._write(shown(text))
@@ -76,6 +79,7 @@ class Plain:
         self._line = rest if feed else self._line + rest
 
     def close(self) -> None:
+        """Ends the last line."""
         if self._line:
             self._write("\n" if self._terminal else self._line + "\n")
             self._line = ""
@@ -93,9 +97,11 @@ class Whole:
         self._parts: list[str] = []
 
     def add(self, text: str) -> None:
+        """Keeps a piece for the end."""
         self._parts.append(text)
 
     def close(self) -> None:
+        """Shows everything."""
         self._view.add("".join(self._parts))
         self._view.close()
 
@@ -115,6 +121,7 @@ class Markdown:
         self._live.start()
 
     def add(self, text: str) -> None:
+        """Prints the blocks that the piece completes, and draws the last one again if it is time."""
         self._text += shown(text)
         end = _complete(self._text)
         if end:
@@ -128,6 +135,7 @@ class Markdown:
             self._next = now + max(_REFRESH_SECONDS, 4 * (time.monotonic() - now))
 
     def close(self) -> None:
+        """Prints the last block."""
         self._live.update("", refresh=True)
         self._live.stop()
         self._print(self._text)

@@ -27,6 +27,7 @@ class Thoughts:
         self._began = False
 
     def add(self, text: str) -> None:
+        """Shows a piece of what is thought, or a sign that the model is thinking."""
         if not text.strip() and not self._text:
             return
         self._text += text
@@ -36,6 +37,7 @@ class Thoughts:
             self._write(shown(text))
 
     def close(self) -> None:
+        """Ends the thinking, or takes the sign away."""
         if self._out is None:
             if self._began:
                 sys.stderr.write(_ERASED)

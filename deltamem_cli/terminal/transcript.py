@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def facts(one: Conversation) -> dict[str, Any]:
+    """A conversation without its turns, for JSON."""
     return {
         "conversation": one.id,
         "profile": one.profile,
@@ -25,6 +26,7 @@ def facts(one: Conversation) -> dict[str, Any]:
 
 
 def document(one: Conversation, every: Sequence[Turn]) -> dict[str, Any]:
+    """A conversation with its turns, for JSON."""
     return {
         **facts(one),
         "turns": [
@@ -43,6 +45,7 @@ def document(one: Conversation, every: Sequence[Turn]) -> dict[str, Any]:
 
 
 def readable(one: Conversation, every: Sequence[Turn]) -> str:
+    """A transcript for the terminal, without control characters."""
     lines = [f"{one.id}  {one.profile}  {count(one.n_turns, 'turn')}  {printable(one.heading)}", ""]
     for turn in every:
         kind = "" if turn.kind == "chat" else f"  {printable(turn.kind)}"
@@ -55,6 +58,7 @@ def readable(one: Conversation, every: Sequence[Turn]) -> str:
 
 
 def markdown(one: Conversation, every: Sequence[Turn]) -> str:
+    """A transcript as Markdown, for a file."""
     lines = [f"# {printable(one.heading) or one.id}", "", f"Profile {one.profile}, conversation {one.id}.", ""]
     for turn in every:
         lines += [f"## Turn {turn.number}, {moment(turn.created)}, {printable(turn.model.name)}", ""]
