@@ -215,6 +215,7 @@ def ask(
 def run_prompts(
     backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion], keep_inputs: bool = False
 ) -> tuple[Tensor, Past, Session]:
+    """The prompts read with these states: hidden [Q, T, hidden], keys and values, and the session that corrected them."""
     ids, lengths = pad([q.prompt for q in questions], backbone.device)
     mask = places_mask([q.written for q in questions], ids.shape[1], backbone.device)
     session = Session(memory, states, mask, keep_inputs=keep_inputs)

@@ -74,6 +74,8 @@ class EncodedQuestion:
 
 @dataclass
 class EncodedEpisode:
+    """An episode as tokens."""
+
     sessions: list[EncodedSession]
     questions: list[EncodedQuestion]
 
@@ -84,10 +86,13 @@ class EncodedEpisode:
 
 
 class Encoder:
+    """Turns episodes into tokens in the form of the model's chat template, and marks which ones are written."""
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
     def episode(self, episode: Episode) -> EncodedEpisode:
+        """All sessions and questions of an episode."""
         return EncodedEpisode(
             [self.session(episode.system, messages) for messages in episode.sessions],
             [self.question(episode.system, q) for q in episode.questions],

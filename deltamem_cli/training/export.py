@@ -30,6 +30,7 @@ def export_adapter(
 
 
 def adapter_tensors(memory: Memory) -> dict[str, Weight]:
+    """The memory's parameters under an adapter file's names: matrices in float16, vectors in float32."""
     c = memory.config
     tensors: dict[str, Weight] = {}
     for slot, layer in enumerate(c.layers):

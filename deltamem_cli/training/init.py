@@ -96,6 +96,7 @@ def find_pairs(backbone: Backbone, memory: Memory, written: Sequence[Written], t
 
 
 def last_place(tokens: list[int], content: list[bool], wanted: list[int]) -> int | None:
+    """The last index at which `wanted` stands in `tokens` and begins with content; None: nowhere."""
     n = len(wanted)
     return next((i for i in range(len(tokens) - n, -1, -1) if content[i] and tokens[i : i + n] == wanted), None)
 
@@ -130,6 +131,7 @@ def without_mean(w: Tensor, mean: Tensor) -> Tensor:
 
 
 def whitened(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """x: [n, hidden]. Returns [width, hidden]: random directions, whitened for x and scaled to it."""
     mean, white = whitener(x)
     w = torch.randn(width, len(white), generator=generator) @ white
     return scaled(without_mean(w, mean), x)
@@ -168,6 +170,7 @@ def ridge(x: Tensor, target: Tensor, weight: float = 0.02) -> Tensor:
 
 
 def set_gate(memory: Memory, slot: int, x: Tensor, content: Tensor, beta: float) -> None:
+    """Fits a layer's beta to x, [n, hidden]: `beta` where `content` ([n] bool), closed elsewhere."""
     goal = torch.where(content, logit(beta), CLOSED)[:, None].float()
     mean = x.mean(0)
     c = x - mean
@@ -216,6 +219,7 @@ def open_gates(memory: Memory, written: Sequence[Written], beta: float) -> None:
 
 
 def logit(share: float) -> float:
+    """The inverse of the sigmoid, for 0 < share < 1."""
     return math.log(share / (1 - share))
 
 

@@ -162,6 +162,7 @@ class Trainer:
         return lambda done, of: self.report({"event": "writing", "part": part, "done": done, "of": of})
 
     def progress(self) -> float:
+        """How much of the run is over, 0 to 1: by time or by steps, whichever is further."""
         s = self.settings
         by_time = self.spent / (60 * s.minutes) if s.minutes else 0.0
         by_steps = self.step / s.steps if s.steps else 0.0

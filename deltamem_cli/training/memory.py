@@ -136,6 +136,7 @@ class Session:
         self.betas: list[Tensor] = []
 
     def __call__(self, layer: int, x: Tensor) -> dict[str, Tensor]:
+        """Reads and writes one layer. x: [B, T, hidden]. Returns corrections by head, none for a layer without memory."""
         memory = self.memory
         slot = memory.slot.get(layer)
         if slot is None:
@@ -157,4 +158,5 @@ class Session:
 
     @property
     def stacked(self) -> Tensor:
+        """The states of all layers: [batch, layers, heads, rank, rank]."""
         return torch.stack(self.states, 1)

@@ -49,9 +49,11 @@ class Optimizer:
             optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
+        """Both optimizers' states, for a checkpoint."""
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the states of a checkpoint."""
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
 

@@ -110,6 +110,7 @@ def persona_source(encoder: Encoder, talk: Talk) -> Source:
 
 
 def encoder_episode(encoder: Encoder, rng: random.Random, progress: float, talk: Talk) -> EncodedEpisode:
+    """A conversation that is drawn anew; more facts, and later ones, as the run goes on."""
     facts = rng.choice((1, 2, 3) if progress < 0.1 else (1, 2, 3, 4) if progress < 0.3 else (1, 2, 3, 4, 5, 6))
     late = progress > 0.2
     episode = draw_conversation(

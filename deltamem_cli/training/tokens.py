@@ -18,11 +18,14 @@ class Tokenizer(Protocol):
 
     template: ChatTemplate
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; control tokens spelled out in it become one token each."""
 
-    def piece(self, token: int) -> bytes: ...
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
 
-    def ends_reply(self, token: int) -> bool: ...
+    def ends_reply(self, token: int) -> bool:
+        """Whether a model ends its reply with this token."""
 
 
 class GGUFTokenizer:
@@ -44,17 +47,20 @@ class GGUFTokenizer:
         self.template = ChatTemplate(template.decode(), f"the chat template of {path.name}")
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of a text; control tokens spelled out in it become one token each."""
         raw = text.encode()
         room = (self._lib.llama_token * (len(raw) + 8))()
         n = self._lib.llama_tokenize(self._vocab, raw, len(raw), room, len(room), False, True)
         return list(room[:n])
 
     def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
         room = ctypes.create_string_buffer(256)
         n = self._lib.llama_token_to_piece(self._vocab, token, room, len(room), 0, True)
         return room.raw[:n]
 
     def ends_reply(self, token: int) -> bool:
+        """Whether it is one of the vocabulary's ends of generation."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
 
@@ -79,16 +85,20 @@ class DirectoryTokenizer:
         self._end = self._fast.token_to_id(end["content"] if isinstance(end, dict) else end)
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of a text; control tokens spelled out in it become one token each."""
         ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
         return ids
 
     def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
         text: str = self._fast.decode([token], skip_special_tokens=False)
         return text.encode()
 
     def ends_reply(self, token: int) -> bool:
+        """Whether it is the tokenizer's end token."""
         return bool(token == self._end)
 
 
 def tokenizer_of(source: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory or of a GGUF file. Raises DeltamemError when it has none."""
     return DirectoryTokenizer(source) if source.is_dir() else GGUFTokenizer(source)
