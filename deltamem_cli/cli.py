@@ -51,9 +51,11 @@ class LazyGroup(TyperGroup):
     """Knows names and help texts from the table, and imports a command's module when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the order of the table, which is that of the help."""
         return [name for name, _, _ in COMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, imported now; None when the table lacks it."""
         for name, module, _ in COMMANDS:
             if name == cmd_name:
                 command = get_command(importlib.import_module(module).app)
@@ -63,17 +65,20 @@ class LazyGroup(TyperGroup):
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As Click, which suggests near names for a mistyped one."""
         # only the names count here: a mistyped one is compared with them
         self.commands = {name: TyperCommand(name) for name in self.list_commands(ctx)}
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """What a shell's Tab offers for the first word."""
         # the default imports every command for its help too
         named: dict[str, Any] = {name: TyperCommand(name, help=text) for name, _, text in COMMANDS}
         ctx.command = TyperGroup(name=self.name, params=self.params, commands=named)
         return ctx.command.shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the list of commands from the table."""
         # the default asks every command for its help, which would import them all
         if COMMANDS:
             with formatter.section("Commands"):

@@ -54,17 +54,21 @@ class StepResult:
 
     @property
     def passed(self) -> bool:
+        """Whether both differences are within tolerance."""
         return self.logits <= LOGITS_TOLERANCE and self.state <= STATE_TOLERANCE
 
 
 @dataclass(frozen=True)
 class CaseResult:
+    """One replay of a case, at one micro-batch."""
+
     case: str
     micro_batch: int
     steps: list[StepResult]
 
     @property
     def passed(self) -> bool:
+        """Whether there were steps and all of them passed."""
         return bool(self.steps) and all(step.passed for step in self.steps)
 
 

