@@ -152,7 +152,7 @@ def test_reading_only_leaves_the_state(engine: Engine) -> None:
         ({"tokens": [1, 2], "spans": [0]}, "2 tokens but 1 span ids"),
         ({"tokens": [1], "sequence": 1}, "Sequence 1 does not exist; this context has 0 to 0"),
         ({"tokens": [1], "sequence": -1}, "Sequence -1 does not exist"),
-        ({"tokens": [1] * 218}, "218 tokens don't fit into the context, which holds 40 of 256: drop"),
+        ({"tokens": [1] * 218}, "218 tokens don't fit in the context, which holds 40 of 256: drop"),
         ({"tokens": [1] * 10**6}, "1000000 tokens don't fit"),
     ],
 )

@@ -90,7 +90,7 @@ def test_ctrl_c_while_remembering_leaves_everything_as_before(chats: Chats, tmp_
     with Terminal(argv, environment(chats.database.parent)) as reading:  # minutes of it
         reading.expect("remembering")
         reading.send("\x03")
-        reading.expect("Stopped; the memory is as it was")
+        reading.expect("Stopped; the memory is unchanged")
         assert reading.wait() == 130
     with Store.open(chats.database) as store:
         assert turns.last_number(store, cid) == 1

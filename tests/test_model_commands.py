@@ -150,7 +150,7 @@ def test_a_name_is_not_pointed_at_another_file_unasked(dmem: Run, pair: tuple[Pa
     for _ in range(2):  # the same file again is fine
         assert dmem("model", "import", model)[0] == 0
     code, _, err = dmem("model", "import", other)
-    assert code == 1 and "There is a model m already" in err
+    assert code == 1 and "There is already a model m" in err
     assert dmem("model", "import", other, "--name", "n")[0] == 0
     model.unlink()
     assert dmem("model", "import", other)[0] == 0, "moved"
