@@ -82,7 +82,7 @@ def test_undo_forget_and_reset_do_what_they_say(tiny: Dmem) -> None:
         chat.expect("The memory is empty")
         chat.expect(PROMPT)
         chat.send("\x04")
-        chat.expect("1 turn kept")
+        chat.expect("1 turn saved")
         assert chat.wait() == 0
     assert tiny.json("memory", "inspect")["layers"] == []
     assert not any(b"xylophone" in data for data in files(tiny.home).values())
@@ -240,7 +240,7 @@ def test_new_clear_system_and_model_inside_a_chat(tiny: Dmem, tiny_adapter: Any)
         chat.expect("this is a new conversation")
         chat.line("Three.")
         chat.line("/new")
-        chat.expect("A new conversation. The old one: dmem chat --cid")
+        chat.expect("Started a new conversation. To return to the old one: dmem chat --cid")
         chat.line("/exit")
         assert chat.wait() == 0
     talks = tiny.json("log", "list")
