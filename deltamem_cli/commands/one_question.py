@@ -130,4 +130,5 @@ def _document(session: ChatSession, loaded: Loaded, request: Request, text: str,
 
 
 def tell_of_waiting(holder: Holder) -> None:
+    """Say who holds the memory that is waited for."""
     note(f"Waiting for another question to the same memory ({holder}); press Ctrl-C to give up.")

@@ -24,6 +24,7 @@ def read(name: str) -> dict[str, str]:
 
 
 def write(name: str, known: dict[str, str]) -> None:
+    """Keep the newest entries of `known`; a cache that can't be written is no error."""
     file = _file(name)
     with contextlib.suppress(OSError):
         files.make_folder(file.parent)

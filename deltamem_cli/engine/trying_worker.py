@@ -22,6 +22,7 @@ TEXT = "Hello, World!\n\n  I'll\tsay 123 \u00e9\u2602\u65e5\U0001f600\u0301\x00\
 
 
 def main() -> None:
+    """Load and run the model that stdin names, and answer on stdout with a line of JSON."""
     sys.path[:] = json.loads(sys.stdin.readline())
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer

@@ -81,6 +81,7 @@ class ChatSession:
 
     @property
     def prompt(self) -> Prompt:
+        """What the view renders messages with."""
         return self._view.prompt
 
     @property

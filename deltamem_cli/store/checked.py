@@ -35,12 +35,14 @@ def rows_of(database: str, what: str) -> Iterator[None]:
 
 
 def value(entry: Any, key: str) -> Any:
+    """The value of a key that must be there. These functions raise Malformed."""
     if not isinstance(entry, dict) or key not in entry:
         raise Malformed(f"{key} is missing in it")
     return entry[key]
 
 
 def object_(entry: Any, key: str) -> dict[str, Any]:
+    """A JSON object."""
     found = value(entry, key)
     if not isinstance(found, dict):
         raise Malformed(f"{key} is not what it should be")
@@ -48,6 +50,7 @@ def object_(entry: Any, key: str) -> dict[str, Any]:
 
 
 def list_(entry: Any, key: str) -> list[Any]:
+    """A JSON list."""
     found = value(entry, key)
     if not isinstance(found, list):
         raise Malformed(f"{key} is not a list")
@@ -63,6 +66,7 @@ def json_(entry: Any, key: str) -> dict[str, Any]:
 
 
 def text(entry: Any, key: str) -> str:
+    """A text that SQLite can hold."""
     found = value(entry, key)
     if not isinstance(found, str) or _LONE_SURROGATES.search(found):
         raise Malformed(f"{key} is not a text")
@@ -70,10 +74,12 @@ def text(entry: Any, key: str) -> str:
 
 
 def text_or_none(entry: Any, key: str) -> str | None:
+    """A text, or nothing."""
     return None if value(entry, key) is None else text(entry, key)
 
 
 def blob(entry: Any, key: str) -> bytes:
+    """Binary data."""
     found = value(entry, key)
     if not isinstance(found, bytes):
         raise Malformed(f"{key} is not binary data")
@@ -81,6 +87,7 @@ def blob(entry: Any, key: str) -> bytes:
 
 
 def count(entry: Any, key: str, least: int = 0, most: int = MAX_NUMBER) -> int:
+    """A whole number from `least` to `most`."""
     found = value(entry, key)
     if type(found) is not int or not least <= found <= most:  # true is an int, too
         raise Malformed(f"{key} is not a number that may stand there")
@@ -88,10 +95,12 @@ def count(entry: Any, key: str, least: int = 0, most: int = MAX_NUMBER) -> int:
 
 
 def count_or_none(entry: Any, key: str, least: int = 0) -> int | None:
+    """A whole number from `least`, or nothing."""
     return None if value(entry, key) is None else count(entry, key, least)
 
 
 def integers(entry: Any, key: str, most: int, least: int = 0) -> list[int]:
+    """A list of whole numbers from `least` to `most`."""
     found = list_(entry, key)
     if not set(map(type, found)) <= {int} or (found and not least <= min(found) <= max(found) <= most):
         raise Malformed(f"{key} is not a list of numbers that may stand there")
@@ -99,6 +108,7 @@ def integers(entry: Any, key: str, most: int, least: int = 0) -> list[int]:
 
 
 def identity(entry: Any, key: str) -> Identity:
+    """Which model or adapter: a name and a fingerprint."""
     found = value(entry, key)
     return Identity(text(found, "name"), text(found, "fingerprint"))
 
@@ -112,6 +122,7 @@ def layers(entry: Any) -> list[int]:
 
 
 def settings(entry: Any, key: str = "settings") -> dict[str, Any]:
+    """Plain values by name."""
     found = object_(entry, key)
     if not all(_is_plain(setting) for setting in found.values()):
         raise Malformed(f"the {key} are not plain values")
@@ -119,6 +130,7 @@ def settings(entry: Any, key: str = "settings") -> dict[str, Any]:
 
 
 def timings(entry: Any) -> dict[str, float]:
+    """Seconds by name."""
     found = object_(entry, "timings")
     if not all(isinstance(seconds, (int, float)) and _is_plain(seconds) for seconds in found.values()):
         raise Malformed("the timings of a turn are not numbers")

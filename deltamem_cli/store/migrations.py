@@ -123,11 +123,13 @@ def m006_writes_of_profiles(db: Database) -> None:
 
 
 def m007_wipes(db: Database) -> None:
+    """Deletions whose bytes are still to be wiped."""
     # One row per deletion whose bytes are still to be wiped; typed: which typed lines go with it, NULL when none is left.
     db.execute("CREATE TABLE wipes (id INTEGER PRIMARY KEY, typed TEXT)")
 
 
 def m008_search_without_spaces(db: Database) -> None:
+    """An index of any three characters, for scripts that part no words."""
     # The index of words takes a whole sentence of such a script for one word. Other texts have no need of this index,
     # which is several times as large as they are, so it is one of those in a view. First there, what is quickly told.
     db.executescript(
@@ -157,6 +159,7 @@ def m008_search_without_spaces(db: Database) -> None:
 
 
 def m009_sequence_of_conversations(db: Database) -> None:
+    """An order of conversations that no clock can change."""
     # Which one is the last is no matter of the clock, which may be set back, or have stood ahead for a while.
     db.executescript(
         """

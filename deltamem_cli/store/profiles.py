@@ -45,15 +45,18 @@ def _composed(name: str) -> str:
 
 
 def all_of(store: Store) -> list[Profile]:
+    """Every profile, by name."""
     return _profiles(store, store.rows("SELECT * FROM profiles ORDER BY name"))
 
 
 def find(store: Store, name: str) -> Profile | None:
+    """The profile of that name, if there is one."""
     found = _profiles(store, store.rows("SELECT * FROM profiles WHERE name = ?", [_composed(name)]))
     return found[0] if found else None
 
 
 def by_id(store: Store, number: int) -> Profile | None:
+    """The profile of that row, if it is still there."""
     row = store.row("SELECT * FROM profiles WHERE id = ?", [number])
     return _profile(row) if row else None
 

@@ -94,6 +94,7 @@ def last_number(store: Store, conversation: str) -> int:
 
 
 def get(store: Store, conversation: str, number: int) -> Turn:
+    """One turn of a conversation. Raises NotFound."""
     rows = store.rows(_SELECT + " AND number = ?", [conversation, number])
     if not rows:
         last = last_number(store, conversation)

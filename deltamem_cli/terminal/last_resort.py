@@ -107,6 +107,7 @@ def terminal_changed(file: int, mode: Any) -> Iterator[None]:
 
 
 def restore_terminal() -> None:
+    """Set the terminal as it was found, if it is another now; show the cursor."""
     if not _terminal:
         return
     import termios

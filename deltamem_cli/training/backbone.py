@@ -99,6 +99,7 @@ class Backbone:
         return {"q": s.n_head * s.head_dim, "k": s.n_head_kv * s.head_dim, "v": s.n_head_kv * s.head_dim, "o": s.hidden}
 
     def embed(self, ids: Tensor) -> Tensor:
+        """[B, T] token ids -> [B, T, hidden], scaled as the architecture wants."""
         return F.embedding(ids, self.embedding).float() * self.shape.embedding_scale
 
     def run(

@@ -53,6 +53,7 @@ def logits_there(source: Path, tokens: list[int]) -> Tensor:
 
 @torch.no_grad()
 def logits_here(backbone: Backbone, tokens: list[int]) -> Tensor:
+    """[T, vocabulary] logits of the PyTorch backbone for one row of tokens."""
     ids = torch.tensor([tokens], device=backbone.device)
     hidden, _ = backbone.run(backbone.embed(ids), torch.tensor([len(tokens)], device=backbone.device))
     return backbone.logits(hidden)[0].cpu()

@@ -27,6 +27,7 @@ class Estimate:
 
 
 def seconds_per_token(backbone: Backbone) -> float:
+    """What one token's pass through the backbone takes here, measured once."""
     begin = time.monotonic()
     logits_here(backbone, [n % 256 for n in range(SAMPLE)])
     if backbone.device.type == "cuda":

@@ -47,6 +47,8 @@ NEUTRAL: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class BackboneShape:
+    """What a model's header says of its computation, as far as training computes it."""
+
     architecture: str
     n_layer: int
     hidden: int
@@ -66,6 +68,7 @@ class BackboneShape:
 
     @property
     def rope_pairs(self) -> bool:
+        """Whether RoPE turns neighbouring numbers rather than halves."""
         return self.architecture in PAIRED
 
     @property
@@ -81,6 +84,7 @@ class BackboneShape:
 
     @property
     def embedding_scale(self) -> float:
+        """What embeddings are multiplied with."""
         return math.sqrt(self.hidden) if self.gemma else 1.0
 
     def turns(self, layer: int) -> bool:
@@ -94,6 +98,7 @@ class BackboneShape:
 
 
 def checked_architecture(architecture: str, source: Path, known: tuple[str, ...] = ARCHITECTURES) -> str:
+    """The architecture, if training knows it. Raises DeltamemError."""
     if architecture not in known:
         raise DeltamemError(
             f"{source} is a model of the architecture {architecture}, and training knows only {', '.join(known)}; "

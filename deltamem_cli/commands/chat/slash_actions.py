@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def clear(talk: Talk, _argument: str) -> None:
+    """/clear: the model sees nothing of what was said; the memory stays."""
     with stopping(talk.session.stop):
         talk.session.clear()
     kept = " The memory stays." if talk.session.engine.has_memory else ""
@@ -54,10 +55,12 @@ def _show(talk: Talk, reply: Callable[[one_reply.Progress], Generator[str, None,
 
 
 def regenerate(talk: Talk, _argument: str) -> None:
+    """/regen: answer the last message again."""
     _show(talk, lambda progress: talk.session.regenerate(progress=progress))
 
 
 def undo(talk: Talk, argument: str) -> None:
+    """/undo: take back the last turns, and the typed lines that led to them."""
     number = _number(argument) if argument else 1
     with stopping(talk.session.stop), progress_bar("reading") as progress:
         gone = talk.session.undo(number, progress=progress)
