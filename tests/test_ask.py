@@ -140,7 +140,7 @@ def test_what_can_not_be_asked_is_refused_in_one_sentence(ask: Ask, wrong: list[
         ("{{ ''.__class__.__mro__ }}", "refuses these messages"),
         ("{% for x in range(10**9) %}{% endfor %}", "refuses these messages"),
         ("", "is empty"),
-        ("\xff", "is no text"),
+        ("\xff", "is not text"),
     ],
 )
 def test_a_broken_template_is_refused_in_one_sentence(ask: Ask, tmp_path: Path, text: str, words: str) -> None:

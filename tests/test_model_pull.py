@@ -130,7 +130,7 @@ def test_pull_makes_a_model_without_adapter_the_default_when_asked_and_says_that
     assert f"its sha256 is {sha256(MODEL).hexdigest()}, and not 1d9614638d18" in err, (
         "another file than the one we know"
     )
-    assert "remembers nothing, since it has no adapter: starter and qwen3-4b have one" in err
+    assert "chats without memory, because it has no adapter: starter and qwen3-4b have one" in err
     assert "the default model is qwen2.5-coder-0.5b now" in err
     found = dmem.models()["qwen2.5-coder-0.5b"]
     assert found["default"] and found["adapter"] is None
@@ -173,7 +173,7 @@ def test_a_connection_that_breaks_is_taken_up_again_by_the_same_pull(dmem: Progr
 def test_a_hub_that_fails_midway_leaves_what_came_for_the_next_pull(dmem: Program) -> None:
     file = long(dmem.hub)
     file.status_after_stop = 503
-    assert "answers 503" in dmem.refused("model", "pull", "org/long")
+    assert "answered 503" in dmem.refused("model", "pull", "org/long")
     file.status = None
     assert dmem("model", "pull", "org/long").returncode == 0
     assert dmem.hub.ranges()[-1] == f"bytes={PIECE}-"
@@ -183,7 +183,7 @@ def test_a_wrong_checksum_is_reported_and_its_file_deleted(dmem: Program) -> Non
     file = tiny(dmem.hub).files["tiny-Q8_0.gguf"]
     file.served = MODEL[:-1] + bytes([MODEL[-1] ^ 1])
     sentence = dmem.refused("model", "pull", "org/tiny-GGUF")
-    assert "tiny-Q8_0.gguf of org/tiny-GGUF has the wrong checksum" in sentence
+    assert "tiny-Q8_0.gguf from org/tiny-GGUF had the wrong checksum" in sentence
     assert not dmem.parts() and not list(dmem.home.rglob("*.gguf"))
     assert "tiny-Q8_0" not in dmem.models()
     file.served = None
@@ -194,7 +194,7 @@ def test_small_files_are_checked_by_git_s_hash(dmem: Program) -> None:
     dmem.hub.add(QWEN, {QWEN_FILE: MODEL})
     repo = dmem.hub.add("declare-lab/delta-mem_qwen3_4b-instruct", PUBLISHED)
     repo.files["delta_mem_config.json"].served = b" " + PUBLISHED["delta_mem_config.json"][1:]
-    assert "delta_mem_config.json of declare-lab/" in dmem.refused("model", "pull", "qwen3-4b")
+    assert "delta_mem_config.json from declare-lab/" in dmem.refused("model", "pull", "qwen3-4b")
 
 
 def test_a_gated_repository_names_its_page_and_opens_with_the_token(dmem: Program) -> None:
@@ -272,7 +272,7 @@ def test_what_a_server_says_beside_the_content_makes_no_path(dmem: Program) -> N
         ("ALL_PROXY", "socks5://127.0.0.1:1", "SOCKS proxy"),
         ("HTTPS_PROXY", "http://[::1", "not a proxy's address"),
         ("ALL_PROXY", "ftp://127.0.0.1:1", "not a proxy's address"),
-        ("SSL_CERT_FILE", "/nowhere", "is no file"),
+        ("SSL_CERT_FILE", "/nowhere", "is not a file"),
         ("SSL_CERT_FILE", __file__, "no readable certificate"),
         ("HF_TOKEN", "hf_\u00e9", "put a valid token"),
         ("HF_ENDPOINT", "http://[bad", "not a hub's address"),
@@ -354,7 +354,7 @@ def test_the_adapter_of_an_imported_model_can_be_pulled(dmem: Program, tmp_path:
     name = bytes(reader.fields["general.name"].parts[-1])
     file.write_bytes(MODEL.replace(_text(name), _text(b"Qwen3 4B Instruct 2507"), 1))
     result = dmem("model", "import", str(file), "--name", "own")
-    assert "get it with: dmem model pull own" in result.stderr
+    assert "get one with: dmem model pull own" in result.stderr
     result = dmem("model", "pull", "own")
     assert "license: CC-BY-4.0" in result.stderr, "what the catalogue knows when the repository does not say"
     adapter = Path(dmem.models()["own"]["adapter"])
