@@ -40,7 +40,7 @@ def run(home: Path, arguments: list[str], source: object) -> subprocess.Complete
 def test_a_device_without_end_is_one_sentence(tmp_path: Path, arguments: list[str]) -> None:
     done = run(tmp_path, arguments, "/dev/zero")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "/dev/zero" in done.stderr and "failed in a way" not in done.stderr
+    assert "/dev/zero" in done.stderr and "Unexpected error" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", FILES.values(), ids=list(FILES))
@@ -79,9 +79,8 @@ def test_standard_input_that_does_not_end_is_waited_for_aloud(tmp_path: Path, ar
 
 
 @pytest.mark.parametrize("arguments", [["ask", "Hello."], ["memory", "remember"]])
-@pytest.mark.parametrize("source", ["/dev/zero", "/"])
-def test_standard_input_that_can_not_be_read_is_one_sentence(tmp_path: Path, arguments: list[str], source: str) -> None:
-    file = os.open(source, os.O_RDONLY)
+def test_standard_input_without_end_is_one_sentence(tmp_path: Path, arguments: list[str]) -> None:
+    file = os.open("/dev/zero", os.O_RDONLY)
     try:
         done = subprocess.run(
             dmem(*arguments),

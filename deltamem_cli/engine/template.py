@@ -14,6 +14,8 @@ from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.renderer import RENDERER, Stopped
 from deltamem_cli.text import decoded
 
+_PIPED: dict[Path, bytes] = {}  # what pipes said: each says it once, and every conversation begins with its template
+
 
 class TemplateRefusal(EngineError):
     """What a template says of messages that it does not take."""
@@ -31,7 +33,12 @@ class ChatTemplate:
     def from_file(cls, path: Path) -> ChatTemplate:
         """Raises EngineError for a file that can't be read, and for what is no template."""
         try:
-            source = decoded(reading.whole_file(path), "strict").replace("\r\n", "\n")
+            data = _PIPED.get(path)
+            if data is None:
+                data = reading.whole_file(path)
+                if not path.is_file():
+                    _PIPED[path] = data
+            source = decoded(data, "strict").replace("\r\n", "\n")
         except OSError as error:
             raise EngineError(
                 f"The chat template {path} can't be read ({error.strerror or error}): check the path."
