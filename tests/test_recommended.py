@@ -13,7 +13,7 @@ from deltamem_cli import cli, config
 from deltamem_cli.engine import Sampling
 from deltamem_cli.engine.sampling import recommended
 from deltamem_cli.models.recommending import recommended_for
-from deltamem_cli.session import opening
+from deltamem_cli.session import loading
 
 STARTER = {"temperature": 0.2, "top_p": 0.9}
 
@@ -37,7 +37,7 @@ def test_a_recommendation_that_makes_no_sense_is_left_out() -> None:
 def test_what_is_set_beats_what_is_recommended_beats_the_preset(
     make_chats: MakeChats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "recommended", lambda metadata: {"temperature": 0.3, "top_k": 7})
+    monkeypatch.setattr(loading, "recommended", lambda metadata: {"temperature": 0.3, "top_k": 7})
     config.set_value("options.top_k", "9")
     with make_chats().open(options={}) as (session, _):
         sampling = session.settings.sampling

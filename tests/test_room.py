@@ -30,7 +30,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_context_beyond_the_memory_is_refused(model: Model, size: int) -> None:
     """2**21 tokens of this model take 512 MB of keys and values, which llama.cpp asks for; more is refused before."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(EngineError, match=f"No context of {size} tokens can be made .*smaller --ctx-size") as error:
+    with pytest.raises(EngineError, match=f"A context of {size} tokens can't be created .*smaller --ctx-size") as error:
         Engine(model, None, EngineOptions(ctx_size=size, threads=1))
     assert "\n" not in str(error.value)
     assert resource.getrlimit(resource.RLIMIT_AS) == before

@@ -112,7 +112,7 @@ def test_a_link_to_the_database_has_the_locks_and_the_wal_of_the_database(path: 
 def test_a_pipe_is_no_database_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for way in (Store.open, Store.read, Store.look):
-        with pytest.raises(StoreError, match="is no file"):
+        with pytest.raises(StoreError, match="is not a file"):
             way(tmp_path / "pipe")
 
 
