@@ -60,7 +60,7 @@ def _check_room(tokens: int) -> None:
     room = available()
     if room is not None and tokens * _BYTES_PER_TOKEN > room:
         raise EngineError(
-            f"No context of {tokens} tokens can be made (there are {room / 1e9:.1f} GB of memory to be had): "
+            f"A context of {tokens} tokens can't be created (there are {room / 1e9:.1f} GB of memory to be had): "
             "try a smaller --ctx-size."
         )
 
