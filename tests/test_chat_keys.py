@@ -162,7 +162,7 @@ def test_typed_quotes_and_comments_are_messages(tiny: Dmem) -> None:
             chat.expect(PROMPT)
             chat.send(keys)
         chat.line("/?")
-        chat.expect("Show the commands")
+        chat.expect("List the commands")
         chat.line("/undone")
         chat.expect("There is no command /undone")
         chat.line("/exit")

@@ -86,5 +86,5 @@ def test_turns_are_replayed_as_they_were_run(chats: Chats, monkeypatch: pytest.M
         assert {name: getattr(found, name) for name in written} == written
         assert _as_written(store, talk, Request(cid=cid, cache_type_k="f16")).cache_type_k == "f16"
         # what a foreign file says is checked when it is used, but must be of the right kind
-        store.execute("UPDATE turns SET settings = ?", ['{"ctx_size": "x", "cache_type_k": [1]}'])
+        store.execute("UPDATE turns SET settings = ?", ['{"ctx_size": "x", "cache_type_k": 1}'])
         assert _as_written(store, talk, Request(cid=cid)) == Request(cid=cid)

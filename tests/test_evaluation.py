@@ -208,7 +208,7 @@ def test_a_file_without_values_or_with_a_reply_to_nothing_is_refused(tmp_path: P
 
 def test_reading_and_drawing_cases_needs_no_torch() -> None:
     code = (
-        "import sys; from deltamem_cli.evaluation import cases, runner; import deltamem_cli.episodes.file;"
+        "import sys; from deltamem_cli.evaluation import cases, runner; import deltamem_cli.episodes.jsonl;"
         "cases.draw_cases(1, 2, 'held-out', 0); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
