@@ -79,7 +79,7 @@ def test_undo_forget_and_reset_do_what_they_say(tiny: Dmem) -> None:
         chat.send("y\r")
         chat.expect("context are empty now")
         chat.line("/memory")
-        chat.expect("context are empty now")
+        chat.expect("The memory is empty")
         chat.expect(PROMPT)
         chat.send("\x04")
         chat.expect("1 turn saved")
