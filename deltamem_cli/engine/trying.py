@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deltamem_cli import build, paths
 from deltamem_cli.adapter.parts import parts
+from deltamem_cli.bindings import Native
 from deltamem_cli.engine import remembered
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.fingerprint import fingerprint
@@ -26,9 +27,9 @@ _SECONDS, _BYTES_PER_SECOND = 60.0, 10e6
 def try_out(path: Path, *, remember: bool = True) -> None:
     """Returns for a model that can be loaded; at once when one of these contents was, by this build of llama.cpp.
 
-    remember: write that down. Raises EngineError for what can't be loaded, and why.
+    With --debug nothing is tried. remember: write that down. Raises EngineError for what can't be loaded, and why.
     """
-    if not path.is_file() or _is_starter(path):
+    if not path.is_file() or _is_starter(path) or Native.log_to_stderr:  # who wants llama.cpp's log gets all of it
         return
     digest, version = fingerprint(path, remember=remember), build.upstream()
     known = remembered.read(_RECORD)
