@@ -21,7 +21,7 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.paths import native_dir
 from deltamem_cli.text import harmless, harmless_lines
 
-API_VERSION = 1
+API_VERSION = 2
 
 GRANULARITIES = ("token", "message_mean", "sentence_mean")  # enum llama_deltamem_granularity
 STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")  # enum llama_deltamem_state_update
@@ -84,8 +84,9 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "state_copy": (ctypes.c_int32, [_POINTER, ctypes.c_int32, ctypes.c_int32]),
     "set_write": (ctypes.c_int32, [_POINTER, ctypes.c_bool]),
     "set_spans": (ctypes.c_int32, [_POINTER, _INT32S, ctypes.c_size_t]),
-    "pass_begin": (ctypes.c_int32, [_POINTER]),
-    "pass_end": (ctypes.c_int32, [_POINTER]),
+    "pass_begin": (ctypes.c_int32, [_POINTER, ctypes.c_int32]),
+    "pass_drop": (ctypes.c_int32, [_POINTER, ctypes.c_int32]),
+    "pass_end": (ctypes.c_int32, [_POINTER, ctypes.c_int32]),
     "abort_if_set": (ctypes.c_bool, [_POINTER]),
     "threadpool_init": (_POINTER, [ctypes.c_int32]),
     "threadpool_free": (None, [_POINTER]),

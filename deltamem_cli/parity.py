@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.engine import Engine, EngineOptions, Model
+from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
 from deltamem_cli.errors import DeltamemError
 
 LOGITS_TOLERANCE = 1e-4
@@ -101,19 +101,20 @@ def replay(case: Path, *, micro_batch: int, batch: int = 512, compute: str = "au
                 raise ParityError(
                     f"{case} lists the layers {vectors['layers'].tolist()}, its adapter has {engine.layers}."
                 )
+            seat = Seat(engine)
             return CaseResult(
-                case.name, micro_batch, [_run(engine, step) for step in _steps(vectors, engine.granularity)]
+                case.name, micro_batch, [_run(seat, step) for step in _steps(vectors, engine.granularity)]
             )
 
 
-def _run(engine: Engine, step: Step) -> StepResult:
+def _run(seat: Seat, step: Step) -> StepResult:
     if step.name.startswith((_NEW_SESSION, _NO_MEMORY)):
-        engine.clear_context()
+        seat.clear_context()
     if step.name.startswith(_NO_MEMORY):
-        engine.clear_state()
-    logits = engine.feed(step.tokens, write=step.write, spans=step.spans, all_logits=True)
+        seat.clear_state()
+    logits = seat.feed(step.tokens, write=step.write, spans=step.spans, all_logits=True)
     return StepResult(
-        step.name, len(step.tokens), _difference(logits, step.logits), _difference(engine.state(), step.state)
+        step.name, len(step.tokens), _difference(logits, step.logits), _difference(seat.state(), step.state)
     )
 
 

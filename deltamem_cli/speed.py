@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from deltamem_cli.engine import Engine, EngineOptions, Model, try_out
+from deltamem_cli.engine import Engine, EngineOptions, Model, Seat, try_out
 from deltamem_cli.engine.threads import default_threads
 
 PREFILL_TOKENS = 512
@@ -64,14 +64,15 @@ def measure(
         Engine(model, None, options) as stock,
         Engine(model, adapter, options) as deltamem,
     ):
+        seats = Seat(stock), Seat(deltamem)
         report = Report(Speeds(), Speeds(), deltamem.chosen(), 0)
         # any tokens do: the arithmetic is the same for all
         prompt = [1 + i * 7919 % (model.n_vocab - 1) for i in range(PREFILL_TOKENS)]
         for index in range(-1, rounds):
             # the first round warms up and is not counted; who goes first alternates
-            order = [(stock, report.stock), (deltamem, report.deltamem)]
-            for engine, speeds in order if index % 2 == 0 else reversed(order):
-                prefill, decode = _round(engine, prompt)
+            order = [(seats[0], report.stock), (seats[1], report.deltamem)]
+            for seat, speeds in order if index % 2 == 0 else reversed(order):
+                prefill, decode = _round(seat, prompt)
                 if index >= 0:
                     speeds.prefill.append(prefill)
                     speeds.decode.append(decode)
@@ -81,12 +82,12 @@ def measure(
         return report
 
 
-def _round(engine: Engine, prompt: list[int]) -> tuple[float, float]:
-    engine.clear_context()
+def _round(seat: Seat, prompt: list[int]) -> tuple[float, float]:
+    seat.clear_context()
     start = time.perf_counter()
-    engine.feed(prompt)
+    seat.feed(prompt)
     middle = time.perf_counter()
     for token in prompt[:DECODE_TOKENS]:
-        engine.feed([token])
+        seat.feed([token])
     end = time.perf_counter()
     return len(prompt) / (middle - start), DECODE_TOKENS / (end - middle)

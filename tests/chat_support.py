@@ -66,9 +66,7 @@ def assert_agree(session: ChatSession) -> None:
     stored = turns.all_of(session.store, session.conversation.id)
     latest = states.latest(session.store, session.conversation.id)
     assert session.n_turns == (stored[-1].number if stored else 0)
-    assert session.engine.state().tobytes() == (
-        latest.state.tobytes() if latest else bytes(session.engine.state().nbytes)
-    )
+    assert session.seat.state().tobytes() == (latest.state.tobytes() if latest else bytes(session.seat.state().nbytes))
     assert session.is_started
     assert [(number, list(tokens)) for number, tokens in session.view.turns] == session.window.shown
     seen = session.window.turns
@@ -82,7 +80,7 @@ def assert_agree(session: ChatSession) -> None:
 
 
 def state_bytes(session: ChatSession) -> bytes:
-    return session.engine.state().tobytes()
+    return session.seat.state().tobytes()
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:

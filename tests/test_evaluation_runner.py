@@ -69,7 +69,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     found: list[Seen] = []
 
     def look(session: ChatSession, question: Asked) -> Answer:
-        state = session.engine.state().tobytes() if session.engine.has_memory else None
+        state = session.seat.state().tobytes() if session.engine.has_memory else None
         visible = session.window.turns
         shown = [token for turn in visible for token in session.window.tokens(turn)]
         found.append(Seen(state, visible, shown, len(session.window.head)))
@@ -158,24 +158,24 @@ def test_telling_starts_with_an_empty_context_and_writes_no_head(subject: Subjec
     assert [m.text for m in first.messages] == ["I live in Rome.", "Fine."]
     assert second.context["replayed"] == [] and second.context["n_past"] == len(second.context["head"])
     # the same tokens, fed by hand behind a head that is not written
-    engine = subject.with_memory.engine
-    engine.clear_state()
-    engine.clear_context()
+    seat = subject.with_memory.seat
+    seat.clear_state()
+    seat.clear_context()
     if head := first.context["head"]:
-        engine.feed(head, write=False)
-    engine.feed([token for message in first.messages for token in message.tokens])
-    assert state is not None and np.allclose(engine.state(), state.state, atol=1e-5)
+        seat.feed(head, write=False)
+    seat.feed([token for message in first.messages for token in message.tokens])
+    assert state is not None and np.allclose(seat.state(), state.state, atol=1e-5)
 
 
 def test_questions_do_not_disturb_each_other(subject: Subject) -> None:
     cid = subject.tell(ROW[0].sessions[0])
     with subject.session(cid) as session:
-        before, n_past = session.engine.state().tobytes(), session.window.n_past
+        before, n_past = session.seat.state().tobytes(), session.window.n_past
         first = running.answer(session, Q)
-        assert session.engine.state().tobytes() == before and session.window.n_past == n_past
+        assert session.seat.state().tobytes() == before and session.window.n_past == n_past
         assert running.answer(session, Q) == first
     with subject.session(cid) as session:
-        assert session.engine.state().tobytes() == before
+        assert session.seat.state().tobytes() == before
         assert running.answer(session, Q) == first
     assert first.tokens > n_past
 
@@ -191,7 +191,7 @@ def test_an_update_is_asked_about_where_the_old_value_was_recalled(subject: Subj
 
 def test_plain_text_is_read_with_filled_memories_and_with_none(subject: Subject) -> None:
     cid = subject.tell(ROW[0].sessions[0])
-    stock, memory = subject.perplexity("The old mill."), subject.with_memory.engine
+    stock, memory = subject.perplexity("The old mill."), subject.with_memory.seat
     own = memory.state()
     memory.clear_state()
     filled = subject.perplexity("The old mill.", cid)
@@ -200,12 +200,12 @@ def test_plain_text_is_read_with_filled_memories_and_with_none(subject: Subject)
     assert filled == perplexity(memory, tokens) != stock
     memory.clear_state()
     assert filled != perplexity(memory, tokens)
-    engine = subject.without_memory.engine
-    assert stock == perplexity(engine, tokens)
+    seat = subject.without_memory.seat
+    assert stock == perplexity(seat, tokens)
     total = 0.0
     for i in range(1, len(tokens)):
-        engine.clear_context()
-        logits = engine.feed(tokens[:i]).astype(np.float64)
+        seat.clear_context()
+        logits = seat.feed(tokens[:i]).astype(np.float64)
         total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[tokens[i]]
     assert stock == pytest.approx(np.exp(total / (len(tokens) - 1)), rel=1e-3)
 

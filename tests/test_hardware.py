@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import LoadModel, MakeModel
 
-from deltamem_cli.engine import Engine, EngineError, EngineOptions, threads
+from deltamem_cli.engine import Engine, EngineError, EngineOptions, Seat, threads
 from deltamem_cli.paths import starter_adapter, starter_model
 from deltamem_cli.session.loading import load
 from deltamem_cli.session.request import Request
@@ -133,19 +133,20 @@ def test_the_memory_is_the_same_whatever_the_cache_is_like(
         """States after each message [n, state], and what each adds to the logits in an empty context [n, vocabulary]."""
         states, added = [], []
         with Engine(model, adapter, EngineOptions(ctx_size=256, threads=1, **settings)) as engine:  # type: ignore[arg-type]
+            seat = Seat(engine)
             for told, asked in TOLD_AND_ASKED:
                 said, question = (
                     model.tokenize(model.render([{"role": "user", "content": text}]), special=True)
                     for text in (told, asked)
                 )
-                engine.feed(said)
-                states.append(engine.state().ravel())
-                engine.clear_context()
-                with_memory = engine.feed(question, write=False)
-                engine.clear_context()
-                engine.clear_state()
-                added.append(with_memory - engine.feed(question, write=False))
-                engine.clear_context()
+                seat.feed(said)
+                states.append(seat.state().ravel())
+                seat.clear_context()
+                with_memory = seat.feed(question, write=False)
+                seat.clear_context()
+                seat.clear_state()
+                added.append(with_memory - seat.feed(question, write=False))
+                seat.clear_context()
         return np.stack(states), np.stack(added)
 
     states, added = tell_and_ask(settings)
@@ -162,10 +163,11 @@ def test_a_sliding_window_keeps_what_its_layers_look_at(tiny_model: MakeModel, l
     """Tokens that are taken out of the middle may leave less than the window behind them; then all is fed again."""
     for arch, window in (("qwen3", 0), ("gemma3", 8)):
         with Engine(loaded(tiny_model(arch)), None, EngineOptions(ctx_size=256, threads=1)) as engine:
-            engine.feed(list(range(60, 100)))
-            assert engine.keeps_without(10, 40 - window) and engine.keeps_without(10, 40)
-            assert engine.keeps_without(10, 41 - window) == (window == 0) or window == 1
-            assert not engine.is_torn()
+            seat = Seat(engine)
+            seat.feed(list(range(60, 100)))
+            assert seat.keeps_without(10, 40 - window) and seat.keeps_without(10, 40)
+            assert seat.keeps_without(10, 41 - window) == (window == 0) or window == 1
+            assert not seat.is_torn()
 
 
 @pytest.mark.parametrize(("trained", "tokens"), [(0, 4096), (2**32 - 1, 4096), (16, 256), (512, 512)])
@@ -176,4 +178,4 @@ def test_a_model_that_names_no_sensible_context_gets_the_usual_one(
     with ExitStack() as stack:
         loaded = load(stack, Request(model=model, threads=1))
         assert loaded.engine.n_ctx_seq == tokens
-        loaded.engine.feed(list(range(20)))
+        loaded.seat.feed(list(range(20)))

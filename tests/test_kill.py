@@ -143,7 +143,7 @@ def _is_what_was_done(found: Transcript, before: Transcript, done: list[list[str
 def _assert_states_are_those_of_the_transcript(session: ChatSession, loaded: Loaded) -> int:
     """Number of turns that were fed again. The states agree to rounding."""
     assert loaded.adapter
-    again = replay(session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter)
+    again = replay(session.store, session.conversation.id, session.seat, model=loaded.model, adapter=loaded.adapter)
     for number, result in again.items():
         stored = states.after(session.store, session.conversation.id, number)
         assert stored is not None and stored.turn == number and result.snapshot

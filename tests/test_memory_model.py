@@ -81,7 +81,7 @@ def test_remember_reads_what_is_piped_in(run: Run, monkeypatch: pytest.MonkeyPat
 def test_ctrl_c_while_remembering_leaves_everything_as_before(chats: Chats, tmp_path: Path) -> None:
     with chats.open() as (session, _):
         say(session, "Before.")
-        before = session.engine.state().tobytes()
+        before = session.seat.state().tobytes()
         cid = session.conversation.id
     notes = tmp_path / "notes.txt"
     notes.write_text("The walrus lives at sea. " * 200_000)
@@ -120,7 +120,7 @@ def test_forget_replays_the_later_turns_and_deletes_the_texts(chats: Chats, run:
 def test_the_last_turns_are_forgotten_without_a_model(chats: Chats, run: Run) -> None:
     with chats.open() as (session, _):
         say(session, "One.")
-        one = session.engine.state().tobytes()
+        one = session.seat.state().tobytes()
         say(session, "Two.")
         cid = session.conversation.id
     run("forget", "2", "-y", "--model", "nowhere.gguf", with_model=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import odd_models
 import pytest
 
-from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model
+from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Seat
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "encoder-decoder": (odd_models.encoder_and_decoder, "read a whole text before"),
@@ -43,4 +43,4 @@ def test_feeding_a_model_that_keeps_nothing_is_an_error_and_no_endless_loop(
     ):
         monkeypatch.setattr(model.native.llama, "llama_memory_seq_pos_max", lambda memory, sequence: -1)
         with pytest.raises(EngineError, match="does not keep what it reads"):
-            engine.feed([1, 2, 3])
+            Seat(engine).feed([1, 2, 3])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 
-from deltamem_cli.engine import Cancelled, Engine, EngineError, EngineOptions, Sampling
+from deltamem_cli.engine import Cancelled, Engine, EngineError, EngineOptions, Sampling, Seat
 
 EXACT = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off", "threads": 1}
 LOGITS, STATE = 5e-5, 1e-5
@@ -25,58 +25,58 @@ def granularity(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def engine(granularity: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel) -> Iterator[Engine]:
+def seat(granularity: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel) -> Iterator[Seat]:
     """Many small micro-batches in each batch, so that most cancels fall into the middle of one."""
     path = tiny_model("qwen3", n_ctx=4096)
     adapter = tiny_adapter(path, write_granularity=granularity)
     options = EngineOptions(ctx_size=2048, batch=500, micro_batch=8, **EXACT)  # type: ignore[arg-type]
     with Engine(loaded(path), adapter, options) as engine:
-        yield engine
+        yield Seat(engine)
 
 
-def cancel_after(engine: Engine, seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, engine.cancel)
+def cancel_after(seat: Seat, seconds: float) -> threading.Timer:
+    timer = threading.Timer(seconds, seat.cancel)
     timer.start()
     return timer
 
 
-def test_feeding_the_rest_after_a_cancel_equals_feeding_without_one(engine: Engine) -> None:
-    engine.feed(TOKENS)  # the first run is slower, and its time is not what the others take
-    engine.clear_context()
-    engine.clear_state()
+def test_feeding_the_rest_after_a_cancel_equals_feeding_without_one(seat: Seat) -> None:
+    seat.feed(TOKENS)  # the first run is slower, and its time is not what the others take
+    seat.clear_context()
+    seat.clear_state()
     start = time.monotonic()
-    expected = engine.feed(TOKENS)
-    whole, state = time.monotonic() - start, engine.state()
+    expected = seat.feed(TOKENS)
+    whole, state = time.monotonic() - start, seat.state()
     stopped_inside = 0
     for part in (0.1, 0.3, 0.5, 0.7, 0.9):
-        engine.clear_context()
-        engine.clear_state()
+        seat.clear_context()
+        seat.clear_state()
         done = 0
         while done < len(TOKENS):
-            timer = cancel_after(engine, part * whole)
+            timer = cancel_after(seat, part * whole)
             try:
-                logits = engine.feed(TOKENS[done:])
+                logits = seat.feed(TOKENS[done:])
                 done = len(TOKENS)
             except Cancelled as cancelled:
-                assert engine.n_past() == done + cancelled.fed
+                assert seat.n_past == done + cancelled.fed
                 done += cancelled.fed
                 stopped_inside += 0 < done < len(TOKENS) and done % 500 > 0
             timer.cancel()
             timer.join()
         np.testing.assert_allclose(logits, expected, rtol=0, atol=LOGITS)
-        np.testing.assert_allclose(engine.state(), state, rtol=0, atol=STATE)
+        np.testing.assert_allclose(seat.state(), state, rtol=0, atol=STATE)
     assert stopped_inside, "no cancel fell into the middle of a batch"
 
 
-def test_what_was_fed_before_a_cancel_is_in_context_and_memory(engine: Engine, granularity: str) -> None:
+def test_what_was_fed_before_a_cancel_is_in_context_and_memory(seat: Seat, granularity: str) -> None:
     spans = None if granularity == "token" else [i // 50 for i in range(len(TOKENS))]
     fed, delay = 0, 0.01
     while not fed:  # a loaded machine may not begin before the timer
-        engine.clear_context()
-        engine.clear_state()
-        timer = cancel_after(engine, delay)
+        seat.clear_context()
+        seat.clear_state()
+        timer = cancel_after(seat, delay)
         try:
-            engine.feed(TOKENS, spans=spans)
+            seat.feed(TOKENS, spans=spans)
             pytest.skip("this machine feeds faster than it cancels")
         except Cancelled as cancelled:
             fed = cancelled.fed
@@ -84,37 +84,37 @@ def test_what_was_fed_before_a_cancel_is_in_context_and_memory(engine: Engine, g
             timer.cancel()
             timer.join()
         delay *= 2
-    state = engine.state()
+    state = seat.state()
     if spans:
         assert not state.any(), "the span writes of a pass that was not finished are dropped"
-        engine.feed(TOKENS[fed:], spans=spans[fed:])
-        assert engine.state().any(), "the next pass writes again"
+        seat.feed(TOKENS[fed:], spans=spans[fed:])
+        assert seat.state().any(), "the next pass writes again"
     else:
-        engine.clear_context()
-        engine.clear_state()
-        engine.feed(TOKENS[:fed])
-        np.testing.assert_allclose(state, engine.state(), rtol=0, atol=STATE)
+        seat.clear_context()
+        seat.clear_state()
+        seat.feed(TOKENS[:fed])
+        np.testing.assert_allclose(state, seat.state(), rtol=0, atol=STATE)
 
 
-def test_a_cancel_before_feeding_is_forgotten(engine: Engine) -> None:
-    engine.cancel()
-    engine.feed(TOKENS[:20])
-    assert engine.n_past() == 20
+def test_a_cancel_before_feeding_is_forgotten(seat: Seat) -> None:
+    seat.cancel()
+    seat.feed(TOKENS[:20])
+    assert seat.n_past == 20
 
 
-def test_nothing_can_be_drawn_after_a_cancel_until_tokens_are_fed(engine: Engine) -> None:
+def test_nothing_can_be_drawn_after_a_cancel_until_tokens_are_fed(seat: Seat) -> None:
     def cancel(_: int) -> None:
-        engine.cancel()
+        seat.cancel()
 
-    engine.feed([1])
-    engine.clear_context()
+    seat.feed([1])
+    seat.clear_context()
     with pytest.raises(Cancelled) as cancelled:
-        engine.feed(TOKENS, progress=cancel)
+        seat.feed(TOKENS, progress=cancel)
     assert cancelled.value.fed == 500
     with pytest.raises(EngineError, match="feed the model at least one token first"):
-        next(engine.generate(Sampling()))
-    engine.feed([1])
-    next(engine.generate(Sampling(temperature=0)))
+        seat.sampler(Sampling()).sample()
+    seat.feed([1])
+    seat.sampler(Sampling(temperature=0)).sample()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to the process")
@@ -126,17 +126,18 @@ def test_ctrl_c_in_the_middle_of_a_feed_leaves_a_usable_engine(
 import os, signal, sys, threading, time
 from pathlib import Path
 import numpy as np
-from deltamem_cli.engine import Engine, EngineOptions, Model
+from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
 
 options = EngineOptions(ctx_size=2048, batch=1500, micro_batch=8, threads=1, cache_type_k="f32", cache_type_v="f32", flash_attention="off")
 tokens = [i * 7919 % 288 for i in range(1500)]
 with Model(Path(sys.argv[1])) as model, Engine(model, Path(sys.argv[2]), options) as engine:
-    engine.feed(tokens)
-    engine.clear_context()
-    engine.clear_state()
+    seat = Seat(engine)
+    seat.feed(tokens)
+    seat.clear_context()
+    seat.clear_state()
     start = time.monotonic()
-    engine.feed(tokens)
-    whole, state = time.monotonic() - start, engine.state()
+    seat.feed(tokens)
+    whole, state = time.monotonic() - start, seat.state()
     stopped, feeding = 0, False
 
     def on_signal(*_):
@@ -145,8 +146,8 @@ with Model(Path(sys.argv[1])) as model, Engine(model, Path(sys.argv[2]), options
 
     signal.signal(signal.SIGINT, on_signal)
     for part in (0.2, 0.4, 0.6):
-        engine.clear_context()
-        engine.clear_state()
+        seat.clear_context()
+        seat.clear_state()
 
         def press():
             time.sleep(part * whole)
@@ -158,15 +159,15 @@ with Model(Path(sys.argv[1])) as model, Engine(model, Path(sys.argv[2]), options
         threading.Thread(target=press).start()
         try:
             try:
-                engine.feed(tokens)
+                seat.feed(tokens)
             finally:
                 feeding = False
         except KeyboardInterrupt:
             stopped += 1
-        rest = tokens[engine.n_past():]
+        rest = tokens[seat.n_past:]
         if rest:
-            engine.feed(rest)
-        assert np.abs(engine.state() - state).max() < 1e-5, np.abs(engine.state() - state).max()
+            seat.feed(rest)
+        assert np.abs(seat.state() - state).max() < 1e-5, np.abs(seat.state() - state).max()
     print(stopped)
 """
     path = tiny_model("qwen3", n_ctx=4096)

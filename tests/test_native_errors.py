@@ -98,7 +98,7 @@ def test_without_an_adapter_every_question_is_refused(plain: RawContext) -> None
     calls = [
         ("detach", ()), ("state_get", (0, floats(one), 1)), ("state_set", (0, floats(one), 1)), ("state_clear", (0,)),
         ("state_clear", (-1,)), ("state_copy", (0, 0)), ("set_write", (True,)), ("set_spans", (spans, 1)),
-        ("pass_begin", ()), ("pass_end", ()),
+        ("pass_begin", (0,)), ("pass_drop", (0,)), ("pass_end", (0,)),
     ]  # fmt: skip
     for name, args in calls:
         with pytest.raises(NativeError, match="This context has no deltamem adapter: attach one first"):
@@ -185,19 +185,19 @@ def test_a_token_in_two_sequences_is_refused(context: RawContext) -> None:
 
 def test_passes_out_of_order_are_refused(context: RawContext) -> None:
     with pytest.raises(NativeError, match="No pass is open"):
-        context.call("pass_end")
-    context.call("pass_begin")
+        context.call("pass_end", 0)
+    context.call("pass_begin", 0)
     with pytest.raises(NativeError, match="A pass is open already"):
-        context.call("pass_begin")
-    context.call("pass_end")
-    context.call("pass_begin")
+        context.call("pass_begin", 0)
+    context.call("pass_end", 0)
+    context.call("pass_begin", 0)
     context.decode(rows([1], start=len(TOKENS)), [0])
     context.detach()  # with it go the states and the pass
 
 
 def test_an_error_is_told_once_and_to_its_own_thread(context: RawContext) -> None:
     with pytest.raises(NativeError):
-        context.call("pass_end")
+        context.call("pass_end", 0)
     assert "No pass is open" in native().last_error()
     seen: list[str] = []
     thread = threading.Thread(target=lambda: seen.append(native().last_error()))
@@ -207,7 +207,7 @@ def test_an_error_is_told_once_and_to_its_own_thread(context: RawContext) -> Non
     assert context.try_decode([Row(10**6, len(TOKENS))]) == -1
     assert native().last_error() == "", "it is not what this decode failed of"
     with pytest.raises(NativeError):
-        context.call("pass_end")
+        context.call("pass_end", 0)
     context.call("set_write", True)
     assert native().last_error() == ""
 
@@ -217,7 +217,7 @@ def test_freeing_in_any_order_ends_well(path: Path, adapter: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Sampling
+from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Sampling, Seat
 
 path, adapter = map(Path, sys.argv[1:])
 model = Model(path)
@@ -225,11 +225,12 @@ engines = [Engine(model, adapter, EngineOptions(ctx_size=256, threads=1)) for _ 
 model.close()
 model.close()
 for engine in engines:
-    engine.feed([1, 2, 3])
-    assert engine.state().any()
+    seat = Seat(engine)
+    seat.feed([1, 2, 3])
+    assert seat.state().any()
     engine.close()
     engine.close()
-    for use in (lambda: engine.feed([1]), lambda: next(engine.generate(Sampling()))):
+    for use in (lambda: seat.feed([1]), lambda: seat.sampler(Sampling()).sample()):
         try:
             use()
         except EngineError:

@@ -208,12 +208,12 @@ def test_cutting_the_tokens_into_batches_changes_nothing(
     model, adapter, logits, state = whole
     spans = spans_for(variant)
     with RawContext(model, adapter, compute=compute, n_batch=batch, n_ubatch=micro_batch) as context:
-        context.call("pass_begin")
+        context.call("pass_begin", 0)
         parts = []
         for i in range(0, len(TOKENS), batch):
             part = rows(TOKENS[i : i + batch], start=i)
             parts.append(context.decode(part, None if spans is None else spans[i : i + batch]))
-        context.call("pass_end")
+        context.call("pass_end", 0)
         np.testing.assert_allclose(np.concatenate(parts), logits, rtol=0, atol=LOGITS)
         np.testing.assert_allclose(context.state(), state, rtol=0, atol=STATE)
 

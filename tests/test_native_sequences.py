@@ -141,7 +141,8 @@ def test_a_pass_holds_the_spans_of_several_sequences_until_its_end(adapted: tupl
         context.decode([row for row, _ in mixed], [span for _, span in mixed])
         expected = {sequence: context.state(sequence) for sequence in TOKENS}
     with RawContext(model, adapter, n_seq_max=3) as context:
-        context.call("pass_begin")
+        for sequence in TOKENS:
+            context.call("pass_begin", sequence)
         for i in range(0, len(mixed), 6):
             part = mixed[i : i + 6]
             context.decode([row for row, _ in part], [span for _, span in part])
@@ -151,8 +152,8 @@ def test_a_pass_holds_the_spans_of_several_sequences_until_its_end(adapted: tupl
                 context.call(function, *args)
         with pytest.raises(NativeError, match="while a pass is open"):
             context.set_state(np.zeros_like(expected[0]))
-        context.call("pass_end")
         for sequence in TOKENS:
+            context.call("pass_end", sequence)
             np.testing.assert_allclose(context.state(sequence), expected[sequence], rtol=0, atol=STATE)
 
 
@@ -170,14 +171,40 @@ def test_a_failed_decode_drops_what_its_pass_would_write_and_the_next_pass_is_wh
     }
     for failure, (bad, bad_spans) in failures.items():
         with RawContext(model, adapter, n_ctx=256, n_seq_max=2, kv_unified=True) as context:
-            context.call("pass_begin")
+            context.call("pass_begin", 0)
             context.decode(good, spans)
             assert context.try_decode(bad, bad_spans) != 0, failure
             with pytest.raises(NativeError, match="dropped"):
-                context.call("pass_end")
+                context.call("pass_end", 0)
             assert not context.state().any(), failure
             context.llama.llama_memory_clear(context.memory, True)
-            context.call("pass_begin")
+            context.call("pass_begin", 0)
             context.decode(good, spans)
-            context.call("pass_end")
+            context.call("pass_end", 0)
             assert np.abs(context.state()).max() > 0.01, failure
+
+
+def test_a_failed_decode_leaves_the_passes_of_sequences_that_were_not_in_it(
+    adapted: tuple[Any, Path], granularity: str
+) -> None:
+    if granularity == "token":
+        pytest.skip("token writes have no pass")
+    model, adapter = adapted
+    with RawContext(model, adapter, n_seq_max=3) as context:
+        context.decode(rows(TOKENS[0]), SPANS[0])
+        expected = context.state()
+    with RawContext(model, adapter, n_seq_max=3) as context:
+        for sequence in TOKENS:
+            context.call("pass_begin", sequence)
+        context.decode(rows(TOKENS[0]), SPANS[0])
+        context.decode(rows(TOKENS[1], 1), SPANS[1])
+        assert context.try_decode(rows([1], 1, start=len(TOKENS[1])), [1, 2]) != 0
+        context.call("pass_drop", 2)
+        for sequence in (1, 2):
+            with pytest.raises(NativeError, match="dropped"):
+                context.call("pass_end", sequence)
+            assert not context.state(sequence).any()
+        context.call("pass_end", 0)
+        np.testing.assert_allclose(context.state(), expected, rtol=0, atol=STATE)
+        context.call("pass_drop", 0)  # none is open: nothing happens
+        assert context.state().any()

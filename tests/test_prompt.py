@@ -152,9 +152,7 @@ def test_a_system_prompt_in_the_first_message_stays_when_that_leaves(chats: Chat
         session.set_system(None)
         assert visible(session).startswith("<|im_start|>user\nThis is what I say")
         assert loaded.adapter is not None
-        again = replay(
-            session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter
-        )
+        again = replay(session.store, session.conversation.id, session.seat, model=loaded.model, adapter=loaded.adapter)
         for turn in turns.all_of(session.store, session.conversation.id):
             stored = states.after(session.store, session.conversation.id, turn.number)
             assert stored and relative(again[turn.number].snapshot.state, stored.state) <= 0.01  # type: ignore[union-attr]

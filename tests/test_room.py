@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import LoadModel, MakeModel
 
-from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, context, room
+from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Seat, context, room
 
 resource = pytest.importorskip("resource")
 
@@ -35,7 +35,7 @@ def test_a_context_beyond_the_memory_is_refused(model: Model, size: int) -> None
     assert "\n" not in str(error.value)
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     with Engine(model, None, EngineOptions(ctx_size=256, threads=1)) as engine:
-        engine.feed([1, 2, 3])
+        Seat(engine).feed([1, 2, 3])
 
 
 @pytest.mark.parametrize("size", [2**26, 2**31 - 1, 2**31, 2**32 - 1])

@@ -1,4 +1,4 @@
-"""Drawing tokens: the options do what they say, and generation stops where it must."""
+"""Drawing tokens: the options do what they say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
+from drawing import draw
 
-from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Sampling
+from deltamem_cli.engine import Engine, EngineError, EngineOptions, Model, Sampling, Seat
 from deltamem_cli.errors import UsageError
 from deltamem_cli.session.request import replies
 
@@ -24,48 +25,48 @@ def model(tiny_model: MakeModel, loaded: LoadModel) -> Model:
 
 
 @pytest.fixture
-def engine(model: Model, tiny_adapter: MakeAdapter) -> Iterator[Engine]:
+def seat(model: Model, tiny_adapter: MakeAdapter) -> Iterator[Seat]:
     with Engine(model, tiny_adapter(model.path), EngineOptions(ctx_size=256, threads=1)) as engine:
-        yield engine
+        yield Seat(engine)
 
 
-def drawn(engine: Engine, n: int = 30, **settings: float) -> list[int]:
-    engine.clear_context()
-    engine.clear_state()
-    engine.feed(PROMPT)
-    return list(engine.generate(Sampling(**settings), max_tokens=n))  # type: ignore[arg-type]
+def drawn(seat: Seat, n: int = 30, **settings: float) -> list[int]:
+    seat.clear_context()
+    seat.clear_state()
+    seat.feed(PROMPT)
+    return list(draw(seat, Sampling(**settings), n))  # type: ignore[arg-type]
 
 
-def test_temperature_zero_always_takes_the_likeliest(engine: Engine) -> None:
-    logits = engine.feed(PROMPT)
-    first = drawn(engine, temperature=0)
+def test_temperature_zero_always_takes_the_likeliest(seat: Seat) -> None:
+    logits = seat.feed(PROMPT)
+    first = drawn(seat, temperature=0)
     assert first[0] == int(logits.argmax())
-    assert drawn(engine, temperature=0, seed=1) == drawn(engine, temperature=0, seed=2) == first
+    assert drawn(seat, temperature=0, seed=1) == drawn(seat, temperature=0, seed=2) == first
 
 
-def test_a_seed_repeats_its_draws_and_another_one_does_not(engine: Engine) -> None:
+def test_a_seed_repeats_its_draws_and_another_one_does_not(seat: Seat) -> None:
     hot = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    assert drawn(engine, seed=1, **hot) == drawn(engine, seed=1, **hot)
-    assert drawn(engine, seed=1, **hot) != drawn(engine, seed=2, **hot)
+    assert drawn(seat, seed=1, **hot) == drawn(seat, seed=1, **hot)
+    assert drawn(seat, seed=1, **hot) != drawn(seat, seed=2, **hot)
 
 
-def test_without_a_seed_every_run_differs(engine: Engine) -> None:
+def test_without_a_seed_every_run_differs(seat: Seat) -> None:
     hot = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    assert len({tuple(drawn(engine, n=10, **hot)) for _ in range(4)}) > 1
+    assert len({tuple(drawn(seat, n=10, **hot)) for _ in range(4)}) > 1
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_each_filter_at_its_narrowest_leaves_the_likeliest(engine: Engine, narrow: dict[str, float]) -> None:
+def test_each_filter_at_its_narrowest_leaves_the_likeliest(seat: Seat, narrow: dict[str, float]) -> None:
     wide = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
-    likeliest = drawn(engine, temperature=0)
-    assert drawn(engine, **wide) != likeliest
-    assert drawn(engine, **(wide | narrow)) == likeliest
+    likeliest = drawn(seat, temperature=0)
+    assert drawn(seat, **wide) != likeliest
+    assert drawn(seat, **(wide | narrow)) == likeliest
 
 
-def test_a_repeat_penalty_draws_more_different_tokens(engine: Engine) -> None:
-    plain, penalized = drawn(engine, 60, temperature=0), drawn(engine, 60, temperature=0, repeat_penalty=3.0)
+def test_a_repeat_penalty_draws_more_different_tokens(seat: Seat) -> None:
+    plain, penalized = drawn(seat, 60, temperature=0), drawn(seat, 60, temperature=0, repeat_penalty=3.0)
     assert len(set(penalized)) > len(set(plain))
-    assert drawn(engine, 60, temperature=0, repeat_penalty=3.0, repeat_last_n=0) == plain
+    assert drawn(seat, 60, temperature=0, repeat_penalty=3.0, repeat_last_n=0) == plain
 
 
 @pytest.mark.parametrize(
@@ -85,67 +86,21 @@ def test_a_value_without_sense_is_refused_by_name(name: str, value: float) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what is used from /proc")
-def test_the_largest_values_that_are_taken_reserve_no_memory_and_end_nothing(engine: Engine) -> None:
+def test_the_largest_values_that_are_taken_reserve_no_memory_and_end_nothing(seat: Seat) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), hard))
     try:
-        assert drawn(engine, n=3, temperature=3e38, top_k=2**31 - 1, repeat_penalty=3e38, repeat_last_n=2**31 - 1)
+        assert drawn(seat, n=3, temperature=3e38, top_k=2**31 - 1, repeat_penalty=3e38, repeat_last_n=2**31 - 1)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_generation_stops_after_max_tokens_and_has_fed_what_it_gave(engine: Engine) -> None:
-    engine.feed(PROMPT)
-    assert list(engine.generate(Sampling(), max_tokens=0)) == []
-    tokens = list(engine.generate(Sampling(temperature=0), max_tokens=7))
-    assert len(tokens) == 7
-    assert engine.n_past() == len(PROMPT) + 7
-
-
-def test_generation_stops_when_the_context_is_full(engine: Engine) -> None:
-    engine.feed([1] * 250)
-    tokens = list(engine.generate(Sampling(temperature=0)))
-    assert len(tokens) == 6
-    assert engine.n_past() == engine.n_ctx == 256
-    assert list(engine.generate(Sampling(temperature=0))) == []
-
-
-def test_generation_ends_before_a_token_that_ends_the_turn(engine: Engine, model: Model) -> None:
-    """Any token is as likely as any other here, so that one of the end tokens comes soon."""
-    ends = [token for token in range(model.n_vocab) if model.is_end(token)]
-    assert ends
-    for seed in range(8):
-        tokens = drawn(engine, n=400, temperature=1e6, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-        assert not set(tokens) & set(ends)
-        if engine.n_past() < engine.n_ctx:
-            return
-    pytest.fail("no run ended before the context was full")
-
-
-def test_closing_a_generator_leaves_what_it_has_given(engine: Engine) -> None:
-    engine.feed(PROMPT)
-    generation = engine.generate(Sampling(temperature=0))
-    next(generation)
-    next(generation)
-    generation.close()  # type: ignore[attr-defined]
-    assert engine.n_past() == len(PROMPT) + 2
-
-
-def test_reading_only_generation_leaves_the_state(engine: Engine) -> None:
-    engine.feed(PROMPT)
-    state = engine.state()
-    assert list(engine.generate(Sampling(temperature=0), max_tokens=5, write=False))
-    assert engine.state().tobytes() == state.tobytes()
-    assert list(engine.generate(Sampling(temperature=0), max_tokens=5))
-    assert engine.state().tobytes() != state.tobytes()
-
-
-def test_nothing_is_drawn_before_anything_is_fed(engine: Engine) -> None:
+def test_nothing_is_drawn_before_anything_is_fed(seat: Seat) -> None:
     with pytest.raises(EngineError, match="feed the model at least one token first"):
-        next(engine.generate(Sampling()))
+        seat.sampler(Sampling()).sample()
 
 
 @pytest.mark.parametrize(("name", "least"), [("max_tokens", 1), ("loop_guard", 0)])

@@ -61,9 +61,7 @@ def test_interrupted_reply_keeps_state_and_transcript_equal(make_chats: MakeChat
         session.settings = type(session.settings)(max_tokens=8)
         say(session, "Two?")  # the next turn works
         assert_agree(session)
-        again = replay(
-            session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter
-        )
+        again = replay(session.store, session.conversation.id, session.seat, model=loaded.model, adapter=loaded.adapter)
         for number in (1, 2):
             stored = states.after(session.store, session.conversation.id, number)
             assert relative(again[number].snapshot.state, stored.state) <= 0.01
@@ -102,7 +100,7 @@ def test_undo_brings_back_the_bytes_from_before(make_chats: MakeChats, granulari
         assert state_bytes(session) == one
         assert_agree(session)
         session.undo()
-        assert not session.engine.state().any()
+        assert not session.seat.state().any()
         with pytest.raises(StoreError):
             session.undo()
         assert_agree(session)
@@ -116,14 +114,14 @@ def test_what_is_undone_leaves_a_recurrent_model_too(home: Path, tmp_path: Path)
     with chats.open() as (session, loaded):
         say(session, "one")
         seen = list(session.window.tokens(1))
-        once = loaded.engine.feed([5])
+        once = loaded.seat.feed([5])
     with chats.open(new=True) as (session, loaded):
         say(session, "one")
         assert session.window.tokens(1) == seen
         say(session, "two")
         assert session.undo() == [2]
         assert session.window.n_past == len(session.window.head) + len(seen)
-        np.testing.assert_allclose(loaded.engine.feed([5]), once, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(loaded.seat.feed([5]), once, rtol=0, atol=1e-4)
 
 
 def test_a_state_that_grows_beyond_measure_is_not_saved_and_the_ways_out_are_named(
@@ -207,9 +205,7 @@ def test_a_message_longer_than_the_context_is_read_in_pieces(make_chats: MakeCha
         assert session.window.turns == [2]
         say(session, "And now?")
         assert_agree(session)
-        again = replay(
-            session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter
-        )
+        again = replay(session.store, session.conversation.id, session.seat, model=loaded.model, adapter=loaded.adapter)
         for number, result in again.items():
             stored = states.after(session.store, session.conversation.id, number)
             assert relative(result.snapshot.state, stored.state) <= 0.01
@@ -300,7 +296,7 @@ def test_without_log_the_state_is_kept_and_the_text_is_not(chats: Chats) -> None
         assert session.window.turns == [1]
     with chats.open() as (session, _):
         assert session.window.turns == []
-        assert session.engine.state().any()
+        assert session.seat.state().any()
 
 
 def test_the_last_messages_that_fit_are_shown_again_and_not_written(chats: Chats) -> None:

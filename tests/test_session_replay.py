@@ -34,9 +34,7 @@ def test_replay_of_all_turns_reproduces_every_state(make_chats: MakeChats, granu
         session.remember("My cat is Tom. He is old.")
         say(session, "The end.")
         every = turns.all_of(session.store, session.conversation.id)
-        again = replay(
-            session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter
-        )
+        again = replay(session.store, session.conversation.id, session.seat, model=loaded.model, adapter=loaded.adapter)
         assert sorted(again) == [turn.number for turn in every]
         for turn in every:
             stored = states.after(session.store, session.conversation.id, turn.number)
@@ -63,14 +61,14 @@ def test_what_is_forgotten_was_never_said(make_chats: MakeChats, granularity: st
         after = states.latest(session.store, session.conversation.id).state
 
         # the same tokens in a conversation that never had turn 2
-        engine = session.engine
-        engine.clear_state()
+        seat = session.seat
+        seat.clear_state()
         session.window.start(session.window.head)
         for number, messages in enumerate(told, 1):
-            with engine.one_pass():
+            with seat.one_pass():
                 for message in messages:
                     session.window.feed(number, message.tokens, write=True, spans=message.spans)
-        assert relative(engine.state(), after) <= 1e-3
+        assert relative(seat.state(), after) <= 1e-3
         wiping.wipe(session.store, lambda typed: None)
     data = b"".join(path.read_bytes() for path in (tmp_path / "home").glob("memory.db*") if path.is_file())
     assert b"xylophone" not in data and b"I like tea" in data
@@ -128,9 +126,7 @@ def test_a_turn_that_takes_the_number_of_one_shown_again_was_not_shown_before_it
         say(session, "About a dog.")
         every = turns.all_of(session.store, session.conversation.id)
         assert [turn.context["replayed"] for turn in every[1:]] == [[1], [1]]
-        again = replay(
-            session.store, session.conversation.id, session.engine, model=loaded.model, adapter=loaded.adapter
-        )
+        again = replay(session.store, session.conversation.id, session.seat, model=loaded.model, adapter=loaded.adapter)
         for turn in every:
             stored = states.after(session.store, session.conversation.id, turn.number)
             assert relative(again[turn.number].snapshot.state, stored.state) <= 1e-3

@@ -63,12 +63,12 @@ def test_with_write_user_a_reply_is_read_and_not_written(make_chats: MakeChats, 
             said, answer = turns.get(session.store, session.conversation.id, session.n_turns).messages
             assert answer.spans is not None and set(answer.spans) == {-1}
             assert session.stats.written_tokens <= len(said.tokens)
-            states.append(session.engine.state())
+            states.append(session.seat.state())
             assert_agree(session)
     np.testing.assert_array_equal(*states)
     with make_chats(granularity).open(write="all", new=True) as (session, _):
         list(session.ask("My cat is called Tom.", reply=[5, 6, 7]))
-        assert (session.engine.state() != states[0]).any()
+        assert (session.seat.state() != states[0]).any()
 
 
 def test_a_flag_beats_the_profile_beats_the_configuration_beats_the_adapter(

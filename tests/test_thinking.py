@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from chat_support import GRANULARITIES, Chats, MakeChats, assert_agree, relative, say, state_bytes
 
-from deltamem_cli.engine import Engine, EngineError
+from deltamem_cli.engine import EngineError, Seat
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import beginning
 from deltamem_cli.session.chat import ChatSession
@@ -38,7 +38,7 @@ def answer(session: ChatSession, text: str, reply: str = REPLY) -> tuple[str, st
 
 
 def assert_replays(session: ChatSession, model: Any, adapter: Any) -> None:
-    again = replay(session.store, session.conversation.id, session.engine, model=model, adapter=adapter)
+    again = replay(session.store, session.conversation.id, session.seat, model=model, adapter=adapter)
     for turn in turns.all_of(session.store, session.conversation.id):
         stored = states.after(session.store, session.conversation.id, turn.number)
         assert relative(again[turn.number].snapshot.state, stored.state) <= 0.01
@@ -98,7 +98,7 @@ def test_marks_that_are_control_tokens_part_a_reply_and_others_are_no_text(chats
     with chats.open() as (session, _):
         model = session.engine.model
         reply = Reply(
-            session.engine,
+            session.seat,
             begun=opens if begun else "",
             first_span=0,
             write_answer=True,
@@ -159,17 +159,17 @@ def test_thoughts_are_fed_with_writing_off(
 ) -> None:
     with make_chats(granularity).open() as (session, _):
         fed: list[tuple[list[int], bool, bool]] = []
-        feed = Engine.feed
+        feed = Seat.feed
 
-        def watched(engine: Engine, tokens: list[int], **options: Any) -> Any:
-            before = engine.state().tobytes()
-            result = feed(engine, tokens, **options)
+        def watched(seat: Seat, tokens: list[int], **options: Any) -> Any:
+            before = seat.state().tobytes()
+            result = feed(seat, tokens, **options)
             spans = options.get("spans")
             written = options["write"] and (spans is None or max(spans) >= 0)
-            fed.append((list(tokens), written, engine.state().tobytes() != before))
+            fed.append((list(tokens), written, seat.state().tobytes() != before))
             return result
 
-        monkeypatch.setattr(Engine, "feed", watched)
+        monkeypatch.setattr(Seat, "feed", watched)
         answer(session, "Who am I?")
         thoughts = turns.get(session.store, session.conversation.id, 1).messages[1]
         written = [token for tokens, written, _ in fed if written for token in tokens]
@@ -279,7 +279,7 @@ def test_stopped_in_the_middle_of_a_thought_all_still_agree(
 ) -> None:
     with make_chats(granularity).open(options={"seed": "1"}) as (session, loaded):
         with monkeypatch.context() as patched:
-            patched.setattr(Engine, "sampler", lambda engine, sampling: Script(session, REPLY))
+            patched.setattr(Seat, "sampler", lambda seat, sampling: Script(session, REPLY))
             shown = ""
             pieces = session.ask("Who am I?")
             for piece in pieces:
@@ -299,7 +299,7 @@ def test_stopped_in_the_middle_of_a_thought_all_still_agree(
 def test_a_drawn_reply_is_split_like_a_given_one(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
     with chats.open(options={"seed": "1"}) as (session, _):
         with monkeypatch.context() as patched:
-            patched.setattr(Engine, "sampler", lambda engine, sampling: Script(session, REPLY))
+            patched.setattr(Seat, "sampler", lambda seat, sampling: Script(session, REPLY))
             drawn = list(session.ask("Who am I?"))
         first = turns.get(session.store, session.conversation.id, 1).messages
         written = state_bytes(session)
@@ -310,7 +310,7 @@ def test_a_drawn_reply_is_split_like_a_given_one(chats: Chats, monkeypatch: pyte
             (m.role, m.text, m.tokens, m.spans) for m in given
         ]
         assert parted(drawn)[0].strip() == THOUGHT
-        assert np.allclose(np.frombuffer(written, np.float32), session.engine.state().ravel(), rtol=0, atol=1e-4)
+        assert np.allclose(np.frombuffer(written, np.float32), session.seat.state().ravel(), rtol=0, atol=1e-4)
 
 
 def template(folder: Path, text: str) -> Path:

@@ -12,7 +12,7 @@ import torch
 
 from deltamem_cli.adapter.convert import convert
 from deltamem_cli.adapter.format import AdapterConfig, read_adapter
-from deltamem_cli.engine import Engine, EngineOptions, Model
+from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
 from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
@@ -82,8 +82,9 @@ def test_an_exported_memory_computes_in_llama_cpp_what_it_computed_in_training(a
         assert np.abs(backbone.logits(silent)[0].numpy() - logits).max() > 1e-2  # the memory does something
     options = EngineOptions(ctx_size=64, cache_type_k="f32", cache_type_v="f32", flash_attention="off")
     with Model(base) as model, Engine(model, tmp_path / "adapter.gguf", options) as engine:
-        there = engine.feed(tokens, all_logits=True)
-        state = engine.state()
+        seat = Seat(engine)
+        there = seat.feed(tokens, all_logits=True)
+        state = seat.state()
     rough = 30 if arch in ("gemma2", "gemma3") else 1  # ggml looks GELU up in a table of float16
     assert np.abs(there - logits).max() < rough * 2e-4
     assert np.abs(state - session.stacked[0].detach().numpy()).max() < rough * 2e-5

@@ -15,7 +15,7 @@ from chat_support import Chats, MakeChats, assert_agree, relative, say, state_by
 
 from deltamem_cli.commands.chat import slash_actions, slash_set
 from deltamem_cli.commands.chat.open_chat import Talk
-from deltamem_cli.engine import Cancelled, Engine, EngineError
+from deltamem_cli.engine import Cancelled, EngineError, Seat
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.replay import replay
 from deltamem_cli.session.request import Request
@@ -57,18 +57,18 @@ def test_what_breaks_off_while_it_is_fed_again_leaves_one_view_whole(
         talked(session)
         session.set_system(None)  # a run of its own, so that undo and forget have to feed as well
         fed: list[int] = []
-        feed = Engine.feed
+        feed = Seat.feed
 
-        def breaks(engine: Engine, tokens: Any, **how: Any) -> Any:
+        def breaks(seat: Seat, tokens: Any, **how: Any) -> Any:
             if how.get("write") is False:  # a turn that is shown again
                 fed.append(len(tokens))
                 if len(fed) > (3 if name == "forget" else 0):
                     raise failure
-            return feed(engine, tokens, **how)
+            return feed(seat, tokens, **how)
 
         old = session.view
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "feed", breaks)
+            patch.setattr(Seat, "feed", breaks)
             patch.setattr("deltamem_cli.session.window.Window.cut", lambda window, turn: False)
             try:
                 change(session)
@@ -115,7 +115,7 @@ def test_another_program_that_reads_keeps_nothing_from_being_deleted(make_chats:
         turns.all_of(reader, session.conversation.id)
         change(session)
         assert [number for number, _ in session.view.turns] == visible
-        assert session.engine.state().any() == (name != "reset")
+        assert session.seat.state().any() == (name != "reset")
         latest = states.latest(session.store, session.conversation.id)
         assert (latest is not None) == (name != "reset")
         with pytest.raises(StoreError, match="another program is reading"):
@@ -134,7 +134,7 @@ def test_what_is_taken_back_leaves_a_model_out_of_which_nothing_can_be_cut(
         say(session, "one")
         if back == "regenerate":
             say(session, "two")
-        expected = loaded.engine.feed([5])
+        expected = loaded.seat.feed([5])
     with chats.open(new=True) as (session, loaded):
         say(session, "one")
         if back == "stop":
@@ -145,7 +145,7 @@ def test_what_is_taken_back_leaves_a_model_out_of_which_nothing_can_be_cut(
             say(session, "two")
             _ = session.undo() if back == "undo" else "".join(session.regenerate())
         assert len(turns.all_of(session.store, session.conversation.id)) == session.window.turns[-1]
-        np.testing.assert_allclose(loaded.engine.feed([5]), expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(loaded.seat.feed([5]), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gemma3"])
@@ -156,7 +156,7 @@ def test_a_first_message_that_is_longer_than_the_context_and_stopped_was_never_s
     chats = make_chats("token", arch, ctx_size=256)
     with chats.open() as (session, _):
         list(session.ask("Short.", reply=[5, 6, 7]))
-        expected = session.engine.state()
+        expected = session.seat.state()
     with chats.open(new=True) as (session, _):
 
         def stop_late(done: int, total: int) -> None:
@@ -170,7 +170,7 @@ def test_a_first_message_that_is_longer_than_the_context_and_stopped_was_never_s
         assert session.context_filled[0] == len(session.window.head)
         list(session.ask("Short.", reply=[5, 6, 7]))
         assert_agree(session)
-        assert relative(session.engine.state(), expected) <= 1e-5
+        assert relative(session.seat.state(), expected) <= 1e-5
 
 
 def test_turns_left_the_window_before_a_message_was_stopped_and_come_back(make_chats: MakeChats) -> None:
@@ -210,17 +210,17 @@ def test_after_ctrl_c_in_a_command_prompt_store_and_model_agree(
     with Store.open(chats.database) as store, Talk(store, request) as talk:
         talk.ready(lambda done, total: None)
         talked(talk.session)
-        feed = Engine.feed
+        feed = Seat.feed
         before = talk.session, talk.session.n_turns, talk.session.prompt.system
 
-        def pressed(engine: Engine, tokens: Any, **how: Any) -> Any:
+        def pressed(seat: Seat, tokens: Any, **how: Any) -> Any:
             if how.get("write") is False:
                 os.kill(os.getpid(), signal.SIGINT)
-            return feed(engine, tokens, **how)
+            return feed(seat, tokens, **how)
 
         happened = True
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "feed", pressed)
+            patch.setattr(Seat, "feed", pressed)
             patch.setattr("deltamem_cli.session.window.Window.cut", lambda window, turn: False)
             if name == "/new":  # it feeds while the user types
                 patch.setattr(talk, "start", lambda: None)

@@ -104,7 +104,7 @@ def _document(session: ChatSession, loaded: Loaded, request: Request, text: str,
     if session.engine.has_memory:
         from deltamem_cli.memory_view.metrics import total_norm
 
-        memory = {"norm": total_norm(session.engine.state()), "change": stats.changed}
+        memory = {"norm": total_norm(session.seat.state()), "change": stats.changed}
     return {
         "text": answered,
         "thinking": thought,

@@ -122,9 +122,9 @@ def _work(loaded: Loaded, adapter: Identity) -> Check:
     """What comes of it when the model reads a word and writes it into an empty memory."""
     import numpy as np
 
-    engine = loaded.engine
-    engine.clear_state()
-    logits, state = engine.feed(engine.model.tokenize(_WORD)), engine.state()
+    seat = loaded.seat
+    seat.clear_state()
+    logits, state = seat.feed(seat.model.tokenize(_WORD)), seat.state()
     again = "convert or train it again, or choose another: dmem adapter list"
     if not (np.isfinite(state).all() and np.isfinite(logits).all()):
         return Check("adapter", "broken", f"{adapter.name}: its results are not finite", again)
@@ -132,7 +132,7 @@ def _work(loaded: Loaded, adapter: Identity) -> Check:
         return Check("adapter", "broken", f"{adapter.name} writes nothing into the memory", again)
     layers, heads, rank, _ = state.shape
     found = (
-        f"{adapter.name}: {layers} layers, {heads} × {rank} × {rank}, computed {COMPUTE[engine.info.compute]}; "
+        f"{adapter.name}: {layers} layers, {heads} × {rank} × {rank}, computed {COMPUTE[seat.engine.info.compute]}; "
         "read one word and wrote it into the memory"
     )
     return Check("adapter", "ok", found)

@@ -26,7 +26,7 @@ class Context:
             if not options.ctx_size and not model.n_ctx_train:
                 raise EngineError(f"{model.path.name} does not state its context size: set one with --ctx-size.")
             _check_cache(model, options)
-            _check_room(options.ctx_size or model.n_ctx_train)
+            _check_room((options.ctx_size or model.n_ctx_train) * options.seats)
             self.handle, self._threadpool, complaints = _make(model, options, threads, cancel)
         except BaseException:
             model.release()
@@ -69,10 +69,12 @@ def _make(model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_b
     """The context, its threads, and what llama.cpp warned of."""
     native, llama = model.native, model.native.llama
     params = llama.llama_context_default_params()
-    params.n_ctx = options.ctx_size
+    # Every seat has its own part of the KV cache: what the others hold takes no room and no time from it.
+    params.kv_unified = False
+    params.n_seq_max = options.seats
+    params.n_ctx = options.ctx_size if options.seats == 1 else (options.ctx_size or model.n_ctx_train) * options.seats
     params.n_batch = options.batch
     params.n_ubatch = min(options.micro_batch, options.batch)
-    params.n_seq_max = options.sequences
     params.n_threads = params.n_threads_batch = threads
     params.type_k = CACHE_TYPES[options.cache_type_k]
     params.type_v = CACHE_TYPES[options.cache_type_v]

@@ -20,14 +20,14 @@ LARGEST = 2**31 - 1  # what passes into a C int unchanged
 class EngineOptions:
     """How a context is made. Zero or None: chosen for this model and machine."""
 
-    ctx_size: int = 4096
+    ctx_size: int = 4096  # tokens that each seat holds
+    seats: int = 1  # conversations that can go on at the same time, each in a part of its own
     batch: int = 512
     micro_batch: int = 512
     threads: int | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
-    sequences: int = 1
     compute: Literal["auto", "fused", "ops"] = "auto"  # of the corrections; "ops" is what GPUs use
 
     def __post_init__(self) -> None:
@@ -45,13 +45,15 @@ class EngineOptions:
             )
         if self.compute not in COMPUTE:
             raise EngineError(f"The compute option is {self.compute}: it must be one of {', '.join(COMPUTE)}.")
-        for name in ("batch", "micro_batch", "sequences"):
+        for name in ("batch", "micro_batch", "seats"):
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise EngineError(f"The option {name} is {getattr(self, name)}: it must be 1 to {LARGEST}.")
         if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
             raise EngineError(f"The option threads is {self.threads}: it must be 1 to {_MAX_THREADS}.")
         if not 0 <= self.ctx_size <= LARGEST:
             raise EngineError(f"The context size is {self.ctx_size}: it must be 0 (the model's own) to {LARGEST}.")
+        if self.ctx_size * self.seats > LARGEST:
+            raise EngineError(f"{self.seats} seats of {self.ctx_size} tokens are more than {LARGEST}: ask for fewer.")
 
 
 def is_quantized(cache_type: str) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deltamem_cli.bindings import Native
 from deltamem_cli.engine.errors import EngineError
@@ -80,25 +84,36 @@ def recommended(metadata: Callable[[str], Any]) -> dict[str, float | int]:
 class Sampler:
     """One chain of llama.cpp's samplers; it remembers the tokens that it accepted.
 
-    has_logits: whether the context holds logits; llama.cpp would end the process without them.
+    logits: those to draw from, [n_vocab] float32, or None when there are none.
     """
 
     def __init__(
-        self, native: Native, sampling: Sampling, n_vocab: int, context: Any, has_logits: Callable[[], bool]
+        self, native: Native, sampling: Sampling, n_vocab: int, logits: Callable[[], NDArray[np.float32] | None]
     ) -> None:
         self.llama = native.llama
-        self.context = context
-        self.has_logits = has_logits
+        self._logits = logits
+        # struct llama_token_data
+        self._every = np.zeros(n_vocab, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        self._every["id"] = np.arange(n_vocab)
+        self._candidates = self._every.copy()
         llama = self.llama
         self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         for sampler in _samplers(llama, sampling, n_vocab):
             llama.llama_sampler_chain_add(self.chain, sampler)
 
     def sample(self) -> int:
-        """Draws a token from the context's last logits, and remembers it. Raises EngineError when there are none."""
-        if not self.has_logits():
+        """Draws a token from the logits, and remembers it. Raises EngineError when there are none."""
+        logits = self._logits()
+        if logits is None:
             raise EngineError("There is nothing to sample from: feed the model at least one token first.")
-        return int(self.llama.llama_sampler_sample(self.chain, self.context, -1))
+        self._candidates[:] = self._every  # samplers sort them
+        self._candidates["logit"] = logits
+        data = self._candidates.ctypes.data_as(ctypes.POINTER(self.llama.llama_token_data))
+        array = self.llama.llama_token_data_array(data, len(self._candidates), -1, False)
+        self.llama.llama_sampler_apply(self.chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        self.llama.llama_sampler_accept(self.chain, token)
+        return token
 
     def close(self) -> None:
         """Frees the chain of samplers; may be called again."""

@@ -42,7 +42,7 @@ def _put(answers: TextIO, said: dict[str, str]) -> None:
 def _answer(path: Path) -> dict[str, str]:
     """{} for a model that works, {"refused": why} for one that is no model to use; {"gave up": why} comes by itself."""
     from deltamem_cli.bindings import native
-    from deltamem_cli.engine import Engine, EngineOptions, Model
+    from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
     from deltamem_cli.errors import DeltamemError
 
     try:
@@ -51,10 +51,11 @@ def _answer(path: Path) -> dict[str, str]:
         with Model(path) as model:
             tokens = _read_and_write(model)
             with Engine(model, None, EngineOptions(ctx_size=256, batch=8, threads=1)) as engine:
-                engine.feed(tokens)
-                if engine.can_shift and len(tokens) > 1:
-                    engine.drop(0, 1)
-                engine.feed(tokens[:1])
+                seat = Seat(engine)
+                seat.feed(tokens)
+                if seat.can_shift and len(tokens) > 1:
+                    seat.drop(0, 1)
+                seat.feed(tokens[:1])
     except DeltamemError as error:
         return {"refused": str(error)}
     except Exception as error:  # noqa: BLE001 (whatever a damaged file makes of Python's part)

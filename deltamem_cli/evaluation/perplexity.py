@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltamem_cli.engine import Engine
+from deltamem_cli.engine import Seat
 
 PLAIN_TEXT = """\
 The old mill stands where the river bends to the south. For two hundred years its wheel turned day and night, and the \
@@ -20,12 +20,12 @@ is a danger. That is why the miller never left the house while the wheel was tur
 """
 
 
-def perplexity(engine: Engine, tokens: Sequence[int]) -> float:
-    """Of `tokens` in an empty context, with the state that the engine holds; they are written as they are read."""
+def perplexity(seat: Seat, tokens: Sequence[int]) -> float:
+    """Of `tokens` in an empty context, with the state that the seat holds; they are written as they are read."""
     import numpy as np
 
-    engine.clear_context()
-    logits = engine.feed(tokens, all_logits=True)[:-1].astype(np.float64)
+    seat.clear_context()
+    logits = seat.feed(tokens, all_logits=True)[:-1].astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     chosen = logits[np.arange(len(logits)), list(tokens[1:])]
     return float(np.exp((np.log(np.exp(logits).sum(axis=1)) - chosen).mean()))

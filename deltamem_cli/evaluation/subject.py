@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamem_cli.engine import Engine
+from deltamem_cli.engine import Engine, Seat
 from deltamem_cli.evaluation.cases import Asked, Exchange
 from deltamem_cli.evaluation.matching import sentence_is_over
 from deltamem_cli.evaluation.perplexity import perplexity
@@ -46,7 +46,7 @@ class Subject:
         self.request = request or Request()
         self.write = write or loaded.write  # not as the user has configured chats
         self.with_memory = loaded
-        self.without_memory = Loaded(plain, loaded.model, None, "It is measured without.")
+        self.without_memory = Loaded(Seat.first(plain), loaded.model, None, "It is measured without.")
         self.database = database
 
     def tell(
@@ -107,13 +107,13 @@ class Subject:
 
     def perplexity(self, text: str, cid: str | None = None) -> float:
         """Of plain text, with the memory of conversation `cid`; None: of the model without memory."""
-        engine = self.with_memory.engine
-        tokens = engine.model.tokenize(text)[: engine.n_ctx_seq]
+        seat = self.with_memory.seat
+        tokens = seat.model.tokenize(text)[: seat.n_ctx_seq]
         if cid is None:
-            return perplexity(self.without_memory.engine, tokens)
+            return perplexity(self.without_memory.seat, tokens)
         with Store.open(self.database) as store:
             restore(store, conversations.get(store, cid), self.with_memory)
-        return perplexity(engine, tokens)
+        return perplexity(seat, tokens)
 
 
 def answer(session: ChatSession, question: Asked) -> Answer:

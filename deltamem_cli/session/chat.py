@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.engine import Cancelled, Engine, EngineError
+from deltamem_cli.engine import Cancelled, EngineError, Seat
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import beginning
 from deltamem_cli.session.exchange import Exchange, Progress, Stop
@@ -36,7 +36,7 @@ class ChatSession:
     def __init__(
         self,
         store: Store,
-        engine: Engine,
+        seat: Seat,
         profile: Profile,
         conversation: Conversation,
         *,
@@ -51,17 +51,17 @@ class ChatSession:
         Call start() before anything else. Raises EngineError for a system prompt that does not fit.
         """
         self.store = store
-        self.engine = engine
+        self.seat, self.engine = seat, seat.engine
         self.profile = profile
         self.conversation = conversation
         self.model, self.adapter = model, adapter
         self.settings = settings
-        self.window = Window(engine)
+        self.window = Window(seat)
         self.stats = TurnStats()
-        self._stop = Stop(engine)
+        self._stop = Stop(seat)
         self._asked: dict[int, str] = {}  # questions of this session, for turns whose text is not stored
         self._applied = Applied(self.window)
-        budget = engine.n_ctx_seq // 4 if settings.replay_tokens is None else settings.replay_tokens
+        budget = seat.n_ctx_seq // 4 if settings.replay_tokens is None else settings.replay_tokens
         replayed = beginning.turns_that_fit(store, conversation.id, model, budget)
         last = turns.last_number(store, conversation.id)
         self._stored = last
@@ -177,12 +177,12 @@ class ChatSession:
         if self.settings.read_only:
             raise DeltamemError("This chat is read-only, so it can't forget anything: open it without --read-only.")
         self._stop.wanted, self._stop.reading = False, True
-        self._applied.view = None  # its replay takes the engine
+        self._applied.view = None  # its replay takes the seat
         try:
             forgotten = forget(
                 self.store,
                 self.conversation.id,
-                self.engine,
+                self.seat,
                 numbers,
                 model=self.model,
                 adapter=self.adapter,
@@ -228,7 +228,7 @@ class ChatSession:
     @property
     def context_filled(self) -> tuple[int, int]:
         """Tokens that the model sees, and how many it can see."""
-        return self.window.n_past, self.engine.n_ctx_seq
+        return self.window.n_past, self.seat.n_ctx_seq
 
     def take_dropped(self) -> list[int]:
         """Turns that left the window since the last call; the memory keeps what they wrote."""
@@ -280,7 +280,7 @@ class ChatSession:
         after = replace(before, turns=self.window.shown, last=before.last + 1)
         snapshot = None
         if self.writes and self.adapter:
-            state = self.engine.state()
+            state = self.seat.state()
             _check_size(state)
             old = 0.0 if before.state is None else before.state.astype(np.float64)
             stats.changed = float(np.linalg.norm(state.astype(np.float64) - old))
@@ -292,7 +292,7 @@ class ChatSession:
             after = replace(after, state=state)
         self._asked.pop(after.last, None)
         if self.settings.read_only:
-            put_state(self.engine, before.state)
+            put_state(self.seat, before.state)
             self._view = self._applied.view = after
             return
         turn = NewTurn(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from deltamem_cli.engine import Cancelled, Engine
+from deltamem_cli.engine import Cancelled, Seat
 from deltamem_cli.engine.loops import is_looping
 from deltamem_cli.session import spans as span_ids
 from deltamem_cli.session.prompt import Piece, Prompt
@@ -22,8 +22,8 @@ Progress = Callable[[int, int], None]  # tokens done, tokens to do
 class Stop:
     """The wish that what runs comes to an end; it may be uttered in a signal handler."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
         self.wanted = False
         self.reading = False  # a message, as opposed to replying
 
@@ -31,7 +31,7 @@ class Stop:
         """Ends the reply after the present token, or the reading of the prompt at once. Safe in a signal handler."""
         self.wanted = True
         if self.reading:  # a reply ends with a whole token, so that memory and window hold what was shown
-            self._engine.cancel()
+            self._seat.cancel()
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Exchange:
     stats: TurnStats = field(default_factory=TurnStats)
 
     def __post_init__(self) -> None:
-        self._engine = self.window.engine
-        self._writes = self._engine.has_memory
-        self._granularity = self._engine.granularity
+        self._seat = self.window.seat
+        self._writes = self._seat.has_memory
+        self._granularity = self._seat.granularity
 
     def ask(self, text: str) -> Generator[str, None, None]:
         """Streams the reply, Thoughts first, until it ends, is stopped, or the generator is closed.
@@ -65,7 +65,7 @@ class Exchange:
             free = self._read(text, self.prompt.user(text))
             begun = self.prompt.begin()
             reply = Reply(
-                self._engine,
+                self._seat,
                 begun=self.prompt.marks.begun,
                 first_span=free,
                 write_answer=self.settings.write == "all",
@@ -99,7 +99,7 @@ class Exchange:
 
     def _read(self, text: str, piece: Piece) -> int:
         """Returns the first span id that is free behind it."""
-        spans = span_ids.of_message(self._engine.model, piece, self._granularity)
+        spans = span_ids.of_message(self._seat.model, piece, self._granularity)
         free = span_ids.next_id(spans)
         if hidden := self.window.hidden(self.number, piece.tokens):  # the head has them already
             spans = [span_ids.NOT_WRITTEN] * hidden + (spans or [0] * len(piece.tokens))[hidden:]
@@ -132,7 +132,7 @@ class Exchange:
             self.settings.sampling,
             write=self._writes,
             take=reply.take,
-            max_tokens=self.settings.max_tokens or self._engine.n_ctx_seq,  # a small model may find no end
+            max_tokens=self.settings.max_tokens or self._seat.n_ctx_seq,  # a small model may find no end
         )
 
     def _feed(self, tokens: Sequence[int], spans: Sequence[int] | None, *, stoppable: bool = False) -> None:
@@ -155,4 +155,4 @@ class Exchange:
 
     def _pass(self) -> AbstractContextManager[None]:
         """With message and sentence writes the whole turn reads one state and is written at its end."""
-        return self._engine.one_pass() if self._granularity != "token" else nullcontext()
+        return self._seat.one_pass() if self._granularity != "token" else nullcontext()

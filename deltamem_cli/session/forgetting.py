@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from deltamem_cli.engine import Cancelled, Engine
+from deltamem_cli.engine import Cancelled, Seat
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.memory_view.metrics import total_norm
 from deltamem_cli.session.replay import Progress, replay
@@ -53,7 +53,7 @@ def plan(store: Store, conversation: str, numbers: Collection[int]) -> Plan:
 def forget(
     store: Store,
     conversation: str,
-    engine: Engine | None,
+    seat: Seat | None,
     numbers: Collection[int],
     *,
     model: Identity | None = None,
@@ -64,20 +64,20 @@ def forget(
 ) -> Forgotten:
     """Replays what came after `numbers` without them, then deletes them; their bytes are marked.
 
-    Without later states nothing is replayed, and engine, model and adapter may be None. With dry_run nothing changes.
+    Without later states nothing is replayed, and seat, model and adapter may be None. With dry_run nothing changes.
     Raises engine.Cancelled, with nothing changed; StoreError for turns that can't be replayed.
     """
     planned = plan(store, conversation, numbers)
     gone = planned.numbers
     replayed: dict[int, Replayed] = {}
     if planned.later:
-        if engine is None or model is None or adapter is None:
+        if seat is None or model is None or adapter is None:
             raise DeltamemError(
                 f"Memory is off, and without it the {len(planned.later)} later turns can't be replayed: "
                 "load their model and adapter with --model and --adapter."
             )
         replayed = replay(
-            store, conversation, engine, model=model, adapter=adapter, without=gone, progress=progress, stopped=stopped
+            store, conversation, seat, model=model, adapter=adapter, without=gone, progress=progress, stopped=stopped
         )
         if stopped():
             raise Cancelled(0)

@@ -1,4 +1,4 @@
-"""Loads the model and the adapter that a request means, and puts a stored state into the engine."""
+"""Loads the model and the adapter that a request means, and puts a stored state into a seat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from deltamem_cli import models
 from deltamem_cli.adapter.format import trained_writes
-from deltamem_cli.engine import Engine, Model, fingerprint, try_out
+from deltamem_cli.engine import Engine, Model, Seat, fingerprint, try_out
 from deltamem_cli.engine.sampling import recommended
 from deltamem_cli.session.replay import put_state
 from deltamem_cli.session.request import Request, engine_options, settle
@@ -21,15 +21,20 @@ from deltamem_cli.store.records import Conversation, Identity, Profile, Snapshot
 
 @dataclass
 class Loaded:
-    """A model with its adapter, in memory."""
+    """A model with its adapter, in memory, and the seat for the conversation to be held."""
 
-    engine: Engine
+    seat: Seat
     model: Identity
     adapter: Identity | None
     why_no_memory: str | None  # a sentence, when there is no adapter
     why_no_gpu: str | None = None  # a sentence, when one was asked for and there is none
     write: str = "all"  # what of a turn the adapter was trained to write
     options: Mapping[str, Any] = field(default_factory=dict)  # of replies, that the model's file or we recommend
+
+    @property
+    def engine(self) -> Engine:
+        """The seat's."""
+        return self.seat.engine
 
 
 def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> Loaded:
@@ -61,7 +66,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     recommends = {**found.options, **recommended(model.metadata)}
     model_identity = Identity(path.stem, fingerprint(path, remember=keep))
     write = trained_writes(adapter) if adapter else "all"
-    return Loaded(engine, model_identity, identity, why, why_no_gpu, write, recommends)
+    return Loaded(Seat(engine), model_identity, identity, why, why_no_gpu, write, recommends)
 
 
 def last_state(store: Store, conversation: Conversation, loaded: Loaded) -> Snapshot | None:
@@ -74,5 +79,5 @@ def last_state(store: Store, conversation: Conversation, loaded: Loaded) -> Snap
 
 
 def restore(store: Store, conversation: Conversation, loaded: Loaded) -> None:
-    """Puts the conversation's last state into the engine. Raises FingerprintMismatch when it belongs to others."""
-    put_state(loaded.engine, last_state(store, conversation, loaded))
+    """Puts the conversation's last state into the seat. Raises FingerprintMismatch when it belongs to others."""
+    put_state(loaded.seat, last_state(store, conversation, loaded))

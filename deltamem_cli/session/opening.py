@@ -1,4 +1,4 @@
-"""Opens the conversation that a request means, with its model loaded and its state in the engine."""
+"""Opens the conversation that a request means, with its model loaded and its state in a seat."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def begin(
 ) -> ChatSession:
     """A session of `conversation`, which is held, with a model that is loaded. Raises DeltamemError.
 
-    Without `start` the engine is left as it is, and the caller calls the session's own start(), which may take a while.
+    Without `start` the seat is left as it is, and the caller calls the session's own start(), which may take a while.
     """
     request = settle(request, profile)
     snapshot = last_state(store, conversation, loaded)
     session = ChatSession(
         store,
-        loaded.engine,
+        loaded.seat,
         profile,
         conversation,
         model=loaded.model,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 
-from deltamem_cli.engine import Cancelled, Engine
+from deltamem_cli.engine import Cancelled, Engine, Seat
 from deltamem_cli.session import beginning
 from deltamem_cli.session.window import Window
 from deltamem_cli.store import states, turns
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]  # tokens done, tokens to do
 def replay(
     store: Store,
     conversation: str,
-    engine: Engine,
+    seat: Seat | Engine,
     *,
     model: Identity,
     adapter: Identity,
@@ -33,8 +33,11 @@ def replay(
     """States and contexts of all turns after the earliest of `without` (of all turns when it is empty).
 
     progress: called with tokens fed and to feed. stopped: asked after each turn; true raises engine.Cancelled.
-    Leaves `engine` with the last state. Raises StoreError for turns that can't be fed again.
+    Takes the first seat of an engine, and leaves it with the last state. Raises StoreError for turns that can't be fed
+    again.
     """
+    if isinstance(seat, Engine):
+        seat = Seat.first(seat)
     every = turns.all_of(store, conversation)
     first = min(without, default=0)
     # A run is what one window saw, from empty to closed. The one that `first` is in is fed from its beginning: what
@@ -49,9 +52,9 @@ def replay(
     total = sum(_size(turn) for run in runs for turn in run if turn.number not in without)
     fed = 0
     results: dict[int, Replayed] = {}
-    window = Window(engine)
+    window = Window(seat)
     if runs:
-        put_state(engine, states.before(store, conversation, runs[0][0].number))
+        put_state(seat, states.before(store, conversation, runs[0][0].number))
     for run in runs:
         window.start(run[0].context.get("head", []), run[0].context.get("opening", []))
         # none of its own numbers: a turn that was made again after a reopening was recorded as shown before itself
@@ -62,14 +65,14 @@ def replay(
         for turn in run:
             if turn.number == first:
                 # from here on the states differ: begin with the very bytes that stood before it
-                put_state(engine, states.before(store, conversation, first))
+                put_state(seat, states.before(store, conversation, first))
             if turn.number in without:
                 continue
             window.drop_before(turn.context.get("window_first", 0))
             visible = window.turns
-            _feed(engine, window, turn, write=turn.has_state)
+            _feed(seat, window, turn, write=turn.has_state)
             if turn.number > first:
-                snapshot = Snapshot(engine.state(), engine.layers, model, adapter) if turn.has_state else None
+                snapshot = Snapshot(seat.state(), seat.engine.layers, model, adapter) if turn.has_state else None
                 context = {**turn.context, "replayed": replayed, "window_first": min(visible, default=turn.number)}
                 results[turn.number] = Replayed(snapshot, context)  # type: ignore[arg-type]  # a TurnContext, spread
             fed += _size(turn)
@@ -97,8 +100,8 @@ def _size(turn: Turn) -> int:
     return sum(len(message.tokens) for message in turn.messages)
 
 
-def _feed(engine: Engine, window: Window, turn: Turn, *, write: bool) -> None:
-    with engine.one_pass():
+def _feed(seat: Seat, window: Window, turn: Turn, *, write: bool) -> None:
+    with seat.one_pass():
         for message in turn.messages:
             spans: Sequence[int] | None = message.spans if write else None
             window.feed(turn.number, message.tokens, write=write, spans=spans)
@@ -106,11 +109,11 @@ def _feed(engine: Engine, window: Window, turn: Turn, *, write: bool) -> None:
     window.take_out(turn.number, thought, behind=behind)
 
 
-def put_state(engine: Engine, snapshot: Snapshot | None) -> None:
-    """Makes a stored state, None being the zero state, the engine's, if it has a memory."""
-    if not engine.has_memory:
+def put_state(seat: Seat, snapshot: Snapshot | None) -> None:
+    """Makes a stored state, None being the zero state, the seat's, if it has a memory."""
+    if not seat.has_memory:
         return
     if snapshot is None:
-        engine.clear_state()
+        seat.clear_state()
     else:
-        engine.set_state(snapshot.state)
+        seat.set_state(snapshot.state)

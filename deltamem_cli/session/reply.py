@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from deltamem_cli.engine import Engine
+from deltamem_cli.engine import Seat
 from deltamem_cli.session import spans as span_ids
 from deltamem_cli.session.thinking import THINK, Mark, Splitter, control
 
@@ -15,7 +15,7 @@ class Reply:
 
     def __init__(
         self,
-        engine: Engine,
+        seat: Seat,
         *,
         begun: str,
         first_span: int,
@@ -26,8 +26,8 @@ class Reply:
         """begun: what the template has begun the reply with. first_span: id of what is written first. marks: what a
         thought may stand between.
         """
-        self._model = engine.model
-        self._by_sentence = engine.has_memory and engine.granularity == "sentence_mean"
+        self._model = seat.model
+        self._by_sentence = seat.has_memory and seat.granularity == "sentence_mean"
         self._first_span = first_span
         self._write_answer, self._write_thinking = write_answer, write_thinking
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.engine import Cancelled, Engine
+from deltamem_cli.engine import Cancelled, Seat
 from deltamem_cli.session.exchange import Progress, Stop
 from deltamem_cli.session.prompt import Prompt
 from deltamem_cli.session.window import Window
@@ -43,7 +43,7 @@ class View:
 
 
 class Applied:
-    """What a window and the engine's memory were brought to.
+    """What a window and its seat's memory were brought to.
 
     view: that; None: something was left half done. run: what a turn's record keeps of the window since it was fed from
     its head on.
@@ -92,7 +92,7 @@ class Applied:
     def go_back(self, view: View) -> bool:
         """As far as that takes no time: the memory, and what the window shows beyond `view`. Returns whether that was all."""
         begun, self.view = self.view is not None, None
-        put_state(self.window.engine, view.state)
+        put_state(self.window.seat, view.state)
         if begun and self._cut(view):
             self.view = view
         return self.view is view
@@ -119,11 +119,11 @@ class Applied:
         self.window.dropped.clear()
 
 
-def put_state(engine: Engine, state: NDArray[np.float32] | None) -> None:
-    """Makes it the engine's, if that has a memory."""
-    if not engine.has_memory:
+def put_state(seat: Seat, state: NDArray[np.float32] | None) -> None:
+    """Makes it the seat's, if that has a memory."""
+    if not seat.has_memory:
         return
     if state is None:
-        engine.clear_state()
+        seat.clear_state()
     else:
-        engine.set_state(state)
+        seat.set_state(state)

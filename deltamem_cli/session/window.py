@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-from deltamem_cli.engine import Engine, EngineError, Sampling
+from deltamem_cli.engine import EngineError, Sampling, Seat
 
 # A message longer than the window leaves it in pieces of this part of the window.
 _PIECES = 4
@@ -25,10 +25,10 @@ class Stretch:
 
 
 class Window:
-    """The visible context of one sequence of `engine`."""
+    """The visible context of a seat."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
         self.head: list[int] = []
         self.opening: list[int] = []  # of a message, where the head stands for that of the first visible one
         self._joined: int | None = None  # the turn whose opening that is
@@ -37,9 +37,9 @@ class Window:
 
     def check_head(self, head: Sequence[int]) -> None:
         """Raises EngineError for a head that leaves too little room."""
-        if len(head) > self.engine.n_ctx_seq // 2:
+        if len(head) > self.seat.n_ctx_seq // 2:
             raise EngineError(
-                f"The system prompt takes {len(head)} of the context's {self.engine.n_ctx_seq} tokens: "
+                f"The system prompt takes {len(head)} of the context's {self.seat.n_ctx_seq} tokens: "
                 "shorten it or use a larger --ctx-size."
             )
 
@@ -50,17 +50,17 @@ class Window:
         put into the first message, it stays there whichever message that is.
         """
         self.check_head(head)
-        self.engine.clear_context()
+        self.seat.clear_context()
         self.stretches.clear()
         self.dropped.clear()
         self.head, self.opening, self._joined = list(head), list(opening), None
         if head:
-            self.engine.feed(head, write=False)
+            self.seat.feed(head, write=False)
 
     @property
     def n_past(self) -> int:
         """How many tokens the context holds."""
-        return self.engine.n_past()
+        return self.seat.n_past
 
     @property
     def turns(self) -> list[int]:
@@ -85,7 +85,7 @@ class Window:
         """How many of the tokens that `turn` begins with the head stands for; makes room for the others."""
         if not self.opening or self._held(turn) or self._joined == turn:
             return 0
-        while self.stretches and self.engine.n_ctx_seq - self.n_past <= len(self.opening):
+        while self.stretches and self.seat.n_ctx_seq - self.n_past <= len(self.opening):
             self._drop_oldest(turn)
         size = len(self.opening)
         return size if not self.stretches and list(tokens[:size]) == self.opening else 0
@@ -106,7 +106,7 @@ class Window:
         if hidden := self.hidden(turn, tokens):
             self._joined = turn
             tokens, spans = tokens[hidden:], None if spans is None else spans[hidden:]
-        if spans is not None and self.engine.granularity == "token":  # then a feed writes all or nothing
+        if spans is not None and self.seat.granularity == "token":  # then a feed writes all or nothing
             for written, group in groupby(zip(tokens, spans, strict=True), key=lambda pair: pair[1] >= 0):
                 self._feed(turn, [token for token, _ in group], write and written, None, None)
         else:
@@ -120,10 +120,10 @@ class Window:
         spans: Sequence[int] | None,
         progress: Callable[[int], None] | None,
     ) -> None:
-        piece = max(1, self.engine.n_ctx_seq // _PIECES)
+        piece = max(1, self.seat.n_ctx_seq // _PIECES)
         done = 0
         while done < len(tokens):
-            room = self.engine.n_ctx_seq - self.n_past
+            room = self.seat.n_ctx_seq - self.n_past
             if room == 0:
                 self._drop_oldest(turn)
                 continue
@@ -134,7 +134,7 @@ class Window:
             report = partial(_from, done, progress) if progress else None
             before = self.n_past
             try:
-                self.engine.feed(part, write=write, spans=part_spans, progress=report)
+                self.seat.feed(part, write=write, spans=part_spans, progress=report)
             finally:
                 fed = self.n_past - before
                 stretch.tokens += part[:fed]
@@ -147,12 +147,12 @@ class Window:
 
         take: called with each token before it is fed; tells its span id.
         """
-        sampler = self.engine.sampler(sampling)
+        sampler = self.seat.sampler(sampling)
         try:
             count = 0
             while max_tokens is None or count < max_tokens:
                 token = sampler.sample()
-                if self.engine.model.is_end(token):
+                if self.seat.model.is_end(token):
                     return
                 self.feed(turn, [token], write=write, spans=[take(token)])
                 yield token
@@ -168,10 +168,10 @@ class Window:
         if self._joined is not None and self._joined >= turn:
             self._joined = None
         start = self.n_past - size
-        if not self.engine.keeps_without(start, self.n_past):
+        if not self.seat.keeps_without(start, self.n_past):
             return False
-        self.engine.drop(start, self.n_past)
-        return not self.engine.is_torn()
+        self.seat.drop(start, self.n_past)
+        return not self.seat.is_torn()
 
     def take_out(self, turn: int, count: int, *, behind: int) -> None:
         """Lets `count` tokens of the last turn go, those before its last `behind`, as far as they are visible."""
@@ -233,17 +233,17 @@ class Window:
         """Takes the tokens [start, end) out of the cache; from the stretches they are gone already."""
         if start == end:
             return
-        if self.engine.keeps_without(start, end):
-            self.engine.drop(start, end)
+        if self.seat.keeps_without(start, end):
+            self.seat.drop(start, end)
         else:
             self._feed_again()
 
     def _feed_again(self) -> None:
         """Computes what stays anew, where the cache can't be moved up or a part taken out; it was written when it was new."""
         kept = [token for stretch in self.stretches for token in stretch.tokens]
-        self.engine.clear_context()
+        self.seat.clear_context()
         if self.head or kept:
-            self.engine.feed([*self.head, *kept], write=False)
+            self.seat.feed([*self.head, *kept], write=False)
 
 
 def _from(start: int, progress: Callable[[int], None], done: int) -> None:

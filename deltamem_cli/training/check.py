@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deltamem_cli.engine import Engine, EngineOptions, Model
+from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
 from deltamem_cli.episodes.conversation import draw_conversation
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
@@ -48,7 +48,7 @@ def logits_there(source: Path, tokens: list[int]) -> Tensor:
         ctx_size=len(tokens) + 1, cache_type_k="f32", cache_type_v="f32", flash_attention="off"
     )  # nothing is rounded that need not be
     with Model(source) as model, Engine(model, None, options) as engine:
-        return torch.from_numpy(engine.feed(tokens, all_logits=True).copy())
+        return torch.from_numpy(Seat(engine).feed(tokens, all_logits=True))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define LLAMA_DELTAMEM_API_VERSION 1
+#define LLAMA_DELTAMEM_API_VERSION 2
 #define LLAMA_DELTAMEM_MAX_RANK    64
 #define LLAMA_DELTAMEM_MAX_HEADS   64
 
@@ -86,11 +86,13 @@ LLAMA_API int32_t llama_deltamem_set_write(struct llama_context * ctx, bool writ
 // Without span ids every token writes at once, whatever the adapter's granularity.
 LLAMA_API int32_t llama_deltamem_set_spans(struct llama_context * ctx, const int32_t * spans, size_t n_tokens);
 
-// A pass is what reads one and the same state with message and sentence writes: one llama_decode, or all calls
-// between begin and end. Its writes happen at its end, per sequence in ascending order of the span ids. While a pass
-// is open states can't be set, cleared or copied. A llama_decode that fails drops the span writes of its pass.
-LLAMA_API int32_t llama_deltamem_pass_begin(struct llama_context * ctx);
-LLAMA_API int32_t llama_deltamem_pass_end  (struct llama_context * ctx);
+// A pass is what reads one and the same state of a sequence with message and sentence writes: one llama_decode, or all
+// calls between begin and end. Its writes happen at its end, in ascending order of the span ids. While it is open the
+// sequence's state can't be set, cleared or copied. A llama_decode that fails drops the span writes of the passes of
+// all sequences in it; so does drop for one sequence. Ending a pass whose writes were dropped fails.
+LLAMA_API int32_t llama_deltamem_pass_begin(struct llama_context * ctx, llama_seq_id seq);
+LLAMA_API int32_t llama_deltamem_pass_drop (struct llama_context * ctx, llama_seq_id seq); // nothing when none is open
+LLAMA_API int32_t llama_deltamem_pass_end  (struct llama_context * ctx, llama_seq_id seq);
 
 // For llama_set_abort_callback with a bool as data: stops the running llama_decode at the next node of its graph when
 // the bool is true. A callback into Python would take the interpreter's lock once per node.

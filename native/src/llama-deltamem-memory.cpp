@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 llama_deltamem_memory::llama_deltamem_memory(const llama_deltamem_weights & weights) :
@@ -28,8 +30,8 @@ size_t llama_deltamem_memory::n_bytes() const {
     return n;
 }
 
-void llama_deltamem_memory::check_closed(const char * what) const {
-    if (pass_open) {
+void llama_deltamem_memory::check_closed(llama_seq_id seq, const char * what) const {
+    if (seq < 0 ? !passes.empty() : passes.count(seq) > 0) {
         throw std::runtime_error(format("the state can't be %s while a pass is open: end the pass first", what));
     }
 }
@@ -44,7 +46,7 @@ void llama_deltamem_memory::get(llama_seq_id seq, float * state) const {
 }
 
 void llama_deltamem_memory::set(llama_seq_id seq, const float * state) {
-    check_closed("set");
+    check_closed(seq, "set");
     if (!std::all_of(state, state + n_floats_seq, [](float f) { return std::isfinite(f); })) {
         throw std::runtime_error("the state holds NaN or infinite numbers and was refused: restore an earlier one");
     }
@@ -52,7 +54,7 @@ void llama_deltamem_memory::set(llama_seq_id seq, const float * state) {
 }
 
 void llama_deltamem_memory::clear(llama_seq_id seq) {
-    check_closed("cleared");
+    check_closed(seq, "cleared");
     if (seq < 0) {
         states.clear();
     } else {
@@ -61,7 +63,8 @@ void llama_deltamem_memory::clear(llama_seq_id seq) {
 }
 
 void llama_deltamem_memory::copy(llama_seq_id src, llama_seq_id dst) {
-    check_closed("copied");
+    check_closed(src, "copied");
+    check_closed(dst, "copied");
     if (src == dst) {
         return;
     }
@@ -78,32 +81,61 @@ void llama_deltamem_memory::set_spans(const int32_t * ids, size_t n) {
     has_spans_next = true;
 }
 
-void llama_deltamem_memory::pass_begin() {
-    if (pass_open) {
+void llama_deltamem_memory::pass_begin(llama_seq_id seq) {
+    settle();
+    if (!passes.emplace(seq, false).second) {
         throw std::runtime_error("a pass is open already: end it first");
     }
-    sums.clear();
-    pass_open   = true;
-    pass_failed = false;
-    n_left      = 0;
 }
 
-void llama_deltamem_memory::pass_end() {
-    if (!pass_open) {
+void llama_deltamem_memory::pass_drop(llama_seq_id seq) {
+    settle();
+    const auto it = passes.find(seq);
+    if (it != passes.end()) {
+        drop_spans(seq);
+        it->second = true;
+    }
+}
+
+void llama_deltamem_memory::pass_end(llama_seq_id seq) {
+    settle();
+    const auto it = passes.find(seq);
+    if (it == passes.end()) {
         throw std::runtime_error("no pass is open: begin one first");
     }
-    pass_open = false;
-    if (pass_failed || n_left > 0) {
-        sums.clear();
+    const bool dropped = it->second;
+    passes.erase(it);
+    if (dropped) {
+        drop_spans(seq); // of what was decoded after the failure
         throw std::runtime_error("a decode of this pass failed, so its span writes were dropped: restore the state and run the pass again");
     }
-    write_spans();
+    write_spans(seq);
+}
+
+void llama_deltamem_memory::batch_failed() {
+    for (const llama_seq_id seq : batch_seqs) {
+        drop_spans(seq);
+        const auto it = passes.find(seq);
+        if (it != passes.end()) {
+            it->second = true;
+        }
+    }
+    batch_seqs.clear();
+    n_left = 0;
+}
+
+void llama_deltamem_memory::settle() {
+    if (n_left > 0) {
+        batch_failed();
+    }
 }
 
 void llama_deltamem_memory::batch_begin(const llama_batch_ext & batch) {
     const size_t n_tokens = batch.tokens.size();
-    if (n_left > 0) { // the llama_decode before this one failed outside of its micro-batches
-        ubatch_end(false);
+    settle();
+    batch_seqs.clear();
+    for (const auto & token : batch.tokens) {
+        batch_seqs.insert(token.seq_ids.begin(), token.seq_ids.end());
     }
     n_left    = (int64_t) n_tokens;
     has_spans = has_spans_next;
@@ -117,10 +149,6 @@ void llama_deltamem_memory::batch_begin(const llama_batch_ext & batch) {
         if (n_seqs != 1) {
             throw std::runtime_error(format("token %zu belongs to %zu sequences, with a memory it must be one: decode it once and copy the sequence", i, n_seqs));
         }
-    }
-    if (!pass_open) {
-        sums.clear();
-        pass_failed = false;
     }
 }
 
@@ -244,52 +272,53 @@ void llama_deltamem_memory::ubatch_end(bool ok) {
             }
         }
     } else {
-        sums.clear();
-        pass_failed = true;
-        n_left      = 0;
+        batch_failed();
     }
     slot.clear(); // no tokens: operators that run outside of a micro-batch do nothing
 }
 
 void llama_deltamem_memory::batch_end() {
-    if (!pass_open) {
-        write_spans();
+    for (const llama_seq_id seq : batch_seqs) {
+        if (!passes.count(seq)) {
+            write_spans(seq);
+        }
     }
+    batch_seqs.clear();
 }
 
-void llama_deltamem_memory::write_spans() {
+void llama_deltamem_memory::drop_spans(llama_seq_id seq) {
+    sums.erase(sums.lower_bound({ seq, INT32_MIN }), sums.upper_bound({ seq, INT32_MAX }));
+}
+
+void llama_deltamem_memory::write_spans(llama_seq_id seq) {
     const int n_read = w.rule.n_read();
     const int n_kvg  = w.rule.n_proj() - n_read;
     const int rank   = w.rule.rank;
 
-    for (auto it = sums.begin(); it != sums.end(); ) {
-        const llama_seq_id seq = it->first.first;
-        auto end = it;
-        int64_t n = 0;
-        while (end != sums.end() && end->first.first == seq) {
-            ++end;
-            ++n;
-        }
-
-        std::vector<float>   p(n*stride), reads(n*n_read), tmp(rank*rank + 4*rank);
-        std::vector<int32_t> slots(n, 0);
-        std::vector<uint8_t> writes(n, 1);
-        auto & state = states[seq];
-        state.resize(n_floats_seq, 0.0f);
-
-        for (size_t l = 0; l < w.layers.size(); ++l) {
-            std::fill(p.begin(), p.end(), 0.0f);
-            int64_t row = 0;
-            for (auto s = it; s != end; ++s, ++row) {
-                const double * sum = s->second.sum.data() + l*n_kvg;
-                for (int i = 0; i < n_kvg; ++i) {
-                    p[row*stride + n_read + i] = (float) (sum[i]/(double) s->second.n);
-                }
-            }
-            kernels.activate(w.rule, w.layers[l].gate_bias.data(), p.data(), stride, n);
-            kernels.scan(w.rule, p.data(), stride, slots.data(), writes.data(), n, state.data() + l*n_state, reads.data(), tmp.data());
-        }
-        it = end;
+    const auto begin = sums.lower_bound({ seq, INT32_MIN });
+    const auto end   = sums.upper_bound({ seq, INT32_MAX });
+    const int64_t n  = std::distance(begin, end);
+    if (n == 0) {
+        return;
     }
-    sums.clear();
+
+    std::vector<float>   p(n*stride), reads(n*n_read), tmp(rank*rank + 4*rank);
+    std::vector<int32_t> slots(n, 0);
+    std::vector<uint8_t> writes(n, 1);
+    auto & state = states[seq];
+    state.resize(n_floats_seq, 0.0f);
+
+    for (size_t l = 0; l < w.layers.size(); ++l) {
+        std::fill(p.begin(), p.end(), 0.0f);
+        int64_t row = 0;
+        for (auto s = begin; s != end; ++s, ++row) {
+            const double * sum = s->second.sum.data() + l*n_kvg;
+            for (int i = 0; i < n_kvg; ++i) {
+                p[row*stride + n_read + i] = (float) (sum[i]/(double) s->second.n);
+            }
+        }
+        kernels.activate(w.rule, w.layers[l].gate_bias.data(), p.data(), stride, n);
+        kernels.scan(w.rule, p.data(), stride, slots.data(), writes.data(), n, state.data() + l*n_state, reads.data(), tmp.data());
+    }
+    sums.erase(begin, end);
 }

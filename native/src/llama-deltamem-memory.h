@@ -5,6 +5,7 @@
 #include "llama-deltamem-adapter.h"
 
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,8 +28,9 @@ public:
 
     void set_write(bool value) { write_on = value; }
     void set_spans(const int32_t * ids, size_t n);
-    void pass_begin();
-    void pass_end();
+    void pass_begin(llama_seq_id seq);
+    void pass_drop (llama_seq_id seq);
+    void pass_end  (llama_seq_id seq);
 
     // decode, in this order; begin throws std::runtime_error with one sentence
 
@@ -68,15 +70,15 @@ private:
     std::map<llama_seq_id, std::vector<float>> states; // absent: zero
 
     bool write_on = true;
+    std::set<llama_seq_id> batch_seqs; // of the batch
     int64_t n_left = 0; // tokens of the batch that no micro-batch has brought yet; a llama_decode that fails leaves some
 
     // spans: of the next batch, of this batch
     std::vector<int32_t> spans_next, spans;
     bool has_spans_next = false, has_spans = false;
 
-    bool pass_open   = false; // by pass_begin
-    bool pass_failed = false;
-    std::map<std::pair<llama_seq_id, int32_t>, span_sum> sums; // of the open pass; ascending: the order of the writes
+    std::map<llama_seq_id, bool> passes; // open ones, by pass_begin: whether their writes were dropped
+    std::map<std::pair<llama_seq_id, int32_t>, span_sum> sums; // of all passes; ascending: the order of the writes
 
     // the micro-batch
     std::vector<llama_seq_id> slot_seq;   // its sequences
@@ -90,6 +92,9 @@ private:
     std::vector<std::vector<float>> scratch; // per thread
     int64_t n_scratch_proj = 0, n_scratch_states = 0, n_scratch_reads = 0;
 
-    void check_closed(const char * what) const;
-    void write_spans();
+    void check_closed(llama_seq_id seq, const char * what) const;
+    void batch_failed();
+    void settle(); // after a llama_decode that failed outside of its micro-batches
+    void drop_spans (llama_seq_id seq);
+    void write_spans(llama_seq_id seq);
 };

@@ -197,16 +197,23 @@ int32_t llama_deltamem_set_spans(llama_context * ctx, const int32_t * spans, siz
     });
 }
 
-int32_t llama_deltamem_pass_begin(llama_context * ctx) {
+int32_t llama_deltamem_pass_begin(llama_context * ctx, llama_seq_id seq) {
     return guarded<int32_t>(-1, [&] {
-        attached(ctx).memory.pass_begin();
+        attached(ctx, seq).memory.pass_begin(seq);
         return 0;
     });
 }
 
-int32_t llama_deltamem_pass_end(llama_context * ctx) {
+int32_t llama_deltamem_pass_drop(llama_context * ctx, llama_seq_id seq) {
     return guarded<int32_t>(-1, [&] {
-        attached(ctx).memory.pass_end();
+        attached(ctx, seq).memory.pass_drop(seq);
+        return 0;
+    });
+}
+
+int32_t llama_deltamem_pass_end(llama_context * ctx, llama_seq_id seq) {
+    return guarded<int32_t>(-1, [&] {
+        attached(ctx, seq).memory.pass_end(seq);
         return 0;
     });
 }

@@ -22,7 +22,7 @@ Reader = Callable[[Path], None]
 def adapter(model: str) -> Reader:
     """By the Python that shows adapters, and by the engine that runs them."""
     from deltamem_cli.adapter.format import read_adapter, trained_writes
-    from deltamem_cli.engine import Engine, EngineOptions, Model
+    from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
 
     loaded = Model(Path(model))
 
@@ -34,9 +34,10 @@ def adapter(model: str) -> Reader:
         except DeltamemError as error:
             refused = error
         with Engine(loaded, path, EngineOptions(ctx_size=256, threads=1)) as engine:
-            engine.feed([1, 2, 3, 4], spans=[0, 0, 1, -1])
-            engine.feed([5])
-            engine.state()
+            seat = Seat(engine)
+            seat.feed([1, 2, 3, 4], spans=[0, 0, 1, -1])
+            seat.feed([5])
+            seat.state()
         if refused:
             raise refused
 
@@ -58,7 +59,7 @@ def header() -> Reader:
 
 def model() -> Reader:
     """As a chat runs it."""
-    from deltamem_cli.engine import Engine, EngineOptions, Model, Sampling
+    from deltamem_cli.engine import Engine, EngineOptions, Model, Sampling, Seat
 
     def read(path: Path) -> None:
         with Model(path) as loaded:
@@ -66,9 +67,16 @@ def model() -> Reader:
             loaded.name, loaded.bos, loaded.adds_bos, loaded.chat_template, loaded._marks  # noqa: B018 (they are read)
             size = min(4096, loaded.n_ctx_train or 4096)
             with Engine(loaded, None, EngineOptions(ctx_size=size, threads=2)) as engine:
-                engine.feed(loaded.tokenize("What do you see? \u2602\x00\U0001f600", special=True))
-                engine.can_shift and engine.drop(1, 3)
-                loaded.text(list(engine.generate(Sampling(repeat_penalty=1.1), max_tokens=4)))
+                seat = Seat(engine)
+                seat.feed(loaded.tokenize("What do you see? \u2602\x00\U0001f600", special=True))
+                seat.can_shift and seat.drop(1, 3)
+                sampler = seat.sampler(Sampling(repeat_penalty=1.1))
+                drawn = []
+                while len(drawn) < 4 and not loaded.is_end(token := sampler.sample()):
+                    drawn.append(token)
+                    seat.feed([token])
+                sampler.close()
+                loaded.text(drawn)
 
     return read
 

@@ -45,7 +45,7 @@ class Talk:
     def __exit__(self, *_: object) -> None:
         # Cancelled again and again: each feed() begins anew.
         while self._start and not wait([self._start], 0.05).done:
-            self.session.engine.cancel()
+            self.session.seat.cancel()
         self._model.close()
 
     def start(self) -> Future[None]:

@@ -124,7 +124,7 @@ def stats(talk: Talk, _argument: str) -> None:
     else:
         import numpy as np
 
-        norm = float(np.linalg.norm(session.engine.state()))
+        norm = float(np.linalg.norm(session.seat.state()))
         note(
             f"memory   {count(last.written_tokens, 'token')} written in the last turn, "
             f"norm {norm:.4g}, changed by {last.changed:.4g}"
@@ -149,7 +149,7 @@ def memory(talk: Talk, argument: str) -> None:
     session = talk.session
     if not session.engine.has_memory:
         raise DeltamemError(f"There is no memory to show: {talk.loaded.why_no_memory}")
-    state = session.engine.state()
+    state = session.seat.state()
     if not state.any():
         note("The memory is empty.")
         return

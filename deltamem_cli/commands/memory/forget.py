@@ -82,15 +82,15 @@ def forget(
         if not dry_run:
             confirm(f"Forget {count(len(planned.turns), 'turn')} of conversation {conversation.id} for good?", yes)
         cancelled: list[bool] = []
-        engine: dict[str, Any] = {"engine": None}
+        loaded: dict[str, Any] = {"seat": None}
         if planned.later:
             request = Request(cid=conversation.id, model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
-            engine = _load(stack, store, conversation, request)
+            loaded = _load(stack, store, conversation, request)
 
         def stop() -> None:
             cancelled.append(True)
-            if engine["engine"]:
-                engine["engine"].cancel()
+            if loaded["seat"]:
+                loaded["seat"].cancel()
 
         try:
             with stopping(stop), progress_bar("replaying") as progress:
@@ -101,7 +101,7 @@ def forget(
                     progress=progress,
                     stopped=lambda: bool(cancelled),
                     dry_run=dry_run,
-                    **engine,
+                    **loaded,
                 )
         except Cancelled:
             note("Stopped; nothing was forgotten.")
@@ -124,7 +124,7 @@ def forget(
 
 
 def _load(stack: ExitStack, store: Store, conversation: Conversation, request: Request) -> dict[str, Any]:
-    """Engine, model and adapter that wrote the conversation's memory. Raises DeltamemError when they are others."""
+    """Seat, model and adapter that wrote the conversation's memory. Raises DeltamemError when they are others."""
     from deltamem_cli.session.loading import load, restore
     from deltamem_cli.session.request import find_profile
 
@@ -132,7 +132,7 @@ def _load(stack: ExitStack, store: Store, conversation: Conversation, request: R
     if loaded.adapter is None:
         raise DeltamemError(f"The later turns can't be replayed: {loaded.why_no_memory}")
     restore(store, conversation, loaded)
-    return {"engine": loaded.engine, "model": loaded.model, "adapter": loaded.adapter}
+    return {"seat": loaded.seat, "model": loaded.model, "adapter": loaded.adapter}
 
 
 def _as_written(store: Store, conversation: Conversation, request: Request) -> Request:
