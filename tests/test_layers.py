@@ -22,7 +22,7 @@ LAYERS = (
     ("engine", "store", "synthetic"),
     ("models", "memory_view", "speed", "parity"),
     ("session", "training"),
-    ("diagnosis", "evaluation", "terminal"),
+    ("api", "diagnosis", "evaluation", "terminal"),
     ("commands",),
     ("cli",),
     ("__main__",),
