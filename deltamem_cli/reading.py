@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Timer
 from typing import BinaryIO
 
-_MOST = 64 << 20  # bytes of what has no size of its own
+MOST = 64 << 20  # bytes of what has no size of its own
 _SILENCE = 3.0  # seconds
 
 
@@ -51,9 +51,9 @@ def _is_regular(path: Path) -> bool:
 
 
 def _bounded(stream: BinaryIO, name: str) -> bytes:
-    data = stream.read(_MOST + 1)
-    if len(data) > _MOST:
-        raise OSError(errno.EFBIG, f"it says more than {_MOST >> 20} MB", name)
+    data = stream.read(MOST + 1)
+    if len(data) > MOST:
+        raise OSError(errno.EFBIG, f"it says more than {MOST >> 20} MB", name)
     return data
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from deltamem_cli.training.encode import Encoder
 
 MakeModel = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
@@ -144,3 +147,20 @@ def starter(home: Path, tmp_path: Path) -> Any:
     adapter = tmp_path / "adapter.gguf"
     random_adapter(paths.starter_model(), adapter, scale=0.2)
     return Dmem(home, None, adapter)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model that the trainer's tests train an adapter for."""
+    from deltamem_cli.synthetic import write_model
+
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", "llama", seed=1)
+
+
+@pytest.fixture(scope="module")
+def encoder(base: Path) -> Encoder:
+    """Its tokens and chat marks; for tests that need the extra train."""
+    from deltamem_cli.training.encode import Encoder
+    from deltamem_cli.training.tokens import GGUFTokenizer
+
+    return Encoder(GGUFTokenizer(base))

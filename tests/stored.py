@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deltamem_cli.store import conversations, profiles, turns
+from deltamem_cli.store import conversations, locks, profiles, turns
 from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import ConversationBusy, Holder
+from deltamem_cli.store.lock_file import ConversationLock, read_holder
 from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Snapshot
 
 MODEL = Identity("tiny-model", "aa" * 32)
@@ -69,3 +71,17 @@ def run(code: str, *arguments: object, **options: object) -> subprocess.Popen[st
         env=environment,
         **options,  # type: ignore[call-overload]
     )
+
+
+def holder(store: Store, conversation: str) -> Holder | None:
+    """Who holds the conversation now, this process included; None when nobody does."""
+    path = locks.lock_path(store, conversation)
+    if not path.exists():
+        return None
+    if conversation in store.locks:
+        return read_holder(path)
+    try:
+        ConversationLock(path, conversation).release()
+    except ConversationBusy as busy:
+        return busy.holder
+    return None

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import odd_models
 import pytest
+import stored
 from chat_support import GRANULARITIES, Chats, MakeChats, assert_agree, relative, say, state_bytes
 
 from deltamem_cli.engine import Cancelled, EngineError
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import chat, opening
 from deltamem_cli.session.replay import replay
-from deltamem_cli.store import conversations, locks, states, turns
+from deltamem_cli.store import conversations, states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import ConversationBusy, FingerprintMismatch, StoreError
 
@@ -371,4 +372,4 @@ def test_a_temporary_copy_begins_with_the_memory_and_touches_no_file(chats: Chat
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == home
     with Store.open(chats.database) as disk:
         assert [one.n_turns for one in conversations.all_of(disk)] == [1]
-        assert locks.holder(disk, conversations.all_of(disk)[0].id) is None
+        assert stored.holder(disk, conversations.all_of(disk)[0].id) is None

@@ -168,7 +168,7 @@ def test_interrupt_inside_a_commit_leaves_no_half_turn(tmp_path: Path, monkeypat
             turns.commit(store, talk, stored.exchange(3))
         monkeypatch.undo()
         assert assert_turns_and_states_agree(store, talk.id) == 2
-        assert locks.holder(store, talk.id) is None
+        assert stored.holder(store, talk.id) is None
         turns.commit(store, talk, stored.exchange(3))
 
 

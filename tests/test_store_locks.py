@@ -61,7 +61,7 @@ def test_second_process_learns_who_holds_the_conversation_and_may_still_read(pat
             with pytest.raises(ConversationBusy):
                 change()
         assert [turn.number for turn in turns.all_of(store, talk.id)] == [1, 2]
-        holder = locks.holder(store, talk.id)
+        holder = stored.holder(store, talk.id)
         assert holder and holder.pid == child.pid
     finally:
         child.kill()
@@ -97,7 +97,7 @@ def test_holding_twice_in_one_process_is_two_holders(path: Path, store: Store) -
     with Store.open(path) as other, pytest.raises(ConversationBusy):
         locks.hold(other, talk.id)
     locks.let_go(store, talk.id)
-    assert locks.holder(store, talk.id) is None
+    assert stored.holder(store, talk.id) is None
     with Store.open(path) as other:
         locks.hold(other, talk.id)
 

@@ -13,7 +13,6 @@ import pytest
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.episodes import Fact, Message, Question
 from deltamem_cli.episodes.conversation import draw_conversation
-from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.encode import EncodedSession, Encoder
 from deltamem_cli.training.tokens import GGUFTokenizer
 
@@ -29,11 +28,6 @@ It is {{ strftime_now('%Y') }}.<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 TOLD = [Message("user", "I live in Paris.", (Fact("city", "Paris"),)), Message("assistant", "Good.")]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", "llama", seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from training_tiny import TALK, memory_for, words
 from deltamem_cli.episodes import Fact
 from deltamem_cli.episodes.conversation import draw_conversation
 from deltamem_cli.episodes.spoken import by_name
-from deltamem_cli.synthetic import write_model
 from deltamem_cli.training import pool as pooling
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, written_episodes
@@ -22,19 +21,8 @@ from deltamem_cli.training.encode import EncodedQuestion, Encoder
 from deltamem_cli.training.pool import Pool, Query, Turn, size_of_batch
 from deltamem_cli.training.retell import retell
 from deltamem_cli.training.sources import dense_source, persona_source, recall_checks
-from deltamem_cli.training.tokens import GGUFTokenizer
 
 MARK = "<|im_start|>assistant"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", "llama", seed=1)
-
-
-@pytest.fixture(scope="module")
-def encoder(base: Path) -> Encoder:
-    return Encoder(GGUFTokenizer(base))
 
 
 def mixed_pool(

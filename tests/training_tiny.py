@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
 
 from deltamem_cli.adapter.format import AdapterConfig
+from deltamem_cli.episodes import generate_episode
 from deltamem_cli.training.backbone import Backbone
-from deltamem_cli.training.encode import Encoder
+from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.memory import Memory
 
 TALK = [
@@ -28,3 +30,9 @@ def memory_for(backbone: Backbone, **settings: object) -> Memory:
 def words(encoder: Encoder, tokens: Sequence[int]) -> str:
     """The text that tokens stand for."""
     return b"".join(encoder.tokenizer.piece(t) for t in tokens).decode()
+
+
+def episodes(encoder: Encoder, n: int, seed: int = 0) -> list[EncodedEpisode]:
+    """Conversations of two facts in two sessions."""
+    rng = random.Random(seed)
+    return [encoder.episode(generate_episode(rng, 2, talk_turns=1, sessions=2, system="")) for _ in range(n)]

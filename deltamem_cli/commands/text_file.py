@@ -8,14 +8,12 @@ from deltamem_cli import reading
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.text import decoded
 
-_LARGEST_FILE = 64 << 20
-
 
 def file_text(file: Path) -> str:
     """What a file says. Raises DeltamemError when it can't be read or is no text."""
     try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise DeltamemError(f"{file} is larger than {_LARGEST_FILE >> 20} MB: use a part of it.")
+        if file.stat().st_size > reading.MOST:
+            raise DeltamemError(f"{file} is larger than {reading.MOST >> 20} MB: use a part of it.")
         data = reading.whole_file(file)
     except OSError as error:
         raise DeltamemError(f"{file} can't be read ({error.strerror or error}): check the path.") from None

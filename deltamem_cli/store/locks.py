@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import ConversationBusy, Holder
-from deltamem_cli.store.lock_file import ConversationLock, read_holder
+from deltamem_cli.store.lock_file import ConversationLock
 
 _BETWEEN_LOOKS = 0.05  # seconds
 _LOOKS = 5
@@ -62,19 +62,6 @@ def let_go(store: Store, conversation: str) -> None:
     lock = store.locks.pop(conversation, None)
     if lock:
         lock.release()
-
-
-def holder(store: Store, conversation: str) -> Holder | None:
-    """Who holds the conversation now, this process included; None when nobody does."""
-    if store.path is None or not lock_path(store, conversation).exists():
-        return None
-    if conversation in store.locks:
-        return read_holder(lock_path(store, conversation))
-    try:
-        ConversationLock(lock_path(store, conversation), conversation).release()
-    except ConversationBusy as busy:
-        return busy.holder
-    return None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import files
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.synthetic.architectures import ARCHITECTURES, SHAPES, Key, Shape
 
@@ -33,18 +34,14 @@ def write_model(
     shape = replace(shape or Shape(), **overrides)
     if ARCHITECTURES[arch].square and shape.n_head * shape.head_dim != shape.n_embd:
         raise ValueError(f"{arch} needs n_head * head_dim = n_embd, not {shape.n_head} * {shape.head_dim}")
-    # In the same folder, because a rename is atomic only within one file system.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        _write(part, arch, shape, seed, type)
-        part.replace(path)
+        with files.replacing(path) as draft:
+            _write(draft, arch, shape, seed, type)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DeltamemError(
             f"the model {path} cannot be written ({reason}); free some space or choose another folder"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

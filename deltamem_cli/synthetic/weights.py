@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 # Type name to (ggml's number for it, GGUF's number for a file that is mostly of it, bytes and numbers of a block).
 _TYPES = {"F32": (0, 0, 4, 1), "F16": (1, 1, 2, 1), "Q4_0": (2, 2, 18, 32), "Q8_0": (8, 7, 34, 32)}
-TYPES = tuple(_TYPES)
 
 
 def type_number(type: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltamem_cli import files
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, read_answers, run_writes, written_episodes
@@ -302,24 +302,23 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         if self._rank:
             return path
-        part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save(
-            {
-                "memory": self.memory.state_dict(),
-                "mean": self.mean.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "spent": self.spent,
-                "writing": self._writing,
-                "random": json.dumps(self.rng.getstate()),
-                "settings": asdict(self.settings),
-                "made of": self.made_of,
-                "config": asdict(self.memory.config),
-                "history": self.history,
-            },
-            part,
-        )
-        part.replace(path)
+        with files.replacing(path) as draft:
+            torch.save(
+                {
+                    "memory": self.memory.state_dict(),
+                    "mean": self.mean.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": self.step,
+                    "spent": self.spent,
+                    "writing": self._writing,
+                    "random": json.dumps(self.rng.getstate()),
+                    "settings": asdict(self.settings),
+                    "made of": self.made_of,
+                    "config": asdict(self.memory.config),
+                    "history": self.history,
+                },
+                draft,
+            )
         return path
 
     def _differing(self, saved: dict[str, Any]) -> list[str]:
