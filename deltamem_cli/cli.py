@@ -28,6 +28,7 @@ from deltamem_cli.errors import DeltamemError, refused_by_system
 COMMANDS: list[tuple[str, str, str]] = [
     ("ask", "deltamem_cli.commands.ask", "Ask one question."),
     ("chat", "deltamem_cli.commands.chat.app", "Talk to a model that remembers."),
+    ("serve", "deltamem_cli.commands.serve", "Serve the memory to other programs."),
     ("memory", "deltamem_cli.commands.memory.app", "Inspect and manage a conversation's memory."),
     ("profile", "deltamem_cli.commands.profile", "Manage profiles: each has its own memory and settings."),
     ("log", "deltamem_cli.commands.log", "List, show, search and export transcripts."),

@@ -22,7 +22,7 @@ LAYERS = (
     ("engine", "store", "synthetic"),
     ("models", "memory_view", "speed", "parity"),
     ("session", "training"),
-    ("api", "diagnosis", "evaluation", "terminal"),
+    ("api", "diagnosis", "evaluation", "server", "terminal"),
     ("commands",),
     ("cli",),
     ("__main__",),

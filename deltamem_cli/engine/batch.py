@@ -122,6 +122,11 @@ def decode(feeds: Sequence[Feed]) -> None:
     if not going:
         return
     parts = _shares(_of_one_kind(going), engine.n_batch)
+    with engine.alone:
+        _take_through(engine, parts)
+
+
+def _take_through(engine: Engine, parts: Sequence[Part]) -> None:
     try:
         with engine.running(feed.sequence for feed, _ in parts):
             code, error = _decode(engine, parts)

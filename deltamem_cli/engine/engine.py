@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class Engine:
     """One context over `model`, with `adapter` attached or, when None, as plain llama.cpp. Take a Seat to work with it.
 
-    Not thread-safe, nor are its seats, but cancel() of a seat may be called from any thread or signal handler.
+    Each seat is for one thread at a time; several threads need `decode_beside_others`. cancel() of a seat may be called
+    from any thread or signal handler.
     """
 
     def __init__(self, model: Model, adapter: Path | None = None, options: EngineOptions | None = None) -> None:
@@ -50,6 +52,9 @@ class Engine:
         # sliding window may hold none of those that are left.
         self.n_past = [0] * options.seats
         self.seats: list[Any] = []  # those that were taken, in order
+        self.alone = threading.RLock()  # around all that touches the context: llama.cpp has no locks of its own
+        # takes the next tokens of a Feed through the model together with those of other threads; None: there are none
+        self.decode_beside_others: Callable[[Any], None] | None = None
         self._running: frozenset[int] = frozenset()  # sequences in the llama_decode that runs
         self.cancelled: set[int] = set()  # sequences
         self.info = AdapterInfo()
@@ -150,7 +155,8 @@ class Engine:
     def drop_pass(self, sequence: int) -> None:
         """The span writes of the sequence's open pass, if there is one, are dropped."""
         if self.has_memory:
-            self.native.call("pass_drop", self.context, sequence)
+            with self.alone:
+                self.native.call("pass_drop", self.context, sequence)
 
     def cancel(self, sequence: int) -> None:
         """Its feeding ends, and the llama_decode that runs when no other sequence needs it; see batch.decode()."""

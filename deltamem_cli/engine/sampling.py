@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamem_cli.bindings import Native
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.options import LARGEST
+
+if TYPE_CHECKING:
+    from deltamem_cli.engine.model import Model
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: a new one each time
 # llama.cpp's numbers are float32, where others become infinite or 0
@@ -84,21 +86,27 @@ def recommended(metadata: Callable[[str], Any]) -> dict[str, float | int]:
 class Sampler:
     """One chain of llama.cpp's samplers; it remembers the tokens that it accepted.
 
-    logits: those to draw from, [n_vocab] float32, or None when there are none.
+    logits: those to draw from, [n_vocab] float32, or None when there are none. grammar: GBNF that the tokens keep to.
     """
 
     def __init__(
-        self, native: Native, sampling: Sampling, n_vocab: int, logits: Callable[[], NDArray[np.float32] | None]
+        self,
+        model: Model,
+        sampling: Sampling,
+        logits: Callable[[], NDArray[np.float32] | None],
+        grammar: str | None = None,
     ) -> None:
-        self.llama = native.llama
+        """Raises EngineError for a grammar that llama.cpp can't read."""
+        self.llama, n_vocab = model.native.llama, model.n_vocab
         self._logits = logits
+        first = [] if grammar is None else [_keeping_to(model, grammar)]
         # struct llama_token_data as rows of id, logit and p. Plain numbers: numpy copies records many times slower.
         self._every = np.zeros((n_vocab, 3), np.int32)
         self._every[:, 0] = np.arange(n_vocab)
         self._candidates = self._every.copy()
         llama = self.llama
         self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for sampler in _samplers(llama, sampling, n_vocab):
+        for sampler in [*first, *_samplers(llama, sampling, n_vocab)]:
             llama.llama_sampler_chain_add(self.chain, sampler)
 
     def sample(self) -> int:
@@ -120,6 +128,14 @@ class Sampler:
         if self.chain:
             self.llama.llama_sampler_free(self.chain)
             self.chain = None
+
+
+def _keeping_to(model: Model, grammar: str) -> Any:
+    data = grammar.encode()
+    sampler = None if b"\0" in data else model.native.llama.llama_sampler_init_grammar(model.vocab, data, b"root")
+    if not sampler:
+        raise EngineError("The grammar can't be read: give GBNF with a rule called root.")
+    return sampler
 
 
 def _samplers(llama: Any, sampling: Sampling, n_vocab: int) -> list[Any]:

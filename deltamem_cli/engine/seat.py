@@ -60,7 +60,8 @@ class Seat:
     def state(self) -> NDArray[np.float32]:
         """Copy of the state, [layers, heads, rank, rank] float32."""
         state = np.zeros(self.engine.state_shape, np.float32)
-        self._native.call("state_get", self.engine.context, self.sequence, _floats(state), state.size)
+        with self.engine.alone:
+            self._native.call("state_get", self.engine.context, self.sequence, _floats(state), state.size)
         return state
 
     def set_state(self, state: NDArray[np.float32]) -> None:
@@ -68,11 +69,13 @@ class Seat:
         data, shape = np.ascontiguousarray(state, np.float32), self.engine.state_shape
         if data.shape != shape and self.has_memory:
             raise EngineError(f"A state of shape {data.shape} does not fit; this adapter needs {shape}.")
-        self._native.call("state_set", self.engine.context, self.sequence, _floats(data), data.size)
+        with self.engine.alone:
+            self._native.call("state_set", self.engine.context, self.sequence, _floats(data), data.size)
 
     def clear_state(self) -> None:
         """Sets the state to zero."""
-        self._native.call("state_clear", self.engine.context, self.sequence)
+        with self.engine.alone:
+            self._native.call("state_clear", self.engine.context, self.sequence)
 
     # visible context
 
@@ -83,8 +86,9 @@ class Seat:
 
     def clear_context(self) -> None:
         """Empties the visible context; the memory stays."""
-        self._llama.llama_memory_seq_rm(self.engine.kv, self.sequence, -1, -1)
-        self.engine.n_past[self.sequence] = 0
+        with self.engine.alone:
+            self._llama.llama_memory_seq_rm(self.engine.kv, self.sequence, -1, -1)
+            self.engine.n_past[self.sequence] = 0
 
     @property
     def can_shift(self) -> bool:
@@ -106,7 +110,8 @@ class Seat:
         held, n_swa = self.n_past, self.engine.n_swa
         if not n_swa or not held:
             return False
-        first = int(self._llama.llama_memory_seq_pos_min(self.engine.kv, self.sequence))
+        with self.engine.alone:
+            first = int(self._llama.llama_memory_seq_pos_min(self.engine.kv, self.sequence))
         return first < 0 or first > max(0, held + 1 - n_swa)
 
     def drop(self, start: int, end: int) -> None:
@@ -120,11 +125,12 @@ class Seat:
             raise EngineError(f"The tokens {start} to {end} can't be dropped; the context holds {held}.")
         if end < held and not self.can_shift:
             raise EngineError("The context of this model can't be shifted: clear it or use a larger --ctx-size.")
-        if not self._llama.llama_memory_seq_rm(self.engine.kv, self.sequence, start, end):
-            raise EngineError("This model can't forget part of its context: clear it or use a larger --ctx-size.")
-        if end < held:
-            self._llama.llama_memory_seq_add(self.engine.kv, self.sequence, end, -1, start - end)
-        self.engine.n_past[self.sequence] = held - (end - start)
+        with self.engine.alone:
+            if not self._llama.llama_memory_seq_rm(self.engine.kv, self.sequence, start, end):
+                raise EngineError("This model can't forget part of its context: clear it or use a larger --ctx-size.")
+            if end < held:
+                self._llama.llama_memory_seq_add(self.engine.kv, self.sequence, end, -1, start - end)
+            self.engine.n_past[self.sequence] = held - (end - start)
 
     # feeding and drawing
 
@@ -148,7 +154,7 @@ class Seat:
         # only a pass around several batches lets all tokens read the same state
         with self._pass_of(feed):
             while not feed.is_over:
-                decode([feed])
+                (self.engine.decode_beside_others or _decode_alone)(feed)
                 if progress and not feed.error:
                     progress(feed.done)
             return feed.result()
@@ -181,7 +187,8 @@ class Seat:
         if not self.has_memory or self.granularity == "token" or self._in_pass:
             yield
             return
-        self._native.call("pass_begin", self.engine.context, self.sequence)
+        with self.engine.alone:
+            self._native.call("pass_begin", self.engine.context, self.sequence)
         self._in_pass = True
         try:
             yield
@@ -194,7 +201,8 @@ class Seat:
 
     def _end_pass(self) -> None:
         self._in_pass = False
-        self._native.call("pass_end", self.engine.context, self.sequence)
+        with self.engine.alone:
+            self._native.call("pass_end", self.engine.context, self.sequence)
 
     def cancel(self) -> None:
         """Stops the running feed(), which raises Cancelled: at once when no other seat is in the same batch."""
@@ -205,9 +213,16 @@ class Seat:
         """[n_vocab] of the last token fed; None before anything was, and after a feed() that failed."""
         return self._feed.last_logits if self._feed and self.engine.context else None
 
-    def sampler(self, sampling: Sampling) -> Sampler:
-        """Draws tokens from the logits of the last feed(); close it after use."""
-        return Sampler(self._native, sampling, self.model.n_vocab, lambda: self.logits)
+    def sampler(self, sampling: Sampling, grammar: str | None = None) -> Sampler:
+        """Draws tokens from the logits of the last feed(); close it after use. grammar: GBNF that they keep to.
+
+        Raises EngineError for a grammar that llama.cpp can't read.
+        """
+        return Sampler(self.model, sampling, lambda: self.logits, grammar)
+
+
+def _decode_alone(feed: Feed) -> None:
+    decode([feed])
 
 
 def _floats(array: NDArray[np.float32]) -> Any:

@@ -99,7 +99,7 @@ class ChatSession:
     @property
     def writes(self) -> bool:
         """Whether the memory keeps what is said."""
-        return self.engine.has_memory and not self.settings.read_only
+        return self.engine.has_memory and not self.settings.read_only and self.settings.write != "none"
 
     def ask(
         self, text: str, *, progress: Progress | None = None, reply: Sequence[int] | None = None
@@ -211,8 +211,16 @@ class ChatSession:
 
     def clear(self) -> None:
         """Empties what the model sees; the memory stays."""
-        self._applied.view = None  # a run of its own, as every one that begins with nothing visible
-        self._change(replace(self._view, turns=[]))
+        self.show([])
+
+    def show(self, numbers: Collection[int]) -> None:
+        """Stored turns that are all that the model sees from now on, as a session's first ones are; the memory stays."""
+        shown = []
+        if numbers:
+            every = {turn.number: beginning.tokens(turn) for turn in turns.all_of(self.store, self.conversation.id)}
+            shown = [(number, every[number]) for number in sorted(numbers) if every.get(number)]
+        self._applied.view = None  # a run of its own, as every one that begins with what was there before
+        self._change(replace(self._view, turns=shown))
 
     def set_system(self, system: str | None, *, progress: Progress | None = None) -> None:
         """Another system prompt from the next turn on; the visible turns stay visible."""
@@ -266,6 +274,7 @@ class ChatSession:
         return exchange
 
     def _turn_context(self, before: View) -> TurnContext:
+        self.stats.context_tokens = self.window.n_past
         return {
             **self._applied.run,
             "system": before.prompt.system,

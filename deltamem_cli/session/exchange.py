@@ -53,8 +53,9 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self._seat = self.window.seat
-        self._writes = self._seat.has_memory
+        self._writes = self._seat.has_memory and self.settings.write != "none"
         self._granularity = self._seat.granularity
+        self._most = self.settings.max_tokens or self._seat.n_ctx_seq  # tokens: a small model may find no end
 
     def ask(self, text: str) -> Generator[str, None, None]:
         """Streams the reply, Thoughts first, until it ends, is stopped, or the generator is closed.
@@ -71,6 +72,7 @@ class Exchange:
                 write_answer=self.settings.write == "all",
                 write_thinking=self.settings.remember_thinking,
                 marks=self.prompt.thinking,
+                stop=self.settings.stop,
             )
             begun_spans = [free if self.settings.remember_thinking else span_ids.NOT_WRITTEN] * len(begun)
             start = time.perf_counter()
@@ -112,12 +114,16 @@ class Exchange:
     def _draw(self, reply: Reply) -> Generator[str, None, None]:
         for _ in self._tokens(reply):
             yield from reply.news()
+            if reply.is_stopped:
+                break
             if self.stop.wanted:
                 self.stats.interrupted = True
                 break
             if self.given is None and is_looping(reply.tokens, self.settings.loop_guard):
                 self.stats.looped = True
                 break
+        else:
+            self.stats.cut = len(reply.tokens) >= self._most
         yield from reply.finish()
 
     def _tokens(self, reply: Reply) -> Iterator[int]:
@@ -132,7 +138,8 @@ class Exchange:
             self.settings.sampling,
             write=self._writes,
             take=reply.take,
-            max_tokens=self.settings.max_tokens or self._seat.n_ctx_seq,  # a small model may find no end
+            max_tokens=self._most,
+            grammar=self.settings.grammar,
         )
 
     def _feed(self, tokens: Sequence[int], spans: Sequence[int] | None, *, stoppable: bool = False) -> None:

@@ -37,8 +37,8 @@ class Loaded:
         return self.seat.engine
 
 
-def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> Loaded:
-    """Loads model and adapter; `stack` closes them. Raises DeltamemError."""
+def load(stack: ExitStack, request: Request, profile: Profile | None = None, *, seats: int = 1) -> Loaded:
+    """Loads model and adapter; `stack` closes them. seats: conversations that may go on at once. Raises DeltamemError."""
     request = settle(request, profile)
     found, adapter, why = models.resolve(request.model or models.STARTER), None, None
     path = found.path
@@ -58,7 +58,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None) -> 
     why_no_gpu = None
     if request.gpu_layers and not model.gpu_layers:
         why_no_gpu = "This build can't use any GPU here, so --gpu-layers has no effect."
-    options = engine_options(request)
+    options = replace(engine_options(request), seats=seats)
     if request.ctx_size is None and model.n_ctx_train:
         options = replace(options, ctx_size=min(options.ctx_size, model.n_ctx_train))
     engine = stack.enter_context(Engine(model, adapter, options))

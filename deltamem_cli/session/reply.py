@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from deltamem_cli.engine import Seat
 from deltamem_cli.session import spans as span_ids
-from deltamem_cli.session.thinking import THINK, Mark, Splitter, control
+from deltamem_cli.session.stop_words import StopWords
+from deltamem_cli.session.thinking import THINK, Mark, Splitter, Thought, control
 
 
 class Reply:
@@ -22,9 +23,10 @@ class Reply:
         write_answer: bool,
         write_thinking: bool,
         marks: Sequence[Mark] = (THINK,),
+        stop: Sequence[str] = (),
     ) -> None:
         """begun: what the template has begun the reply with. first_span: id of what is written first. marks: what a
-        thought may stand between.
+        thought may stand between. stop: words before which the answer ends.
         """
         self._model = seat.model
         self._by_sentence = seat.has_memory and seat.granularity == "sentence_mean"
@@ -33,6 +35,7 @@ class Reply:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._marks = "".join(mark.open + mark.close + mark.label for mark in marks)
         self._splitter = Splitter(begun, marks)
+        self._stop = StopWords(stop)
         self._pieces: list[str] = []
         self.tokens: list[int] = []
         self.spans: list[int] = []
@@ -46,12 +49,17 @@ class Reply:
     @property
     def text(self) -> str:
         """The answer."""
-        return self._splitter.answer
+        return self._stop.cut(self._splitter.answer)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop word has come."""
+        return self._stop.found is not None
 
     def take(self, token: int) -> int:
         """Adds a token that is about to be fed. Returns its span id."""
         span = self._next_id()
-        self._pieces += self._splitter.add(self._text(token))
+        self._pieces += self._shown(self._splitter.add(self._text(token)))
         self.tokens.append(token)
         if self._splitter.thinking:
             self.n_thinking = len(self.tokens)
@@ -91,4 +99,8 @@ class Reply:
         pieces = self._splitter.add(self._decoder.decode(b"", final=True)) + self._splitter.finish()
         if not self._splitter.began:
             self.n_thinking = 0
-        return pieces
+        return [*self._shown(pieces), *filter(None, [self._stop.finish()])]
+
+    def _shown(self, pieces: Sequence[str]) -> list[str]:
+        kept = (piece if isinstance(piece, Thought) else self._stop.add(piece) for piece in pieces)
+        return [piece for piece in kept if piece]

@@ -141,13 +141,20 @@ class Window:
                 done += fed
 
     def reply(
-        self, turn: int, sampling: Sampling, *, write: bool, take: Callable[[int], int], max_tokens: int | None
+        self,
+        turn: int,
+        sampling: Sampling,
+        *,
+        write: bool,
+        take: Callable[[int], int],
+        max_tokens: int | None,
+        grammar: str | None = None,
     ) -> Iterator[int]:
         """Draws tokens until the model ends its turn; each is in the window when it is yielded.
 
-        take: called with each token before it is fed; tells its span id.
+        take: called with each token before it is fed; tells its span id. grammar: GBNF that the reply keeps to.
         """
-        sampler = self.seat.sampler(sampling)
+        sampler = self.seat.sampler(sampling, grammar)
         try:
             count = 0
             while max_tokens is None or count < max_tokens:

@@ -93,6 +93,11 @@ def all_of(store: Store, profile: Profile | None = None) -> list[Conversation]:
     return _conversations(store, store.rows(_SELECT + where + _LAST_FIRST, parameters))
 
 
+def find(store: Store, id_: str) -> Conversation | None:
+    """The conversation of that very id, if there is one."""
+    return next(iter(_conversations(store, store.rows(_SELECT + " WHERE conversations.id = ?", [id_]))), None)
+
+
 def get(store: Store, reference: str) -> Conversation:
     """The conversation whose id is `reference`, or begins or ends with it if only one does."""
     text = reference.lower()

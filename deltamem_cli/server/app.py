@@ -1,0 +1,52 @@
+"""The application: all routes, and errors in each interface's own words."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.server import openai_chat
+from deltamem_cli.server.problems import Problem, of_error
+from deltamem_cli.server.service import Service
+
+
+def build(service: Service) -> Starlette:
+    """The ASGI application that serves `service`."""
+    app = Starlette(
+        routes=[*openai_chat.ROUTES],
+        exception_handlers={
+            Problem: _problem,
+            DeltamemError: _error,
+            HTTPException: _http,
+            Exception: _unexpected,
+        },
+    )
+    app.state.service = service
+    return app
+
+
+async def _problem(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    document = openai_chat.error_document(problem)
+    if request.url.path.startswith("/api/"):  # Ollama's
+        document = {"error": problem.sentence}
+    again = {"Retry-After": "5"} if problem.status == 503 else {}
+    return JSONResponse(document, problem.status, headers=again)
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DeltamemError)
+    return await _problem(request, of_error(error))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    sentence = {404: f"There is nothing at {request.url.path[:200]}.", 405: f"{request.method} is not allowed here."}
+    return await _problem(request, Problem(error.status_code, sentence.get(error.status_code, str(error.detail))))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return await _problem(request, Problem(500, f"Unexpected error ({type(error).__name__})."))

@@ -1,0 +1,176 @@
+"""One question of a client on its way: finds its place, does what its history asks for, draws the reply in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deltamem_cli.engine import Cancelled
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.server.addressing import Address
+from deltamem_cli.server.history import History, Plan, plan
+from deltamem_cli.server.places import Place, Places
+from deltamem_cli.server.problems import Problem, of_error
+from deltamem_cli.session.chat import ChatSession
+from deltamem_cli.session.request import replies
+from deltamem_cli.session.settings import TurnStats
+from deltamem_cli.store import turns
+
+
+@dataclass(frozen=True)
+class Question:
+    """address: None where no memory is meant. options: of Sampling, and max_tokens, in place of the conversation's own.
+
+    read_only: the memory is read, and nothing of the turn is kept. grammar: GBNF.
+    """
+
+    history: History
+    profile: str
+    address: Address | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Finished:
+    """conversation, turn: None where nothing was kept. reason: stop or length, as OpenAI has them."""
+
+    stats: TurnStats
+    reason: str
+    conversation: str | None = None
+    turn: int | None = None
+
+
+class Answer:
+    """A reply that has begun, or is about to. The turn goes on by itself; who leaves early says so with stop()."""
+
+    def __init__(self, places: Places, question: Question) -> None:
+        self._places, self._question = places, question
+        self._queue: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._session: ChatSession | None = None
+        self._stopped = False
+        self._first: str | None = None
+        self.conversation: str | None = None
+        self.finished: Finished | None = None
+        task = asyncio.create_task(self._run())
+        places.tasks.add(task)
+        task.add_done_callback(places.tasks.discard)
+
+    async def begin(self) -> None:
+        """Returns when the reply has begun. Raises Problem when it never will; then nothing was changed."""
+        self._first = await self._next()
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """The reply as it grows, what is thought as Thoughts. Raises Problem."""
+        try:
+            while self._first is not None:
+                piece, self._first = self._first, None
+                yield piece
+                self._first = await self._next()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends the reply; what was said of it is committed as interrupted."""
+        if self.finished is None:
+            self._stopped = True
+            if self._session:
+                self._session.stop()
+
+    async def _next(self) -> str | None:
+        event = await self._queue.get()
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, Finished):
+            self.finished = event
+            return None
+        return event
+
+    # the turn
+
+    async def _run(self) -> None:
+        try:
+            self._queue.put_nowait(await self._held())
+        except Problem as problem:
+            self._queue.put_nowait(problem)
+        except DeltamemError as error:
+            self._queue.put_nowait(of_error(error))
+        except Exception as error:  # noqa: BLE001 (who waits must hear of it)
+            self._queue.put_nowait(Problem(500, f"Unexpected error ({type(error).__name__}: {error})."))
+
+    async def _held(self) -> Finished:
+        places, question, address = self._places, self._question, self._question.address
+        if address is not None:
+            conversation, profile = await places.run(lambda: places.find(address, question.profile))
+            async with places.conversation(conversation, profile) as place:
+                todo = plan(question.history, place.said, address.mode)
+                if todo is not None:
+                    finished = await self._in(place, todo)
+            if todo is not None:
+                if question.read_only:
+                    await places.drop(conversation.id)  # what was not kept is not to be seen by others either
+                return finished
+        async with places.nobody(question.history) as place:
+            return await self._in(place, plan(question.history, place.said, "mirror") or Plan(show=[]))
+
+    async def _in(self, place: Place, todo: Plan) -> Finished:
+        self._session = place.session
+        if not place.is_anonymous:
+            self.conversation = place.key
+        return await self._places.run(lambda: self._turn(place, todo))
+
+    def _turn(self, place: Place, todo: Plan) -> Finished:
+        """In a thread."""
+        self._check()
+        question, session = self._question, place.session
+        session.settings = replace(
+            place.settings,
+            **replies({**place.options, **question.options}),
+            stop=question.stop,
+            grammar=question.grammar,
+            read_only=question.read_only and not place.is_anonymous,
+        )
+        self._prepare(place, todo)
+        chat = todo.chat
+        for asked, answered in todo.feed:
+            for _ in session.ask(asked, reply=session.engine.model.tokenize(answered)):
+                pass
+            chat = place.note(chat).chat
+            self._check()
+        reply = session.ask(question.history.question)
+        for piece in reply:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
+            if self._is_unwanted:
+                reply.close()
+        stats = session.stats
+        reason = "length" if stats.cut else "stop"
+        if place.is_anonymous:
+            place.note(chat)
+            return Finished(stats, reason)
+        number = None if session.settings.read_only else place.note(chat).number
+        return Finished(stats, reason, place.key, number)
+
+    def _prepare(self, place: Place, todo: Plan) -> None:
+        session, system = place.session, self._question.history.system
+        if todo.undo is not None:
+            every = turns.all_of(place.store, session.conversation.id, messages=False)
+            session.undo(sum(turn.number >= todo.undo for turn in every))
+            place.forget_from(todo.undo)
+        if todo.show is not None:
+            session.show(todo.show)
+        system = place.system if system is None else system or None
+        if system != session.prompt.system:
+            session.set_system(system)
+
+    @property
+    def _is_unwanted(self) -> bool:
+        return self._stopped or self._places.ending
+
+    def _check(self) -> None:
+        if self._is_unwanted:
+            raise Cancelled(0)

@@ -1,0 +1,142 @@
+"""OpenAI's chat completions and its list of models."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from deltamem_cli.server import options
+from deltamem_cli.server.asking import Answer, Finished
+from deltamem_cli.server.problems import Problem, invalid
+from deltamem_cli.server.service import ask, bound_profile, flag, history_of, read_json, service, whole
+from deltamem_cli.session.thinking import Thought
+from deltamem_cli.store import profiles
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.ids import new_id
+
+
+async def models(request: Request) -> Response:
+    """The model, and for each profile the same with its memory."""
+    shared = service(request)
+    bound = bound_profile(request)
+
+    def names() -> list[str]:
+        with Store.read(shared.places.database) as store:
+            found = [profile.name for profile in profiles.all_of(store)]
+        return [bound] if bound is not None else found
+
+    described = [
+        {"id": name, "object": "model", "created": shared.created, "owned_by": "dmem"}
+        for name in (shared.model, *(f"{shared.model}@{profile}" for profile in await shared.places.run(names)))
+    ]
+    wanted = request.path_params.get("model")
+    if wanted is None:
+        return JSONResponse({"object": "list", "data": described})
+    shared.named(wanted)
+    return JSONResponse(described[0] | {"id": wanted})
+
+
+async def chat_completions(request: Request) -> Response:
+    """POST /v1/chat/completions"""
+    body = await read_json(request)
+    if body.get("tools"):
+        raise invalid("tools are not supported by this model's template: leave them out.", "tools")
+    answer = ask(
+        request,
+        body,
+        history_of(body.get("messages")),
+        options.sampling(body),
+        stop=options.stop_words(body.get("stop")),
+        grammar=options.grammar(body.get("response_format")),
+    )
+    head = {
+        "id": f"chatcmpl-{new_id()}",
+        "created": int(time.time()),
+        "model": body.get("model", service(request).model),
+    }
+    if flag(body, "stream"):
+        wanted = body.get("stream_options") or {}
+        if not isinstance(wanted, Mapping):
+            raise invalid("stream_options must be an object.", "stream_options")
+        await answer.begin()
+        events = _events(answer, head, tell_usage=flag(wanted, "include_usage"))
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers(answer))
+    thought, answered = await whole(request, answer)
+    assert answer.finished
+    message = {"role": "assistant", "content": answered, "refusal": None}
+    if thought:
+        message["reasoning_content"] = thought
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finished.reason}
+    document = {**head, "object": "chat.completion", "choices": [choice], "usage": usage(answer.finished)}
+    return JSONResponse(document | {"metadata": metadata(answer)}, headers=headers(answer))
+
+
+async def _events(answer: Answer, head: Mapping[str, Any], *, tell_usage: bool) -> AsyncIterator[str]:
+    def chunk(delta: Mapping[str, Any], reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return event({**head, "object": "chat.completion.chunk", "choices": [choice], **more})
+
+    yield chunk({"role": "assistant", "content": ""})
+    try:
+        async for piece in answer.pieces():
+            yield chunk({"reasoning_content" if isinstance(piece, Thought) else "content": piece})
+    except Problem as problem:
+        yield event(error_document(problem))
+        return
+    assert answer.finished
+    yield chunk({}, answer.finished.reason, metadata=metadata(answer))
+    if tell_usage:
+        yield event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage(answer.finished)})
+    yield "data: [DONE]\n\n"
+
+
+def event(document: Mapping[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+
+
+def usage(finished: Finished) -> dict[str, Any]:
+    """Tokens as OpenAI counts them."""
+    stats = finished.stats
+    prompt = stats.context_tokens + stats.prompt_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": stats.reply_tokens,
+        "total_tokens": prompt + stats.reply_tokens,
+        "prompt_tokens_details": {"cached_tokens": stats.context_tokens},
+        "completion_tokens_details": {"reasoning_tokens": stats.thinking_tokens},
+    }
+
+
+def metadata(answer: Answer) -> dict[str, str]:
+    """Which conversation remembers this, if one does."""
+    finished = answer.finished
+    if answer.conversation is None:
+        return {}
+    turn = {"turn": str(finished.turn)} if finished and finished.turn is not None else {}
+    return {"conversation": answer.conversation, **turn}
+
+
+def headers(answer: Answer) -> dict[str, str]:
+    """The same in the response's head."""
+    named = {"X-Dmem-Conversation": answer.conversation} if answer.conversation else {}
+    return {"Cache-Control": "no-store", **named}
+
+
+def error_document(problem: Problem) -> dict[str, Any]:
+    """An error as OpenAI spells it out."""
+    said = {"message": problem.sentence, "type": problem.kind, "param": problem.param, "code": problem.code}
+    return {"error": said}
+
+
+ROUTES = [
+    Route("/v1/models", models),
+    Route("/v1/models/{model:path}", models),
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+]

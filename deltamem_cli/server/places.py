@@ -1,0 +1,298 @@
+"""The conversations that are open: each in a seat of the engine while it is warm, else stored. For one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deltamem_cli.engine import Seat
+from deltamem_cli.server.addressing import Address
+from deltamem_cli.server.batching import Batcher
+from deltamem_cli.server.history import History, Said
+from deltamem_cli.server.problems import Problem
+from deltamem_cli.session.chat import ChatSession
+from deltamem_cli.session.loading import Loaded
+from deltamem_cli.session.opening import begin
+from deltamem_cli.session.request import Request, settle
+from deltamem_cli.session.settings import Settings
+from deltamem_cli.store import conversations, locks, profiles, turns
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.records import THINKING, Conversation, Profile, Turn
+
+MOST_WAITING = 256  # requests; more are told to come again later
+T = TypeVar("T")
+
+
+@dataclass
+class Place:
+    """A seat and the conversation in it.
+
+    settings, options, system: what it is held with where a request says nothing else. said: the turns of its chats.
+    """
+
+    key: str
+    seat: Seat
+    store: Store
+    session: ChatSession
+    settings: Settings
+    options: Mapping[str, Any]  # of Sampling, and max_tokens
+    system: str | None
+    said: list[Said] = field(default_factory=list)
+    last: tuple[int, str] = (0, "")  # number and time of the last turn that this knows of
+    busy: bool = True
+    used: int = 0
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether nothing of it is kept."""
+        return self.store.path is None
+
+    def note(self, chat: int | None) -> Said:
+        """Takes in the turn that was just committed. chat: the turn that its chat began with; None: this one."""
+        turn = turns.get(self.store, self.session.conversation.id, self.session.n_turns)
+        self.last = (turn.number, turn.created)
+        self.said.append(_said(turn, chat or turn.number))
+        return self.said[-1]
+
+    def forget_from(self, number: int) -> None:
+        """Turns from `number` on were taken back."""
+        self.said = [said for said in self.said if said.number < number]
+        self.last = _last(self.store, self.session.conversation)
+
+
+class Places:
+    """As many conversations as the engine has seats; who comes when all are busy waits in line.
+
+    All methods are for the event loop; what takes time runs in threads.
+    """
+
+    def __init__(self, loaded: Loaded, request: Request, database: Path) -> None:
+        """request: what every conversation begins with, settled for none of them."""
+        self.loaded, self.request, self.database = loaded, request, database
+        engine = loaded.engine
+        self.batcher = Batcher(engine)
+        self.n_seats = engine.options.seats
+        self._free = deque([loaded.seat, *(Seat(engine) for _ in range(self.n_seats - 1))])
+        self._open: dict[str, Place] = {}
+        self._line: deque[asyncio.Future[Seat]] = deque()
+        self._keys: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._moment = 0
+        self._threads = ThreadPoolExecutor(self.n_seats + 2, thread_name_prefix="turn")
+        self.ending = False
+        self.tasks: set[asyncio.Task[None]] = set()  # turns on their way
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Runs what takes time in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    @asynccontextmanager
+    async def conversation(self, conversation: Conversation, profile: Profile) -> AsyncIterator[Place]:
+        """Its place, held against all other requests and programs for as long as the block runs. Raises DeltamemError."""
+        lock = self._keys.setdefault(conversation.id, asyncio.Lock())
+        async with lock:
+            place = self._open.get(conversation.id)
+            if place is not None:
+                place.busy = True
+            try:
+                if place is not None:
+                    held = place
+                    if await self.run(lambda: _take_up(held)):
+                        yield held
+                        return
+                    place = None
+                    seat = await self._close(held)
+                else:
+                    seat = await self._take_seat()
+                place = await self._opened(seat, conversation.id, lambda: self._sit_down(seat, conversation, profile))
+                yield place
+            finally:
+                if place is not None:
+                    await asyncio.shield(self._leave(place))
+
+    @asynccontextmanager
+    async def nobody(self, history: History) -> AsyncIterator[Place]:
+        """A place of which nothing is kept; one whose window begins as `history` does, if there is such."""
+        place = max(
+            (place for place in self._open.values() if place.is_anonymous and not place.busy),
+            key=lambda place: _common(place, history),
+            default=None,
+        )
+        if place is not None and _common(place, history):
+            place.busy = True
+        else:
+            seat = await self._take_seat()
+            self._moment += 1
+            key = f"nobody-{self._moment}"
+            place = await self._opened(seat, key, lambda: self._sit_down_unknown(seat, key))
+        try:
+            yield place
+        finally:
+            await asyncio.shield(self._leave(place))
+
+    def find(self, address: Address, profile_name: str) -> tuple[Conversation, Profile]:
+        """Which conversation is meant; in a thread. Raises DeltamemError."""
+        with Store.open(self.database) as store:
+            profile = profiles.find(store, profile_name)
+            profile = profile or Profile(id=0, name=profiles.check_name(profile_name))
+            if address.conversation is None:
+                found = conversations.latest(store, profile)
+                return found or _new(
+                    profile, Address("", None, "goes_on").derived_id(f"last of {profile.name}")
+                ), profile
+            for id_ in (address.conversation.lower(), address.derived_id(profile_name)):
+                if (found := conversations.find(store, id_)) and (not address.profile or found.profile == profile_name):
+                    return found, profiles.get(store, found.profile)
+            return _new(profile, address.derived_id(profile_name)), profile
+
+    def stop_all(self) -> None:
+        """Every reply that is being drawn ends now and is committed as interrupted; nothing new begins."""
+        self.ending = True
+        for place in self._open.values():
+            if place.busy:
+                place.session.stop()
+        for waiting in self._line:
+            if not waiting.done():
+                waiting.set_exception(Problem(503, "The server is ending: ask again.", code="server_ending"))
+
+    async def drop(self, conversation: str) -> None:
+        """Lets go of what is warm of a conversation, which somebody else changed or is about to."""
+        place = self._open.get(conversation)
+        if place is not None and not place.busy:
+            self._give(await self._close(place))
+
+    async def close(self) -> None:
+        """Lets go of everything; the engine is the caller's to close."""
+        self.stop_all()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+        for place in list(self._open.values()):
+            await self._close(place)
+        await self.run(self.batcher.close)
+        self._threads.shutdown()
+
+    @property
+    def warm(self) -> list[Place]:
+        """The places that are taken."""
+        return list(self._open.values())
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
+    # seats
+
+    async def _take_seat(self) -> Seat:
+        if self.ending:
+            raise Problem(503, "The server is ending: ask again.", code="server_ending")
+        if self._free:
+            return self._free.popleft()
+        idle = [place for place in self._open.values() if not place.busy]
+        if idle:
+            return await self._close(min(idle, key=lambda place: place.used))
+        if len(self._line) >= MOST_WAITING:
+            raise Problem(503, f"{MOST_WAITING} requests are waiting already: ask again later.", code="overloaded")
+        waiting: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+        self._line.append(waiting)
+        try:
+            return await waiting
+        except BaseException:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                self._give(waiting.result())  # given in the moment in which it was given up
+            raise
+        finally:
+            if waiting in self._line:
+                self._line.remove(waiting)
+
+    def _give(self, seat: Seat) -> None:
+        while self._line:
+            waiting = self._line.popleft()
+            if not waiting.done():
+                waiting.set_result(seat)
+                return
+        self._free.append(seat)
+
+    async def _opened(self, seat: Seat, key: str, sit_down: Callable[[], Place]) -> Place:
+        try:
+            place = await self.run(sit_down)
+        except BaseException:
+            self._give(seat)
+            raise
+        self._open[key] = place
+        return place
+
+    async def _leave(self, place: Place) -> None:
+        self.batcher.leave(place.seat.sequence)
+        await self.run(lambda: locks.let_go(place.store, place.session.conversation.id))
+        self._moment += 1
+        place.busy, place.used = False, self._moment
+        if self._line:
+            self._give(await self._close(place))
+
+    async def _close(self, place: Place) -> Seat:
+        place.busy = True
+        self._open.pop(place.key, None)
+        await self.run(place.store.close)
+        return place.seat
+
+    # in threads
+
+    def _sit_down(self, seat: Seat, conversation: Conversation, profile: Profile) -> Place:
+        store = Store.open(self.database)
+        try:
+            locks.hold(store, conversation.id)
+            request = replace(self.request, profile=profile.name)
+            place = self._seated(conversation.id, seat, store, request, profile, conversation)
+            place.said = [_said(turn) for turn in turns.all_of(store, conversation.id) if turn.kind == "chat"]
+            place.last = _last(store, conversation)
+            return place
+        except BaseException:
+            store.close()
+            raise
+
+    def _sit_down_unknown(self, seat: Seat, key: str) -> Place:
+        store = Store.memory()
+        profile = profiles.create(store, self.request.profile)
+        request = replace(self.request, write="none", log=True)
+        return self._seated(key, seat, store, request, profile, conversations.new(profile))
+
+    def _seated(
+        self, key: str, seat: Seat, store: Store, request: Request, profile: Profile, conversation: Conversation
+    ) -> Place:
+        session = begin(store, request, replace(self.loaded, seat=seat), profile, conversation, start=False)
+        options = {**self.loaded.options, **settle(request, profile).options}
+        return Place(key, seat, store, session, session.settings, options, session.prompt.system)
+
+
+def _take_up(place: Place) -> bool:
+    """Holds the conversation again. False when others have changed it in between."""
+    locks.hold(place.store, place.session.conversation.id)
+    return _last(place.store, place.session.conversation) == place.last
+
+
+def _last(store: Store, conversation: Conversation) -> tuple[int, str]:
+    number = turns.last_number(store, conversation.id)
+    return (number, turns.get(store, conversation.id, number).created) if number else (0, "")
+
+
+def _new(profile: Profile, id_: str) -> Conversation:
+    return replace(conversations.new(profile), id=id_)
+
+
+def _said(turn: Turn, chat: int | None = None) -> Said:
+    texts = {message.role: message.text for message in turn.messages if message.role != THINKING}
+    return Said(turn.number, texts.get("user"), texts.get("assistant"), chat)
+
+
+def _common(place: Place, history: History) -> int:
+    """How many exchanges at the front are the same."""
+    plans = zip(place.said, history.exchanges, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: (pair[0].user, pair[0].assistant) == pair[1], plans))

@@ -1,0 +1,207 @@
+"""What all interfaces share: the places, the model's name, who may do what, and how a request's body is read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from deltamem_cli.errors import DeltamemError
+from deltamem_cli.server import addressing
+from deltamem_cli.server.asking import Answer, Question
+from deltamem_cli.server.history import History
+from deltamem_cli.server.places import Places
+from deltamem_cli.server.problems import Problem, invalid, of_error
+from deltamem_cli.session.request import replies
+from deltamem_cli.session.thinking import parted
+
+LARGEST_BODY = 10_000_000  # bytes
+_BODY_SECONDS = 30.0
+
+
+@dataclass
+class Service:
+    """model: the name that clients call it by; aliases: others that mean it too."""
+
+    places: Places
+    model: str
+    profile: str
+    created: int  # seconds since 1970
+    aliases: frozenset[str] = frozenset()
+    keys: Mapping[str, str | None] = field(default_factory=dict)  # API key: the profile that it is bound to, if any
+
+    def named(self, name: object) -> str | None:
+        """The profile that a model's name tells, if any. Raises Problem for a model that is not served."""
+        if not isinstance(name, str):
+            raise invalid("model must be a text.", "model")
+        model, profile = addressing.model_and_profile(name)
+        if model not in (self.model, *self.aliases):
+            raise Problem(
+                404, f"There is no model {model} here: use {self.model}.", code="model_not_found", param="model"
+            )
+        return profile
+
+
+def service(request: Request) -> Service:
+    """That of the application that got the request."""
+    found: Service = request.app.state.service
+    return found
+
+
+def bound_profile(request: Request) -> str | None:
+    """The profile that the request's API key is bound to; None: it may use all."""
+    return getattr(request.state, "profile", None)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body as an object. Raises Problem."""
+    said = request.headers.get("content-length", "")
+    if said.isdigit() and int(said) > LARGEST_BODY:
+        raise _too_large()
+    try:
+        data = await asyncio.wait_for(_read(request), _BODY_SECONDS)
+    except asyncio.TimeoutError:
+        raise Problem(408, f"The request did not come within {_BODY_SECONDS:.0f} seconds.") from None
+    except ClientDisconnect:
+        raise Problem(499, "The client left.") from None
+    try:
+        body = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise invalid("The body is not UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"The body is not JSON ({str(error)[:100]}).") from None
+    if not isinstance(body, dict):
+        raise invalid("The body must be a JSON object.")
+    return body
+
+
+async def _read(request: Request) -> bytearray:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > LARGEST_BODY:
+            raise _too_large()
+    return data
+
+
+def _too_large() -> Problem:
+    return Problem(413, f"The body is larger than {LARGEST_BODY // 1_000_000} MB.")
+
+
+def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A field that is true or false. Raises Problem."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise invalid(f"{name} must be true or false.", name)
+    return value
+
+
+def text_of(content: object, where: str) -> str:
+    """A message's content, a text or parts of which each is one. Raises Problem for pictures and sound."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return _encodable(content)
+    if not isinstance(content, Sequence):
+        raise invalid(f"{where} must be a text or a list of parts.", where)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "refusal":
+            texts.append(str(part.get("refusal", "")))
+        else:
+            raise invalid(f"{where} has a part of the type {str(kind)[:40]}, and this model reads text alone.", where)
+    return _encodable("".join(texts))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # JSON can spell half a character
+
+
+def history_of(messages: object) -> History:
+    """What `messages` say, [{role, content}, …]. Raises Problem."""
+    if not isinstance(messages, list) or not messages:
+        raise invalid("messages must be a list of at least one message.", "messages")
+    system: list[str] = []
+    said: list[tuple[str, str]] = []  # neighbours of one role joined
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(message, Mapping):
+            raise invalid(f"{where} must be an object.", where)
+        role = message.get("role")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise invalid(f"{where} has the role {str(role)[:40]}: use system, user or assistant.", f"{where}.role")
+        text = text_of(message.get("content"), f"{where}.content")
+        if role in ("system", "developer"):
+            system.append(text)
+        elif said and said[-1][0] == role:
+            said[-1] = (role, f"{said[-1][1]}\n\n{text}")
+        else:
+            said.append((role, text))
+    if not said or said[-1][0] != "user":
+        raise invalid("The last message must be the user's.", "messages")
+    if not said[-1][1].strip():
+        raise invalid("The last message is empty.", "messages")
+    if said[0][0] == "assistant":
+        said.insert(0, ("user", ""))
+    texts = [text for _, text in said]
+    pairs = list(zip(texts[:-1:2], texts[1:-1:2], strict=True))
+    return History(texts[-1], pairs, "\n\n".join(system) if system else None)
+
+
+def ask(
+    request: Request,
+    body: Mapping[str, Any],
+    history: History,
+    options: Mapping[str, Any],
+    *,
+    address: addressing.Address | None = None,
+    stop: tuple[str, ...] = (),
+    grammar: str | None = None,
+) -> Answer:
+    """Begins an answer. address: where the interface says which conversation is meant, else what the request says.
+
+    Raises Problem.
+    """
+    shared = service(request)
+    profile, bound = shared.named(body.get("model", shared.model)), bound_profile(request)
+    if address is None:
+        address = addressing.find(request.headers, body, profile)
+    if bound is not None:
+        if address and address.profile not in (None, bound):
+            raise Problem(403, f"This key is for the profile {bound}.", code="profile_not_allowed")
+        address = address and addressing.Address(address.conversation, bound, address.mode)
+    try:
+        replies(options)
+    except DeltamemError as error:
+        raise of_error(error) from None
+    metadata = body.get("metadata")
+    read_only = request.headers.get("x-dmem-read-only", "").lower() in ("1", "true", "yes")
+    if isinstance(metadata, Mapping):
+        read_only = read_only or str(metadata.get("read_only", "")).lower() in ("1", "true", "yes")
+    wanted = (address and address.profile) or shared.profile
+    return Answer(shared.places, Question(history, wanted, address, options, stop, grammar, read_only))
+
+
+async def whole(request: Request, answer: Answer) -> tuple[str, str]:
+    """What was thought and what was answered, at the end; a client that leaves ends it. Raises Problem."""
+    leaving = asyncio.create_task(_stop_when_left(request, answer))
+    try:
+        await answer.begin()
+        return parted([piece async for piece in answer.pieces()])
+    finally:
+        leaving.cancel()
+
+
+async def _stop_when_left(request: Request, answer: Answer) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    answer.stop()
