@@ -40,7 +40,7 @@ def _home() -> Path | None:
     return expanded(value).absolute() if value else None
 
 
-def _platform_path(what: Literal["data", "config", "cache"]) -> Path:
+def _platform_path(what: Literal["data", "config", "cache", "runtime"]) -> Path:
     import platformdirs  # takes longer than everything else here
 
     path: Path | None = None
@@ -65,6 +65,12 @@ def cache_dir() -> Path:
     """What can be made again: fingerprints, synthetic models."""
     home = _home()
     return home / "cache" if home else _platform_path("cache")
+
+
+def runtime_dir() -> Path:
+    """What lasts as long as a process: sockets."""
+    home = _home()
+    return home / "run" if home else _platform_path("runtime")
 
 
 def native_dir() -> Path:

@@ -279,7 +279,7 @@ def test_stopped_in_the_middle_of_a_thought_all_still_agree(
 ) -> None:
     with make_chats(granularity).open(options={"seed": "1"}) as (session, loaded):
         with monkeypatch.context() as patched:
-            patched.setattr(Seat, "sampler", lambda seat, sampling: Script(session, REPLY))
+            patched.setattr(Seat, "sampler", lambda seat, *_: Script(session, REPLY))
             shown = ""
             pieces = session.ask("Who am I?")
             for piece in pieces:
@@ -299,7 +299,7 @@ def test_stopped_in_the_middle_of_a_thought_all_still_agree(
 def test_a_drawn_reply_is_split_like_a_given_one(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
     with chats.open(options={"seed": "1"}) as (session, _):
         with monkeypatch.context() as patched:
-            patched.setattr(Seat, "sampler", lambda seat, sampling: Script(session, REPLY))
+            patched.setattr(Seat, "sampler", lambda seat, *_: Script(session, REPLY))
             drawn = list(session.ask("Who am I?"))
         first = turns.get(session.store, session.conversation.id, 1).messages
         written = state_bytes(session)

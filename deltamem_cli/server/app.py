@@ -30,23 +30,28 @@ def build(service: Service) -> Starlette:
 
 async def _problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
+    return problem_response(request, problem)
+
+
+def problem_response(request: Request, problem: Problem) -> Response:
+    """The answer to a request that can't be done, as the interface at its path spells it out."""
     document = openai_chat.error_document(problem)
     if request.url.path.startswith("/api/"):  # Ollama's
         document = {"error": problem.sentence}
-    again = {"Retry-After": "5"} if problem.status == 503 else {}
-    return JSONResponse(document, problem.status, headers=again)
+    more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
+    return JSONResponse(document, problem.status, headers=more.get(problem.status))
 
 
 async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DeltamemError)
-    return await _problem(request, of_error(error))
+    return problem_response(request, of_error(error))
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentence = {404: f"There is nothing at {request.url.path[:200]}.", 405: f"{request.method} is not allowed here."}
-    return await _problem(request, Problem(error.status_code, sentence.get(error.status_code, str(error.detail))))
+    return problem_response(request, Problem(error.status_code, sentence.get(error.status_code, str(error.detail))))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return await _problem(request, Problem(500, f"Unexpected error ({type(error).__name__})."))
+    return problem_response(request, Problem(500, f"Unexpected error ({type(error).__name__})."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -32,7 +32,6 @@ class Service:
     profile: str
     created: int  # seconds since 1970
     aliases: frozenset[str] = frozenset()
-    keys: Mapping[str, str | None] = field(default_factory=dict)  # API key: the profile that it is bound to, if any
 
     def named(self, name: object) -> str | None:
         """The profile that a model's name tells, if any. Raises Problem for a model that is not served."""
@@ -178,7 +177,8 @@ def ask(
     if bound is not None:
         if address and address.profile not in (None, bound):
             raise Problem(403, f"This key is for the profile {bound}.", code="profile_not_allowed")
-        address = address and addressing.Address(address.conversation, bound, address.mode)
+        address = address or addressing.Address(None, bound, "goes_on")
+        address = addressing.Address(address.conversation, bound, address.mode)
     try:
         replies(options)
     except DeltamemError as error:

@@ -1,51 +1,83 @@
-"""Runs the application: a port or a socket, signals, and an end when nobody has asked for a while."""
+"""Runs the application: sockets, signals, and an end when nobody has asked for a while."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import time
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
-from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from deltamem_cli.server.guard import Guard
 from deltamem_cli.server.places import Places
 
-MOST_CONNECTIONS = 512
+MOST_CONNECTIONS = 512  # more are told that the server is busy
+_HEAD_SECONDS = 30.0  # for a request's first line and headers
+_LARGEST_HEAD = 64 * 1024  # bytes
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection that takes too long to say what it wants."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 class Server(uvicorn.Server):
     """Ends the replies that are being drawn when it is told to end, so that they are committed before it does."""
 
-    def __init__(self, app: Starlette, places: Places) -> None:
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            limit_concurrency=MOST_CONNECTIONS,
-            h11_max_incomplete_event_size=64 * 1024,
-            timeout_keep_alive=30,
-            server_header=False,
+    def __init__(self, guard: Guard, places: Places, *, idle: float | None = None) -> None:
+        """idle: seconds without a request after which it ends by itself."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would tell what requests say
+        super().__init__(
+            uvicorn.Config(
+                guard,
+                http=_Protocol,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=MOST_CONNECTIONS,
+                h11_max_incomplete_event_size=_LARGEST_HEAD,
+                timeout_keep_alive=30,
+            )
         )
-        super().__init__(config)
-        self._places = places
+        self._guard, self._places, self._idle = guard, places, idle
+        self.should_exit = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As uvicorn's, which lets what runs come to its end."""
+        """As uvicorn's, which lets what runs come to its end; nothing new begins."""
         self._places.ending = True
         super().handle_exit(sig, frame)
 
-    async def serve_and_close(self, sockets: list[socket.socket]) -> None:
-        """Serves until a signal, then until all turns are committed."""
-        ending = asyncio.create_task(self._stop_when_told())
+    async def serve_and_close(self, sockets: Sequence[socket.socket]) -> None:
+        """Serves until a signal, or until it was idle for long; then until all turns are committed."""
+        watching = asyncio.create_task(self._watch())
         try:
-            await self.serve(sockets)
+            await self.serve(list(sockets))
         finally:
-            ending.cancel()
+            watching.cancel()
             await self._places.close()
 
-    async def _stop_when_told(self) -> None:
+    async def _watch(self) -> None:
         while not self.should_exit:
             await asyncio.sleep(0.05)
+            unused = time.monotonic() - self._guard.last
+            if self._idle is not None and not self._guard.n_running and unused > self._idle:
+                self.should_exit = True
         self._places.stop_all()
