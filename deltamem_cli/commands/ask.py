@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,15 +82,12 @@ def ask(
       ls *.txt | xargs -P 2 -I{} sh -c 'dmem ask "Summarise." < {} > {}.summary'
       dmem ask --json "Name three rivers." | jq -r .text
     """
-    from deltamem_cli.session.request import Request
-    from deltamem_cli.store.database import Store
-
     named = profile is not None or continue_ or cid is not None
     if (read_only or no_log) and not named:
         raise UsageError(
             f"{'--read-only' if read_only else '--no-log'} is about a memory: name one with --profile or --continue"
         )
-    request = Request(
+    asked: dict[str, Any] = dict(
         profile=profile_name(profile),
         cid=cid,
         model=model,
@@ -112,6 +109,12 @@ def ask(
     text = one_question.question(question, example=_EXAMPLE)
     if text is None:
         raise one_question.no_question(_EXAMPLE)
+    if one_question.answer_from_server(database, asked, text, stream=not no_stream, as_json=as_json):
+        return
+    from deltamem_cli.session.request import Request
+    from deltamem_cli.store.database import Store
+
+    request = Request(**asked)
     with ExitStack() as stack:
         if not named:
             store = stack.enter_context(Store.memory())

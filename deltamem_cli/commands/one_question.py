@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,6 +17,7 @@ from deltamem_cli.terminal.output import note, print_json, printable
 from deltamem_cli.text import decoded, whole
 
 if TYPE_CHECKING:
+    from deltamem_cli.server.asker import WarmTurn
     from deltamem_cli.session.chat import ChatSession
     from deltamem_cli.session.loading import Loaded
     from deltamem_cli.session.request import Request
@@ -86,47 +89,59 @@ def answer(
             )
     except Cancelled:
         raise typer.Exit(130) from None
-    for warning in (one_reply.warn_of_loop(session), one_reply.warn_of_dropped(session)):
+    _warn(session)
+
+
+def answer_from_server(
+    database: Path | None, request: Mapping[str, Any], text: str, *, stream: bool, as_json: bool
+) -> bool:
+    """As answer(), by a server that has the model loaded; False, with nothing done, when none runs that would do the same.
+
+    request: the fields of a Request that are not as by default.
+    """
+    from deltamem_cli.server import asker
+    from deltamem_cli.store.location import default_path
+
+    turn = asker.ask(database or default_path(), text, request)
+    if turn is None:
+        return False
+    from deltamem_cli.terminal import one_reply
+
+    if as_json:
+        from deltamem_cli.terminal.interrupts import stopping
+
+        with stopping(turn.stop):
+            for _ in turn.pieces():
+                pass
+        print_json(dict(turn.document))
+    else:
+        show = request.get("show_thinking")
+        one_reply.show_reply(turn, lambda progress: turn.pieces(), stream=stream, show_thinking=show)
+    _warn(turn)
+    return True
+
+
+def _warn(turn: ChatSession | WarmTurn) -> None:
+    """What there is to say of a turn that is over. Raises typer.Exit with 130 when it was interrupted."""
+    from deltamem_cli.terminal import one_reply
+
+    for warning in (one_reply.warn_of_loop(turn), one_reply.warn_of_dropped(turn)):
         if warning:
             note(warning)
-    if session.stats.interrupted:
+    if turn.stats.interrupted:
         raise typer.Exit(130)
 
 
 def _document(session: ChatSession, loaded: Loaded, request: Request, text: str, seconds: float) -> dict[str, Any]:
+    from deltamem_cli.session.account import document
     from deltamem_cli.session.thinking import parted
     from deltamem_cli.terminal.interrupts import stopping
 
     with stopping(session.stop):
         thought, answered = parted(session.ask(text))
-    stats = session.stats
-    memory = None
-    if session.engine.has_memory:
-        from deltamem_cli.memory_view.metrics import total_norm
-
-        memory = {"norm": total_norm(session.seat.state()), "change": stats.changed}
-    return {
-        "text": answered,
-        "thinking": thought,
-        "interrupted": stats.interrupted,
-        "model": loaded.model.name,
-        "adapter": loaded.adapter.name if loaded.adapter else None,
-        "profile": None if request.temporary else session.profile.name,
-        "conversation": None if request.temporary else session.conversation.id,
-        "turn": None if request.temporary or request.read_only else session.n_turns,
-        "tokens": {
-            "prompt": stats.prompt_tokens,
-            "reply": stats.reply_tokens,
-            "thinking": stats.thinking_tokens,
-            "written": stats.written_tokens,
-        },
-        "seconds": {
-            "load": round(seconds, 3),
-            "prompt": round(stats.prompt_seconds, 3),
-            "reply": round(stats.reply_seconds, 3),
-        },
-        "memory": memory,
-    }
+    return document(
+        session, loaded, thought=thought, answered=answered, temporary=request.temporary, load_seconds=seconds
+    )
 
 
 def tell_of_waiting(holder: Holder) -> None:

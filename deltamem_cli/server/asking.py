@@ -13,9 +13,11 @@ from deltamem_cli.server.addressing import Address
 from deltamem_cli.server.history import History, Plan, plan
 from deltamem_cli.server.places import Place, Places
 from deltamem_cli.server.problems import Problem, of_error
+from deltamem_cli.session.account import document
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.settings import TurnStats
+from deltamem_cli.session.thinking import parted
 from deltamem_cli.store import turns
 
 
@@ -23,7 +25,7 @@ from deltamem_cli.store import turns
 class Question:
     """address: None where no memory is meant. options: of Sampling, and max_tokens, in place of the conversation's own.
 
-    read_only: the memory is read, and nothing of the turn is kept. grammar: GBNF.
+    settings: of Settings, in place of its own. Where read_only is among them nothing of the turn is kept. grammar: GBNF.
     """
 
     history: History
@@ -32,17 +34,28 @@ class Question:
     options: Mapping[str, Any] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     grammar: str | None = None
-    read_only: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing of the turn is kept."""
+        return bool(self.settings.get("read_only"))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """conversation, turn: None where nothing was kept. reason: stop or length, as OpenAI has them."""
+    """conversation, turn: None where nothing was kept. reason: stop or length, as OpenAI has them. dropped: whether turns
+    have left the window. writes, context: as ChatSession.writes and context_filled. document: see account.py.
+    """
 
     stats: TurnStats
     reason: str
     conversation: str | None = None
     turn: int | None = None
+    dropped: bool = False
+    writes: bool = False
+    context: tuple[int, int] = (0, 0)
+    document: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Answer:
@@ -133,7 +146,7 @@ class Answer:
             **replies({**place.options, **question.options}),
             stop=question.stop,
             grammar=question.grammar,
-            read_only=question.read_only and not place.is_anonymous,
+            **({} if place.is_anonymous else question.settings),
         )
         self._prepare(place, todo)
         chat = todo.chat
@@ -143,17 +156,32 @@ class Answer:
             chat = place.note(chat).chat
             self._check()
         reply = session.ask(question.history.question)
+        pieces = []
         for piece in reply:
+            pieces.append(piece)
             self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
             if self._is_unwanted:
                 reply.close()
-        stats = session.stats
-        reason = "length" if stats.cut else "stop"
-        if place.is_anonymous:
-            place.note(chat)
-            return Finished(stats, reason)
-        number = None if session.settings.read_only else place.note(chat).number
-        return Finished(stats, reason, place.key, number)
+        turn = None if session.settings.read_only else place.note(chat).number
+        kept = not place.is_anonymous
+        thought, answered = parted(pieces)
+        return Finished(
+            session.stats,
+            "length" if session.stats.cut else "stop",
+            place.key if kept else None,
+            turn if kept else None,
+            bool(session.take_dropped()),
+            session.writes,
+            session.context_filled,
+            document(
+                session,
+                self._places.loaded,
+                thought=thought,
+                answered=answered,
+                temporary=not kept,
+                load_seconds=0,
+            ),
+        )
 
     def _prepare(self, place: Place, todo: Plan) -> None:
         session, system = place.session, self._question.history.system

@@ -11,6 +11,23 @@ from pathlib import Path
 from deltamem_cli import files, paths
 from deltamem_cli.errors import DeltamemError
 
+ASK = "/v1/dmem/ask"
+# Settings that decide what answers and what is remembered: where server and command differ, the command loads the model.
+CONFIGURED = (
+    "model",
+    "adapter",
+    "template",
+    "system",
+    "write",
+    "ctx_size",
+    "gpu_layers",
+    "threads",
+    "replay",
+    "cache_type_k",
+    "cache_type_v",
+    "flash_attention",
+    "remember_thinking",
+)
 _LONGEST = 100  # bytes of a path that every system takes for a socket
 
 

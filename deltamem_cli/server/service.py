@@ -188,7 +188,7 @@ def ask(
     if isinstance(metadata, Mapping):
         read_only = read_only or str(metadata.get("read_only", "")).lower() in ("1", "true", "yes")
     wanted = (address and address.profile) or shared.profile
-    return Answer(shared.places, Question(history, wanted, address, options, stop, grammar, read_only))
+    return Answer(shared.places, Question(history, wanted, address, options, stop, grammar, {"read_only": read_only}))
 
 
 async def whole(request: Request, answer: Answer) -> tuple[str, str]:

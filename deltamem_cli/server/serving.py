@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -61,9 +62,10 @@ class Server(uvicorn.Server):
         self.should_exit = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As uvicorn's, which lets what runs come to its end; nothing new begins."""
+        """Nothing new begins. Unlike uvicorn's, this does not send the signal again when all is over: the end is in order."""
         self._places.ending = True
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     async def serve_and_close(self, sockets: Sequence[socket.socket]) -> None:
         """Serves until a signal, or until it was idle for long; then until all turns are committed."""

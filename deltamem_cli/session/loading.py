@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from deltamem_cli import models
@@ -29,6 +30,7 @@ class Loaded:
     why_no_memory: str | None  # a sentence, when there is no adapter
     why_no_gpu: str | None = None  # a sentence, when one was asked for and there is none
     write: str = "all"  # what of a turn the adapter was trained to write
+    adapter_path: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # of replies, that the model's file or we recommend
 
     @property
@@ -66,7 +68,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None, *, 
     recommends = {**found.options, **recommended(model.metadata)}
     model_identity = Identity(path.stem, fingerprint(path, remember=keep))
     write = trained_writes(adapter) if adapter else "all"
-    return Loaded(Seat(engine), model_identity, identity, why, why_no_gpu, write, recommends)
+    return Loaded(Seat(engine), model_identity, identity, why, why_no_gpu, write, adapter, recommends)
 
 
 def last_state(store: Store, conversation: Conversation, loaded: Loaded) -> Snapshot | None:

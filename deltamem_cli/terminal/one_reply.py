@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from deltamem_cli.terminal.interrupts import keys_wait, stopping
 from deltamem_cli.terminal.reply_view import progress_bar, reply_view
 from deltamem_cli.terminal.thoughts import Thoughts
 
 if TYPE_CHECKING:
+    from deltamem_cli.server.asker import WarmTurn
     from deltamem_cli.session.chat import ChatSession
 
 Progress = Callable[[int, int], None]
 
 
+class Turn(Protocol):
+    """What is asked of a session, or of a turn that a server holds."""
+
+    def stop(self) -> None:
+        """Ends the reply soon."""
+
+
 def show_reply(
-    session: ChatSession,
+    session: Turn,
     reply: Callable[[Progress], Generator[str, None, None]],
     *,
     stream: bool = True,
@@ -61,14 +69,14 @@ def remember(session: ChatSession, text: str) -> None:
         session.remember(text, progress=progress)
 
 
-def warn_of_loop(session: ChatSession) -> str | None:
+def warn_of_loop(session: ChatSession | WarmTurn) -> str | None:
     """What to tell when the last reply was ended because it repeated itself."""
     if not session.stats.looped:
         return None
     return "The reply kept repeating itself, so it was cut off here. To let replies run on: -o loop_guard 0"
 
 
-def warn_of_dropped(session: ChatSession) -> str | None:
+def warn_of_dropped(session: ChatSession | WarmTurn) -> str | None:
     """What to tell when turns have left the window since it was asked last."""
     if not session.take_dropped():
         return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,11 +77,9 @@ def chat(
       dmem chat --profile work
       git diff | dmem chat "Explain this change"
     """
-    from deltamem_cli.session.request import Request
-
     if new and cid is not None:
         raise UsageError("--new and --cid can't be used together; drop one of them")
-    request = Request(
+    wanted: dict[str, Any] = dict(
         profile=profile_name(profile),
         cid=cid,
         new=new,
@@ -101,12 +99,18 @@ def chat(
         **asdict(hardware),
     )
     asked = one_question.question(question, example='dmem chat "What is my name?"')
+    if asked is not None:
+        wanted["brief"] = True
+        if one_question.answer_from_server(database, wanted, asked, stream=not no_stream, as_json=False):
+            return
+    from deltamem_cli.session.request import Request
+
     with ExitStack() as stack:
-        store, request = _open_for(stack, request, database)
+        store, request = _open_for(stack, Request(**wanted), database)
         if asked is None:
             _in_terminal(store, request, stream=not no_stream)
         else:
-            one_question.answer(stack, store, replace(request, brief=True), asked, stream=not no_stream)
+            one_question.answer(stack, store, request, asked, stream=not no_stream)
 
 
 def _open_for(stack: ExitStack, request: Request, database: Path | None) -> tuple[Store, Request]:

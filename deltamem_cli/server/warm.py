@@ -1,0 +1,116 @@
+"""For `dmem ask` of the same user: the question as the command line has it, to the model that is loaded already.
+
+What would be another model, another adapter or another way to run them is refused, and the command loads it itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from deltamem_cli import config, models
+from deltamem_cli.server.addressing import Address
+from deltamem_cli.server.asking import Answer, Question
+from deltamem_cli.server.history import History
+from deltamem_cli.server.meeting import ASK, CONFIGURED
+from deltamem_cli.server.problems import Problem
+from deltamem_cli.server.service import Service, read_json, service
+from deltamem_cli.session.request import Request, find_profile, settle
+from deltamem_cli.session.thinking import Thought
+from deltamem_cli.store.database import Store
+
+# How a model is run: of a settled request, what must be as the server has it.
+_HARDWARE = ("ctx_size", "gpu_layers", "threads", "cache_type_k", "cache_type_v", "flash_attention", "template")
+
+
+async def ask(http: HttpRequest) -> Response:
+    """POST: {text, configured, request}, as meeting.py sends them. Answers with lines of JSON."""
+    if http.client is not None:  # others are not the same user
+        raise Problem(404, f"There is nothing at {ASK}.")
+    shared, body = service(http), await read_json(http)
+    said: Mapping[str, Any] = body["request"]
+    request = Request(**{field.name: said[field.name] for field in fields(Request) if field.name in said})
+    if body["configured"] != {name: _plain(config.value(name)) for name in CONFIGURED}:
+        raise _other("configuration")
+    settled = await shared.places.run(lambda: _settled(shared, request))
+    named = not request.temporary
+    answer = Answer(
+        shared.places,
+        Question(
+            History(body["text"], system=settled.system),
+            settled.profile,
+            Address(None, settled.profile, "append") if named else None,
+            settled.options,
+            settings={
+                "read_only": request.read_only and named,
+                "log": request.log,
+                "remember_thinking": bool(settled.remember_thinking),
+                **({"write": settled.write} if settled.write and named else {}),
+            },
+        ),
+    )
+    await answer.begin()
+    return StreamingResponse(_lines(answer), media_type="application/x-ndjson")
+
+
+async def _lines(answer: Answer) -> AsyncIterator[str]:
+    def line(**what: Any) -> str:
+        return json.dumps(what) + "\n"
+
+    try:
+        async for piece in answer.pieces():
+            yield line(thought=piece) if isinstance(piece, Thought) else line(piece=piece)
+    except Problem as problem:
+        yield line(error=problem.sentence)
+        return
+    assert answer.finished
+    yield line(
+        end={
+            "interrupted": answer.finished.stats.interrupted,
+            "looped": answer.finished.stats.looped,
+            "dropped": answer.finished.dropped,
+            "writes": answer.finished.writes,
+            "context": answer.finished.context,
+            "document": answer.finished.document,
+        }
+    )
+
+
+def _settled(shared: Service, request: Request) -> Request:
+    """Raises Problem when the server runs something else than the request means."""
+    places = shared.places
+    with Store.read(places.database) as store:
+        profile = None if request.temporary else find_profile(store, request)
+    settled, own = settle(request, profile), settle(places.request, None)
+    found = models.resolve(settled.model or models.STARTER)
+    if found.path.resolve() != places.loaded.engine.model.path.resolve():
+        raise _other("model")
+    if request.memory:
+        adapter = models.adapter_file(settled.adapter) if settled.adapter else found.adapter
+        running = places.loaded.adapter_path
+        if (adapter and adapter.resolve()) != (running and running.resolve()):
+            raise _other("adapter")
+    for name in _HARDWARE:
+        if getattr(settled, name) != getattr(own, name):
+            raise _other(name)
+    if request.think is not None:
+        raise _other("think")
+    return settled
+
+
+def _other(what: str) -> Problem:
+    return Problem(409, f"The server runs with another {what}.", code="other")
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+ROUTES = [Route(ASK, ask, methods=["POST"])]
