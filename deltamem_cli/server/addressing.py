@@ -52,7 +52,8 @@ def find(headers: Mapping[str, str], body: Mapping[str, Any], profile: str | Non
             return Address(None, wanted, "goes_on")
         if name := headers.get(header):
             return Address(_checked(name, header), wanted, mode)
-    metadata = body.get("metadata") or {}
+    metadata = body.get("metadata")
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, Mapping):
         raise invalid("metadata must be an object.", "metadata")
     conversation = body.get("conversation")

@@ -30,7 +30,7 @@ class History:
     """exchanges: (question, answer) each, oldest first. question: what is asked now."""
 
     question: str
-    exchanges: Sequence[tuple[str, str]] = ()
+    exchanges: tuple[tuple[str, str], ...] = ()
     system: str | None = None
 
 
@@ -44,7 +44,7 @@ class Plan:
 
     undo: int | None = None
     show: Sequence[int] | None = None
-    feed: Sequence[tuple[str, str]] = ()
+    feed: tuple[tuple[str, str], ...] = ()
     chat: int | None = None
 
 
@@ -64,9 +64,11 @@ def plan(history: History, stored: Sequence[Said], mode: Mode) -> Plan | None:
     chat = kept[0].chat or kept[0].number
     if not later:
         return Plan(feed=rest, chat=chat)
-    if all(said.chat == chat for said in later):
-        return Plan(undo=later[0].number, feed=rest, chat=chat)
-    return Plan(show=[said.number for said in kept], feed=rest, chat=chat)
+    own = [said for said in later if said.chat == chat]
+    undo = own[0].number if own and later[-len(own) :] == own else None
+    if own == later:
+        return Plan(undo=undo, feed=rest, chat=chat)
+    return Plan(undo=undo, show=[said.number for said in kept], feed=rest, chat=chat)
 
 
 def _mirrored(history: History, stored: Sequence[Said]) -> Plan | None:

@@ -152,7 +152,7 @@ def history_of(messages: object) -> History:
     if said[0][0] == "assistant":
         said.insert(0, ("user", ""))
     texts = [text for _, text in said]
-    pairs = list(zip(texts[:-1:2], texts[1:-1:2], strict=True))
+    pairs = tuple(zip(texts[:-1:2], texts[1:-1:2], strict=True))
     return History(texts[-1], pairs, "\n\n".join(system) if system else None)
 
 
