@@ -272,6 +272,26 @@ def test_a_reply_keeps_to_its_grammar(settings: dict[str, Any], database: Path) 
     run(work)
 
 
+def test_a_full_disk_is_told_and_the_conversation_goes_on_when_there_is_room(
+    settings: dict[str, Any], database: Path
+) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+            await talk.ask("chat", "One.", mode="append")
+            connection = talk.places.warm[0].store.connection
+            (size,) = connection.execute("PRAGMA max_page_count").fetchone()
+            connection.execute("PRAGMA max_page_count = 1")
+            with pytest.raises(Problem) as refused:
+                await talk.ask("chat", "Two. " * 3000, mode="append")
+            assert refused.value.status == 507
+            connection.execute(f"PRAGMA max_page_count = {size}")
+            _, done = await talk.ask("chat", "Other two.", mode="append")
+            assert done.turn == 2
+        assert texts_of(database, done.conversation) == ["One.", "Other two."]
+
+    run(work)
+
+
 def test_ending_commits_what_was_said_and_begins_nothing(settings: dict[str, Any], database: Path) -> None:
     async def work() -> None:
         async with talking(database, settings, seats=1) as talk:

@@ -1,0 +1,122 @@
+"""The real `dmem serve` in a process of its own, for tests with real clients."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chat_support import dmem, environment
+
+from deltamem_cli.store import conversations, states
+from deltamem_cli.store.database import Store
+
+# As Hermes, Qwen2.5 and Qwen3 have it.
+TOOLS_TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+{% if messages[0].role == 'system' %}{{ messages[0].content }}
+
+{% endif %}# Tools
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}<|im_end|>
+{% elif messages[0].role == 'system' %}<|im_start|>system
+{{ messages[0].content }}<|im_end|>
+{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'user' or (message.role == 'assistant' and not message.tool_calls) %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% elif message.role == 'assistant' %}<|im_start|>assistant
+{%- if message.content %}
+{{ message.content }}
+{%- endif %}
+{%- for call in message.tool_calls %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|im_end|>
+{% elif message.role == 'tool' %}
+{%- if messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}
+<tool_response>
+{{ message.content }}
+</tool_response>
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>
+{% endif %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+class Server:
+    """`dmem serve` with one home folder; start() again goes on with what stop() or kill() left."""
+
+    def __init__(self, home: Path, *arguments: object, **env: str) -> None:
+        self.home = home
+        self._arguments, self._env = arguments, environment(home, **env)
+        self._process: subprocess.Popen[str] | None = None
+        self.url = self.model = ""
+
+    def start(self) -> None:
+        command = dmem("serve", "--port", "0", "--threads", "1", *self._arguments)
+        self._process = subprocess.Popen(command, env=self._env, stderr=subprocess.PIPE, text=True)
+        assert self._process.stderr
+        shown = ""
+        for line in self._process.stderr:
+            shown += line
+            if found := re.search(r"Serving (\S+) at (http://\S+)", line):
+                self.model, self.url = found.groups()
+                return
+        raise AssertionError(f"It did not start:\n{shown}")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self._process:
+            self._process.send_signal(number)
+            self._process.communicate(timeout=60)
+            self._process = None
+
+    def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        code: int = 200,
+    ) -> Any:
+        """The JSON document that the server answers with; code: the status that it must have."""
+        return json.loads(self.text(path, body, headers, code))
+
+    def text(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        code: int = 200,
+    ) -> str:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, dict(headers or {}))
+        try:
+            with urllib.request.urlopen(request, timeout=120) as response:
+                status, said = response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            status, said = error.code, error.read().decode()
+        assert status == code, said
+        return str(said)
+
+    def store(self) -> Store:
+        return Store.read(self.home / "memory.db")
+
+    def state(self, conversation: str) -> bytes:
+        """What the conversation's memory is now, byte for byte."""
+        with self.store() as store:
+            found = states.latest(store, conversation)
+            return found.state.tobytes() if found else b""
+
+    def profile(self, conversation: str) -> str:
+        with self.store() as store:
+            return conversations.get(store, conversation).profile
