@@ -20,7 +20,7 @@ import pytest
 from chat_support import as_if_tried, dmem, environment
 from server_support import Server
 
-from deltamem_cli.store import conversations, states, turns
+from deltamem_cli.store import conversations, states, turns, wiping
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and Unix sockets")
 
@@ -223,6 +223,20 @@ def test_sigterm_ends_soon_with_what_was_said_committed(own: Server) -> None:
         assert states.latest(store, talk.id)
         assert turn.interrupted or turn.reply_tokens == 200
     own._process = None
+
+
+def test_a_turn_that_was_taken_back_is_wiped_when_nobody_asks(own: Server) -> None:
+    own.start()
+    first = own.ask(CHAT, message("The walrus is secret.", prompt_cache_key="chat"))["choices"][0]["message"]["content"]
+    assert first
+    own.ask(CHAT, message("The walrus is secret.", prompt_cache_key="chat"))  # asked again: the first turn goes
+    until = time.monotonic() + 20
+    while True:
+        with stored(own) as store:
+            if not wiping.pending(store):
+                break
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 def test_kill_under_load_loses_no_acknowledged_turn(own: Server) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server import openai_chat, warm
-from deltamem_cli.server.problems import Problem, of_error
+from deltamem_cli.server.problems import Problem, of_error, problem_response
 from deltamem_cli.server.service import Service
 
 
@@ -31,15 +31,6 @@ def build(service: Service) -> Starlette:
 async def _problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     return problem_response(request, problem)
-
-
-def problem_response(request: Request, problem: Problem) -> Response:
-    """The answer to a request that can't be done, as the interface at its path spells it out."""
-    document = openai_chat.error_document(problem)
-    if request.url.path.startswith("/api/"):  # Ollama's
-        document = {"error": problem.sentence}
-    more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
-    return JSONResponse(document, problem.status, headers=more.get(problem.status))
 
 
 async def _error(request: Request, error: Exception) -> Response:

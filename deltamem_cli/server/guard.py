@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltamem_cli.server.app import problem_response
-from deltamem_cli.server.problems import Problem
+from deltamem_cli.server.problems import Problem, problem_response
 
+SAME_USER = "same_user"  # in a request's state: it came by the Unix socket
 # What a page may send from elsewhere; the last are OpenAI's SDK's.
 _HEADERS = re.compile(
     r"(?:authorization|content-type|accept|openai-[\w-]+|session_id|x-(?:dmem|openwebui|session|stainless|api)-[\w-]+)"
@@ -53,7 +53,7 @@ class Guard:
             self.n_running, self.last = self.n_running - 1, time.monotonic()
 
     async def _let_through(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope.get("client") is None:
+        if scope["type"] != "http" or scope.get("state", {}).get(SAME_USER):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

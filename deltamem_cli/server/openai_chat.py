@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from deltamem_cli.server import options
 from deltamem_cli.server.asking import Answer, Finished
-from deltamem_cli.server.problems import Problem, invalid
+from deltamem_cli.server.problems import Problem, error_document, invalid
 from deltamem_cli.server.service import ask, bound_profile, flag, history_of, read_json, service, whole
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.store import profiles
@@ -127,12 +127,6 @@ def headers(answer: Answer) -> dict[str, str]:
     """The same in the response's head."""
     named = {"X-Dmem-Conversation": answer.conversation} if answer.conversation else {}
     return {"Cache-Control": "no-store", **named}
-
-
-def error_document(problem: Problem) -> dict[str, Any]:
-    """An error as OpenAI spells it out."""
-    said = {"message": problem.sentence, "type": problem.kind, "param": problem.param, "code": problem.code}
-    return {"error": said}
 
 
 ROUTES = [

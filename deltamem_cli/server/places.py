@@ -7,13 +7,14 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from deltamem_cli.engine import Seat
+from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server.addressing import Address
 from deltamem_cli.server.batching import Batcher
 from deltamem_cli.server.history import History, Said
@@ -23,10 +24,12 @@ from deltamem_cli.session.loading import Loaded
 from deltamem_cli.session.opening import begin
 from deltamem_cli.session.request import Request, settle
 from deltamem_cli.session.settings import Settings
-from deltamem_cli.store import conversations, locks, profiles, turns
+from deltamem_cli.session.typed_lines import erase
+from deltamem_cli.store import conversations, locks, profiles, turns, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import THINKING, Conversation, Profile, Turn
 
+_PATIENCE = 0.2  # seconds to wait for others that read, before bytes are wiped
 MOST_WAITING = 256  # requests; more are told to come again later
 T = TypeVar("T")
 
@@ -168,6 +171,10 @@ class Places:
         if place is not None and not place.busy:
             self._give(await self._close(place))
 
+    async def tidy(self) -> None:
+        """Wipes what turns that were taken back have left in the database."""
+        await self.run(lambda: _wipe(self.database))
+
     async def close(self) -> None:
         """Lets go of everything; the engine is the caller's to close."""
         self.stop_all()
@@ -270,6 +277,12 @@ class Places:
         session = begin(store, request, replace(self.loaded, seat=seat), profile, conversation, start=False)
         options = {**self.loaded.options, **settle(request, profile).options}
         return Place(key, seat, store, session, session.settings, options, session.prompt.system)
+
+
+def _wipe(database: Path) -> None:
+    with suppress(DeltamemError), Store.open(database) as store:  # the next one does it, or the next command
+        if wiping.pending(store):
+            wiping.wipe(store, erase, patience=_PATIENCE)
 
 
 def _take_up(place: Place) -> bool:

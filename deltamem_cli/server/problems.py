@@ -1,6 +1,11 @@
-"""What goes wrong with a request, as a status and a sentence; how it is spelled out is each interface's business."""
+"""What goes wrong with a request: a status and a sentence, spelled out as the interface at its path does."""
 
 from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from deltamem_cli.engine import Cancelled, EngineError
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -43,3 +48,18 @@ def of_error(error: DeltamemError) -> Problem:
     if isinstance(error, (UsageError, EngineError)):
         return Problem(400, sentence)
     return Problem(400, sentence)
+
+
+def error_document(problem: Problem) -> dict[str, Any]:
+    """An error as OpenAI spells it out."""
+    said = {"message": problem.sentence, "type": problem.kind, "param": problem.param, "code": problem.code}
+    return {"error": said}
+
+
+def problem_response(request: Request, problem: Problem) -> Response:
+    """The answer to a request that can't be done, as the interface at its path spells it out."""
+    document = error_document(problem)
+    if request.url.path.startswith("/api/"):  # Ollama's
+        document = {"error": problem.sentence}
+    more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
+    return JSONResponse(document, problem.status, headers=more.get(problem.status))

@@ -9,23 +9,30 @@ import socket
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deltamem_cli.server.guard import Guard
+from deltamem_cli.server.guard import SAME_USER, Guard
 from deltamem_cli.server.places import Places
 
 MOST_CONNECTIONS = 512  # more are told that the server is busy
 _HEAD_SECONDS = 30.0  # for a request's first line and headers
+_QUIET = 2.0  # seconds without a request, to do what would keep one waiting
 _LARGEST_HEAD = 64 * 1024  # bytes
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection that takes too long to say what it wants."""
+    """Closes a connection that takes too long to say what it wants. Tells who comes by the Unix socket.
+
+    That is asked of the socket itself: the address of a peer that is gone already is unknown, however it came.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        if transport.get_extra_info("socket").family not in (socket.AF_INET, socket.AF_INET6):
+            self.app_state: dict[str, Any] = {**self.app_state, SAME_USER: True}
         self._patience = self.loop.call_later(_HEAD_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,6 +66,7 @@ class Server(uvicorn.Server):
             )
         )
         self._guard, self._places, self._idle = guard, places, idle
+        self._tidied = 0.0  # when the last request was, after which deletions were wiped
         self.should_exit = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -80,6 +88,9 @@ class Server(uvicorn.Server):
         while not self.should_exit:
             await asyncio.sleep(0.05)
             unused = time.monotonic() - self._guard.last
+            if not self._guard.n_running and unused > _QUIET and self._tidied != self._guard.last:
+                self._tidied = self._guard.last
+                await self._places.tidy()
             if self._idle is not None and not self._guard.n_running and unused > self._idle:
                 self.should_exit = True
         self._places.stop_all()

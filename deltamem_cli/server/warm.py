@@ -18,6 +18,7 @@ from starlette.routing import Route
 from deltamem_cli import config, models
 from deltamem_cli.server.addressing import Address
 from deltamem_cli.server.asking import Answer, Question
+from deltamem_cli.server.guard import SAME_USER
 from deltamem_cli.server.history import History
 from deltamem_cli.server.meeting import ASK, CONFIGURED
 from deltamem_cli.server.problems import Problem
@@ -32,7 +33,7 @@ _HARDWARE = ("ctx_size", "gpu_layers", "threads", "cache_type_k", "cache_type_v"
 
 async def ask(http: HttpRequest) -> Response:
     """POST: {text, configured, request}, as meeting.py sends them. Answers with lines of JSON."""
-    if http.client is not None:  # others are not the same user
+    if not getattr(http.state, SAME_USER, False):
         raise Problem(404, f"There is nothing at {ASK}.")
     shared, body = service(http), await read_json(http)
     said: Mapping[str, Any] = body["request"]
