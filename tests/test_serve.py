@@ -230,6 +230,8 @@ def test_a_turn_that_was_taken_back_is_wiped_when_nobody_asks(own: Server) -> No
     first = own.ask(CHAT, message("The walrus is secret.", prompt_cache_key="chat"))["choices"][0]["message"]["content"]
     assert first
     own.ask(CHAT, message("The walrus is secret.", prompt_cache_key="chat"))  # asked again: the first turn goes
+    with stored(own) as store:
+        assert wiping.pending(store)
     until = time.monotonic() + 20
     while True:
         with stored(own) as store:

@@ -151,8 +151,14 @@ def test_read_only_keeps_nothing_of_the_turn(settings: dict[str, Any], database:
             before = state_of(database, done.conversation)
             _, read = await talk.ask("chat", "Who is Rex?", mode="append", settings={"read_only": True})
             assert (read.turn, state_of(database, done.conversation)) == (None, before)
-            _, after = await talk.ask("chat", "And now?", mode="append")
-            assert after.turn == 2
+            (_, read), (_, after) = await asyncio.gather(
+                talk.ask("chat", "Who is Rex?", mode="append", settings={"read_only": True}),
+                talk.ask("chat", "And now?", mode="append"),
+            )
+            assert (read.turn, after.turn) == (None, 2)
+            with Store.open(database) as store:
+                assert turns.get(store, str(done.conversation), 2).context["n_past"] == after.stats.context_tokens
+        assert texts_of(database, done.conversation) == ["My dog is Rex.", "And now?"]
 
     run(work)
 

@@ -123,11 +123,8 @@ class Answer:
             async with places.conversation(conversation, profile) as place:
                 todo = plan(question.history, place.said, address.mode)
                 if todo is not None:
-                    finished = await self._in(place, todo)
-            if todo is not None:
-                if question.read_only:
-                    await places.drop(conversation.id)  # what was not kept is not to be seen by others either
-                return finished
+                    place.stale = question.read_only
+                    return await self._in(place, todo)
         async with places.nobody(question.history) as place:
             return await self._in(place, plan(question.history, place.said, "mirror") or Plan(show=[]))
 

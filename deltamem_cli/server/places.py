@@ -50,6 +50,7 @@ class Place:
     system: str | None
     said: list[Said] = field(default_factory=list)
     last: tuple[int, str] = (0, "")  # number and time of the last turn that this knows of
+    stale: bool = False  # it holds what is not stored, so nobody else may have it
     busy: bool = True
     used: int = 0
 
@@ -241,7 +242,7 @@ class Places:
         await self.run(lambda: locks.let_go(place.store, place.session.conversation.id))
         self._moment += 1
         place.busy, place.used = False, self._moment
-        if self._line:
+        if self._line or place.stale:
             self._give(await self._close(place))
 
     async def _close(self, place: Place) -> Seat:
