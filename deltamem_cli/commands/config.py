@@ -130,13 +130,18 @@ def edit() -> None:
     Examples:
       dmem config edit
     """
+    from deltamem_cli.commands.editor import open_editor
     from deltamem_cli.config import drafts, file
     from deltamem_cli.config.errors import ConfigError
 
     before = drafts.current()
     if drafts.begin(before):
         note(f"Continuing with the draft {drafts.location()}")
-    failed = _open_editor(drafts.location())
+    failed = None
+    try:
+        open_editor(drafts.location())
+    except DeltamemError as error:
+        failed = error  # what was written before that is in the draft all the same
     try:
         changed = drafts.finish(before)
     except ConfigError as error:
@@ -162,17 +167,6 @@ def path() -> None:
     from deltamem_cli.config import file
 
     typer.echo(str(file.location()))
-
-
-def _open_editor(draft: Path) -> DeltamemError | None:
-    """What went wrong; what was written before that is in the draft all the same."""
-    import click
-
-    try:
-        click.edit(filename=str(draft))
-    except click.ClickException as error:
-        return DeltamemError(f"The editor failed ({error.message.strip()}): set EDITOR to one that works.")
-    return None
 
 
 def _report(key: Key, as_json: bool) -> None:

@@ -17,10 +17,11 @@ def open_store(database: Path | None, *, create: bool = False, wipe_marked: bool
 
     wipe_marked: first goes what an earlier command deleted and could not wipe.
     """
-    from deltamem_cli.commands import wiping
+    from deltamem_cli.commands import editor, wiping
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.location import default_path
 
+    editor.remove_left()
     store = Store.open(database or default_path(), create=create)
     if wipe_marked:
         wiping.wipe(store, note, patience=wiping.BEFOREHAND)
@@ -29,9 +30,11 @@ def open_store(database: Path | None, *, create: bool = False, wipe_marked: bool
 
 def read_store(database: Path | None) -> Store:
     """The database, to read alone: nothing is written, so it may lie where nothing can be."""
+    from deltamem_cli.commands import editor
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.location import default_path
 
+    editor.remove_left()
     return Store.read(database or default_path())
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import typer
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import Application, get_app
+from prompt_toolkit.application import Application, get_app, run_in_terminal
 from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
@@ -19,6 +20,7 @@ from prompt_toolkit.output import create_output
 from deltamem_cli.commands.chat import slash, slash_actions
 from deltamem_cli.commands.chat.completer import ChatCompleter
 from deltamem_cli.commands.chat.history import open_history
+from deltamem_cli.commands.editor import edited
 from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, refused_by_system
 from deltamem_cli.terminal.last_resort import watch_again
@@ -127,11 +129,9 @@ def _prompt(talk: Talk, typed: _Typed) -> PromptSession[str]:
         history=open_history(talk.typed_for, keep=request.log and not request.temporary and not request.read_only),
         completer=ChatCompleter(talk),
         complete_while_typing=False,
-        key_bindings=_keys(typed),
+        key_bindings=_keys(typed, editor=not request.temporary),  # an editor needs a file
         multiline=True,
         prompt_continuation=lambda width, line, wrapped: "... ",
-        enable_open_in_editor=not request.temporary,  # an editor needs a file
-        tempfile_suffix=".md",
         # replies go to stdout; where that is no terminal the prompt goes to stderr
         output=create_output(always_prefer_tty=True),
     )
@@ -174,7 +174,7 @@ class _Typed:
         return bool(self._block) and text.lstrip().startswith(self._block)
 
 
-def _keys(typed: _Typed) -> KeyBindings:
+def _keys(typed: _Typed, *, editor: bool) -> KeyBindings:
     keys = KeyBindings()
 
     @Condition
@@ -206,6 +206,10 @@ def _keys(typed: _Typed) -> KeyBindings:
         else:
             event.current_buffer.insert_text("\n")
 
+    @keys.add("c-x", "c-e", filter=Condition(lambda: editor))
+    def _(event: KeyPressEvent) -> None:
+        event.app.create_background_task(_send_edited(event.current_buffer))
+
     return keys
 
 
@@ -216,6 +220,21 @@ def _enter(event: KeyPressEvent, typed: _Typed) -> None:
         buffer.insert_text("\n")
     else:
         buffer.validate_and_handle()
+
+
+async def _send_edited(buffer: Buffer) -> None:
+    text = await run_in_terminal(partial(_edited, buffer.text), in_executor=True)
+    if text is not None:
+        buffer.document = Document(text.removesuffix("\n"))
+        buffer.validate_and_handle()
+
+
+def _edited(text: str) -> str | None:
+    try:
+        return edited(text)
+    except (DeltamemError, OSError) as error:
+        tell(refused_by_system(error) or str(error))
+        return None
 
 
 def _when_first_shown(prompt: PromptSession[str], do: Callable[[], object]) -> None:

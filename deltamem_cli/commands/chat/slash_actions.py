@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from deltamem_cli import paths
+from deltamem_cli.commands.editor import edited
 from deltamem_cli.commands.output_file import write_file
 from deltamem_cli.commands.text_file import file_text
 from deltamem_cli.commands.wiping import wipe, wipe_typed
@@ -16,7 +17,6 @@ from deltamem_cli.terminal.interrupts import lines_gathered, stopping
 from deltamem_cli.terminal.output import count, name_turns, note, printable
 from deltamem_cli.terminal.questions import confirm
 from deltamem_cli.terminal.reply_view import progress_bar, tell
-from deltamem_cli.text import decoded
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat.open_chat import Talk
@@ -81,20 +81,13 @@ def edit(talk: Talk, argument: str) -> None:
 
 def from_editor(talk: Talk, text: str) -> str:
     """`text` as edited in $EDITOR. Raises DeltamemError in a temporary chat, or when the editor fails."""
-    import click
-
     if talk.request.temporary:
         raise DeltamemError(
             "This chat is temporary and writes nothing to disk, but an editor needs a file: write your message between "
             'two lines of """ instead.'
         )
-    try:
-        with lines_gathered():
-            # as bytes: it would give up a text that is not UTF-8
-            written = click.edit(text.encode(), require_save=False, extension=".md") or b""
-            return decoded(written).replace("\r\n", "\n")
-    except click.ClickException as error:
-        raise DeltamemError(f"The editor failed ({error.message}): set EDITOR to one that works.") from None
+    with lines_gathered():
+        return edited(text)
 
 
 def model(talk: Talk, argument: str) -> None:
