@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from chat_support import PROMPT, Dmem, plain
+from chat_support import PROMPT, Dmem, Terminal, plain
 
 
 def test_what_was_typed_is_kept_for_its_user_alone(tiny: Dmem) -> None:
@@ -123,6 +123,12 @@ def pasted(text: str) -> str:
     return f"\x1b[200~{text}\x1b[201~"
 
 
+def paste(chat: Terminal, text: str) -> None:
+    """As a terminal does: between marks only while the program wants them, else as if it was typed."""
+    wanted = chat.shown.rfind("\x1b[?2004h") > chat.shown.rfind("\x1b[?2004l")
+    chat.send(pasted(text) if wanted else text.replace("\n", "\r"))
+
+
 PASTED = [
     '"""\nhello\n"""\nimport os',
     "/* c */\nint main(){}",
@@ -148,6 +154,29 @@ def test_what_is_pasted_is_one_message_whatever_it_contains(tiny: Dmem) -> None:
         assert chat.wait() == 0
     asked = [turn["messages"][0]["text"] for turn in tiny.json("log", "show")["turns"]]
     assert asked == [*(text.replace("\r", "") for text in PASTED), "one\ntwo"]
+
+
+def test_what_is_pasted_while_it_loads_and_replies_is_one_message_too(tiny: Dmem) -> None:
+    with tiny.terminal(tokens=400) as chat:
+        while "\x1b[?2004h" not in chat.shown:
+            assert chat._read(60)
+        assert ">>>" not in chat.shown
+        paste(chat, "as it\nloads")
+        chat.send("\r")
+        chat.expect(r"loads\s+(?!>>>)\S+")  # the reply
+        paste(chat, "as it\nreplies")
+        chat.send("\r")
+        chat.expect(r"replies\s+(?!>>>)\S+")
+        chat.line("/forget 1")
+        chat.expect(r"Forget .*\?.*: $")
+        paste(chat, "y")  # a question knows no marks
+        chat.send("\r")
+        chat.expect("forgot 1 turn")
+        chat.line("/exit")
+        assert chat.wait() == 0
+    asked = [turn["messages"][0]["text"] for turn in tiny.json("log", "show")["turns"]]
+    assert asked == ["as it\nreplies"]
+    assert chat.shown.rfind("\x1b[?2004h") < chat.shown.rfind("\x1b[?2004l")
 
 
 def test_typed_quotes_and_comments_are_messages(tiny: Dmem) -> None:

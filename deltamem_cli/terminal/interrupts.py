@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
+from deltamem_cli.terminal import pastes
 from deltamem_cli.terminal.last_resort import LEAVE, terminal_changed, watching
 
 _AGAIN = 0.05  # seconds
@@ -97,9 +98,11 @@ def keys_wait() -> AbstractContextManager[None]:
     return _lines(gathered=False)
 
 
-def lines_gathered() -> AbstractContextManager[None]:
+@contextmanager
+def lines_gathered() -> Iterator[None]:
     """For what reads lines itself within keys_wait(): questions and editors."""
-    return _lines(gathered=True)
+    with _lines(gathered=True), pastes.unmarked():
+        yield
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from deltamem_cli import ending
+from deltamem_cli.terminal import pastes
 
 # Sent when the terminal closes or the machine shuts down.
 LEAVE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -110,6 +111,7 @@ def restore_terminal() -> None:
     """Set the terminal as it was found, if it is another now; show the cursor."""
     if not _terminal:
         return
+    pastes.unmark()
     import termios
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # in the background, it would stop this process

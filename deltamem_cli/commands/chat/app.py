@@ -129,12 +129,13 @@ def _in_terminal(store: Store, request: Request, *, stream: bool) -> None:
     from threading import Thread
 
     from deltamem_cli.commands.chat.open_chat import Talk
+    from deltamem_cli.terminal import pastes
     from deltamem_cli.terminal.interrupts import ending_in_order, keys_wait
 
     # What the prompt needs is imported while the model loads.
     imports = Thread(target=_import_prompt, daemon=True)
     imports.start()
-    with ending_in_order(), keys_wait(), Talk(store, request, stream=stream) as talk:
+    with ending_in_order(), keys_wait(), pastes.marked(), Talk(store, request, stream=stream) as talk:
         from deltamem_cli.commands.chat import prompt, slash_reports
         from deltamem_cli.terminal.reply_view import tell
 

@@ -23,6 +23,7 @@ from deltamem_cli.commands.chat.history import open_history
 from deltamem_cli.commands.editor import edited
 from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, refused_by_system
+from deltamem_cli.terminal import pastes
 from deltamem_cli.terminal.last_resort import watch_again
 from deltamem_cli.terminal.output import count, note
 from deltamem_cli.terminal.reply_view import progress_bar, tell
@@ -60,6 +61,7 @@ def _ask_and_answer(talk: Talk) -> None:
             break
         finally:
             watch_again()
+            pastes.mark_again()
         try:
             _take(talk, text, literal=typed.literal)
         except slash.Leave:
