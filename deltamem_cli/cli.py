@@ -9,7 +9,8 @@ import codecs
 import importlib
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import cleandoc
@@ -22,6 +23,7 @@ from typer.main import get_command
 
 from deltamem_cli import reading, standard_streams
 from deltamem_cli.errors import DeltamemError, refused_by_system
+from deltamem_cli.text import sentence
 
 # (name, module, help). The module has an `app`, a typer.Typer: with a callback it is a group, without one its
 # single command answers to the name.
@@ -71,6 +73,16 @@ class LazyGroup(TyperGroup):
         self.commands = {name: TyperCommand(name) for name in self.list_commands(ctx)}
         return super().resolve_command(ctx, args)
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """As Click, whose errors quote what was typed."""
+        with _quoting_little():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """The same for the command's own words."""
+        with _quoting_little():
+            return super().invoke(ctx)
+
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """What a shell's Tab offers for the first word."""
         # the default imports every command for its help too
@@ -84,6 +96,17 @@ class LazyGroup(TyperGroup):
         if COMMANDS:
             with formatter.section("Commands"):
                 formatter.write_dl([(name, text) for name, _, text in COMMANDS])
+
+
+@contextmanager
+def _quoting_little() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Click's, which may be Typer's copy of it
+        if isinstance(getattr(error, "message", None), str):
+            error.message = sentence(error.message)  # type: ignore[attr-defined]
+        raise
 
 
 def examples_last(command: Any) -> None:
@@ -215,12 +238,12 @@ def _run(args: list[str], session: Session) -> int:
         return error.exit_code
     except Exception as error:  # noqa: BLE001 (the last line of defence; --debug shows the traceback)
         odd = f"Unexpected error ({type(error).__name__}: {error}). This should not happen; run again with --debug to see why."
-        _report(refused_by_system(error) or odd, session)
+        _report(refused_by_system(error) or sentence(odd), session)
         return 1
     return 0
 
 
-def _report(sentence: str, session: Session) -> None:
+def _report(text: str, session: Session) -> None:
     if "_DMEM_COMPLETE" in os.environ:
         return  # a shell that completes would print it into the line that is typed
     from deltamem_cli.terminal.output import printable, printable_lines
@@ -229,10 +252,10 @@ def _report(sentence: str, session: Session) -> None:
         import traceback
 
         print(printable_lines(traceback.format_exc()), file=sys.stderr)
-    print(printable(sentence), file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
-def _say(sentence: str) -> None:
+def _say(text: str) -> None:
     from deltamem_cli.terminal.output import note
 
-    note(sentence)
+    note(text)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 
+from deltamem_cli.text import sentence
+
 
 class DeltamemError(Exception):
     """Base of all user-visible failures; `cli.main` alone catches it and prints its text."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return sentence(super().__str__())
 
 
 class UsageError(DeltamemError):
@@ -21,4 +26,6 @@ def refused_by_system(error: Exception) -> str | None:
     """The sentence for a path that the system can't take, where nobody has put it into words before; else None."""
     if not isinstance(error, OSError) or not isinstance(error.filename, (str, bytes)):
         return None
-    return f"{os.fsdecode(error.filename)} can't be used ({error.strerror}): check the path, or choose another one."
+    return sentence(
+        f"{os.fsdecode(error.filename)} can't be used ({error.strerror}): check the path, or choose another one."
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import re
 
+_LONGEST_WORD, _LONGEST_SENTENCE = 300, 900  # characters; most systems end a file's name at 255
+_LONG_WORDS = re.compile(rf"\S{{{_LONGEST_WORD},}}")
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 # Control characters, line and paragraph separators, what turns the direction of writing.
 # Joiners, soft hyphens, other spaces, private and very new characters are none of these: they are a part of the text.
@@ -35,3 +37,15 @@ def harmless_lines(text: str, instead: str = " ") -> str:
     """The same for a text of many lines, whose tabs stay."""
     lines = (line.split("\t") for line in text.split("\n"))
     return "\n".join("\t".join(harmless(part, instead) for part in line) for line in lines)
+
+
+def short(text: object, longest: int = 100) -> str:
+    """What a sentence quotes of others' words: without its middle where it is long."""
+    line = str(text)
+    half = (longest - 1) // 2
+    return line if len(line) <= longest else f"{line[:half]}…{line[-half:]}"
+
+
+def sentence(text: str) -> str:
+    """What is told, however long the paths, names and reasons in it are: they are as long as others make them."""
+    return short(_LONG_WORDS.sub(lambda word: short(word[0], _LONGEST_WORD), text), _LONGEST_SENTENCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 import subprocess
@@ -170,3 +171,68 @@ def test_usage_errors_exit_2_and_name_the_wrong_word(line: list[str], capsys: py
 def test_a_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["memroy"]) == 2
     assert "Did you mean 'memory'?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nothing_piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a few words " * 400], ids=["a word", "words"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "--{}",
+        "memory {}",
+        "memory --{}",
+        "memory diff {} 3",
+        "ask --threads {} Hello",
+        "ask -o {} 1 Hello",
+        "ask -o temperature {} Hello",
+        "ask -m {} Hello",
+        "ask --adapter {} Hello",
+        "chat --write {} Hello",
+        "chat -p {} Hello",
+        "config get {}",
+        "config set {} 1",
+        "config set ctx_size {}",
+        "log show --cid {}",
+        "log show -d {}",
+        "memory forget {}",
+        "model show {}",
+        "model pull {}",
+        "adapter show {}",
+        "adapter default {} x",
+        "profile create {}",
+        "profile create work -o {}=1",
+        "profile create work -o temperature={}",
+        "eval recall --facts {}",
+    ],
+)
+@pytest.mark.usefixtures("home", "nothing_piped")
+def test_what_a_sentence_quotes_is_shortened(line: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([part.format(text) for part in line.split()]) in (1, 2)
+    *_, sentence = capsys.readouterr().err.splitlines()
+    assert "…" in sentence and len(sentence) < 1000
+
+
+@pytest.mark.parametrize(
+    "setting", ["{} = 1", '"{}" = 1', "ctx_size = '{}'", "[models.x]\npath = 1\n{} = 1", "[models]\n{} = 1"]
+)
+def test_what_a_sentence_quotes_of_the_configuration_is_shortened(
+    home: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text(setting.format("x" * 5000))
+    assert cli.main(["model", "list"]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert str(home) in sentence or "models.x" in sentence
+    assert len(sentence) < 1000
+
+
+@pytest.mark.usefixtures("nothing_piped")
+def test_an_ordinary_path_is_told_whole(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"{home}/{'x' * (280 - len(str(home)))}.gguf"
+    assert cli.main(["ask", "-m", path, "Hello"]) == 1
+    assert path in capsys.readouterr().err

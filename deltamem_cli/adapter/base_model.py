@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deltamem_cli.formats.errors import AdapterError, shown
 from deltamem_cli.formats.gguf_header import Header, read_header
+from deltamem_cli.text import short
 
 # Architectures whose llama.cpp converter reorders the rows of wq and wk (LlamaModel.permute in conversion/llama.py
 # and its copies). Their checkpoints keep the two halves of a rotated pair half a head apart, as Transformers rotates
@@ -81,7 +82,7 @@ def read_base_model(path: Path) -> BaseModel:
         raise AdapterError(f"{path} does not name its architecture; give the base model's GGUF file")
     if architecture in _UNSUPPORTED:
         raise AdapterError(
-            f"{path} has the architecture {architecture}, for which adapters cannot be converted because "
+            f"{path} has the architecture {short(architecture)}, for which adapters cannot be converted because "
             f"{_UNSUPPORTED[architecture]}; choose another base model"
         )
     reader = _Reader(header, architecture)

@@ -12,6 +12,7 @@ import typer
 from deltamem_cli.commands.options.model import DEFAULT_HARDWARE, Hardware, ModelOption, grouped
 from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import print_json
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.speed import Report
@@ -56,7 +57,7 @@ def bench(
     if model and synthetic:
         raise UsageError("--model and --synthetic can't be used together; drop one of them")
     if synthetic and synthetic not in SHAPES:
-        raise UsageError(f"--synthetic is {synthetic}; it must be one of {', '.join(SHAPES)}")
+        raise UsageError(f"--synthetic is {short(synthetic)}; it must be one of {', '.join(SHAPES)}")
     from deltamem_cli import models, paths
     from deltamem_cli.session.request import Request, engine_options, settle
 

@@ -25,6 +25,7 @@ from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import count, moment, note, print_json, printable
 from deltamem_cli.terminal.questions import confirm
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -168,7 +169,7 @@ def set_(
             elif key in options:
                 del options[key]
             else:
-                raise UsageError(f"{key} is not set in profile {name}; see: dmem profile show {name}")
+                raise UsageError(f"{short(key)} is not set in profile {name}; see: dmem profile show {name}")
         changed = profiles.change(store, name, options=options, **changes)
     _report(changed, as_json)
 
@@ -234,11 +235,13 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-            raise UsageError(f"There is no sampling option {key}; {hint}")
+            raise UsageError(f"There is no sampling option {short(key)}; {hint}")
         try:
             options[name] = known[name].from_text(text)
         except ValueError:
-            raise UsageError(f"The option {key} can't be {text!r}; it must be {known[name].expects}") from None
+            raise UsageError(
+                f"The option {short(key)} can't be {short(text)!r}; it must be {known[name].expects}"
+            ) from None
     return options
 
 

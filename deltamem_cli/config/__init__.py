@@ -14,10 +14,9 @@ from deltamem_cli import paths
 from deltamem_cli.config import file
 from deltamem_cli.config.errors import ConfigError, UnknownKey, WrongValue
 from deltamem_cli.config.keys import KEYS, TABLES, Key
+from deltamem_cli.text import short
 
 __all__ = ["KEYS", "check", "checked", "find", "options", "set_entry", "set_value", "source", "table", "unset", "value"]
-
-_LONGEST_VALUE = 100  # characters of a value that an error quotes
 
 
 def value(name: str) -> Any:
@@ -53,7 +52,7 @@ def check(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, said in _flat(document, path):
         key = KEYS.get(name)
         if key is None:
-            raise ConfigError(f"{path} sets {name}, which is not a setting; {_hint(name)}")
+            raise ConfigError(f"{path} sets {short(name)}, which is not a setting; {_hint(name)}")
         try:
             settings[name] = key.kind.from_toml(said, path.parent)
         except ValueError:
@@ -65,7 +64,7 @@ def find(name: str) -> Key:
     """The setting that a command line names. Raises UnknownKey."""
     key = KEYS.get(name.replace("-", "_"))
     if key is None:
-        raise UnknownKey(f"There is no setting {name}; {_hint(name)}")
+        raise UnknownKey(f"There is no setting {short(name)}; {_hint(name)}")
     return key
 
 
@@ -124,7 +123,7 @@ def _as_toml(said: Any) -> str:
         text = repr(said)
     except ValueError:  # Python writes no number of thousands of digits
         return "a number that is too large"
-    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
+    return short(text)
 
 
 def _flat(document: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from deltamem_cli.engine.deep_stack import run_for
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.options import LARGEST
 from deltamem_cli.engine.template import ChatTemplate
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,7 +49,7 @@ class Model:
         if not self.handle:
             reason = self.native.recent_errors() or "no reason given"
             raise EngineError(
-                f"The model {self.path} can't be loaded ({_short(reason)}): "
+                f"The model {self.path} can't be loaded ({short(reason, 200)}): "
                 "check that it is a complete GGUF file of a kind that this version knows."
             )
         self.vocab = llama.llama_model_get_vocab(self.handle)
@@ -258,7 +259,3 @@ class Model:
 def cannot_chat(path: Path, reason: str) -> EngineError:
     """The error for a model that can be loaded and can't hold a conversation."""
     return EngineError(f"{path.name} can't chat: {reason}. Name another model with --model, see: dmem model list")
-
-
-def _short(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

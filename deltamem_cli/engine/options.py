@@ -7,6 +7,7 @@ from typing import Literal
 
 from deltamem_cli.bindings import COMPUTE
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.text import short
 
 # ggml_type of a KV cache
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
@@ -34,17 +35,17 @@ class EngineOptions:
         for name in ("cache_type_k", "cache_type_v"):
             if getattr(self, name) not in CACHE_TYPES:
                 raise EngineError(
-                    f"The KV cache type {getattr(self, name)} is not known: use one of {', '.join(CACHE_TYPES)}."
+                    f"The KV cache type {short(getattr(self, name))} is not known: use one of {', '.join(CACHE_TYPES)}."
                 )
         if self.flash_attention not in FLASH_ATTENTION:
-            raise EngineError(f"Flash attention is {self.flash_attention}: it must be auto, on or off.")
+            raise EngineError(f"Flash attention is {short(self.flash_attention)}: it must be auto, on or off.")
         if is_quantized(self.cache_type_v) and self.flash_attention == "off":
             raise EngineError(
                 f"Values in the KV cache can be {self.cache_type_v} only with flash attention, which is off: "
                 "use --flash-attn auto, or --cache-type-v f16."
             )
         if self.compute not in COMPUTE:
-            raise EngineError(f"The compute option is {self.compute}: it must be one of {', '.join(COMPUTE)}.")
+            raise EngineError(f"The compute option is {short(self.compute)}: it must be one of {', '.join(COMPUTE)}.")
         for name in ("batch", "micro_batch", "seats"):
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise EngineError(f"The option {name} is {getattr(self, name)}: it must be 1 to {LARGEST}.")

@@ -12,7 +12,7 @@ from typing import Any
 from deltamem_cli import reading
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.renderer import RENDERER, Stopped
-from deltamem_cli.text import decoded
+from deltamem_cli.text import decoded, short
 
 _PIPED: dict[Path, bytes] = {}  # what pipes said: each says it once, and every conversation begins with its template
 
@@ -89,10 +89,12 @@ class ChatTemplate:
                 "close other programs and try again."
             ) from None
         if "invalid" in answer:
-            raise EngineError(f"{self.title} is not valid jinja ({answer['invalid']}): correct it or use another one.")
+            raise EngineError(
+                f"{self.title} is not valid jinja ({short(answer['invalid'], 200)}): correct it or use another one."
+            )
         if "refused" in answer:
             raise TemplateRefusal(
-                f"{self.title} refuses these messages ({answer['refused']}): change them or use another template."
+                f"{self.title} refuses these messages ({short(answer['refused'], 200)}): change them or use another template."
             )
         if "limit" in answer:
             raise EngineError(f"{self.title} takes too much time or memory: use another with --template.")

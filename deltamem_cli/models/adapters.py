@@ -18,6 +18,7 @@ from deltamem_cli.models.resolving import (
     find_adapter,
     registered_adapters,
 )
+from deltamem_cli.text import short
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,15 @@ def set_default(model: str, adapter: str | None) -> None:
     """Which adapter goes with a model; None: the one that belongs to it by itself. Raises DeltamemError."""
     entry = catalogue().get(model)
     if entry is None:
-        raise ModelError(f"There is no model {model}: see dmem model list, or register a file with: dmem model import")
+        raise ModelError(
+            f"There is no model {short(model)}: see dmem model list, or register a file with: dmem model import"
+        )
     said = dict(config.table("models").get(model, {}))
     said.pop("adapter", None)
     if adapter is not None:
         file = adapter_file(adapter)
         if entry.model is not None and not fitting(entry.model, [file]):
-            raise ModelError(f"{file} is not made for {model}; to see its base model: dmem adapter show {file}")
+            raise ModelError(f"{file} is not made for {short(model)}; to see its base model: dmem adapter show {file}")
         said["adapter"] = adapter if _is_name(adapter) else str(file.absolute())
     if said or model in config.table("models"):
         config.set_entry("models", model, said or None)

@@ -14,6 +14,7 @@ from deltamem_cli.models import registry
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.facts import Facts
 from deltamem_cli.models.registry import Record
+from deltamem_cli.text import short
 
 STARTER = "starter"
 FIELDS = ("repo", "file", "adapter", "path")  # of [models.NAME]
@@ -117,9 +118,9 @@ def _starter() -> Entry:
 def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
     for key, value in said.items():
         if key not in FIELDS or not isinstance(value, str) or not value:
-            what = f"to {value!r}, which must be text" if key in FIELDS else f"; it can have {', '.join(FIELDS)}"
+            what = f"to {short(value)!r}, which must be text" if key in FIELDS else f"; it can have {', '.join(FIELDS)}"
             raise ModelError(
-                f"The configuration sets models.{entry.name}.{key}{what}. Correct it with: dmem config edit"
+                f"The configuration sets models.{short(entry.name)}.{short(key)}{what}. Correct it with: dmem config edit"
             )
     if said.keys() & {"repo", "file", "path"}:  # another file than ours: what we knew of ours is void
         entry = replace(entry, license=None, size=None, sha256=None, facts=None, path=None, options={})

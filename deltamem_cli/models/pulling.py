@@ -14,6 +14,7 @@ from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.facts import Facts, parts, read_facts, stem
 from deltamem_cli.models.registry import Record
 from deltamem_cli.models.resolving import converted_adapter, is_repository
+from deltamem_cli.text import short
 
 Tell = Callable[[str], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -30,7 +31,7 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
         spec = choosing.parse(said)
         if spec is None:
             raise ModelError(
-                f"{said} is not a model that can be pulled: give a name in dmem model list, or owner/repo[:file] on the hub."
+                f"{short(said)} is not a model that can be pulled: give a name in dmem model list, or owner/repo[:file] on the hub."
             )
         entry = Entry("", "pulled", repo=spec[0], file=spec[1])
     if entry.repo is None:
@@ -131,7 +132,7 @@ def _converted(repository: hub.Repository, record: Record, license: str | None) 
 def _check_name(name: str, entries: dict[str, Entry], repo: str | None, file: str) -> None:
     if not _NAME.fullmatch(name) or name.lower().endswith(".gguf"):
         raise ModelError(
-            f"{name} can't be a model's name: use letters, digits, dots and dashes, such as --name my-model."
+            f"{short(name)} can't be a model's name: use letters, digits, dots and dashes, such as --name my-model."
         )
     taken = entries.get(name)
     if taken is None:

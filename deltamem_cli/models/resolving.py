@@ -12,6 +12,7 @@ from deltamem_cli import config, paths
 from deltamem_cli.models import choosing
 from deltamem_cli.models.entries import STARTER, Entry, catalogue
 from deltamem_cli.models.errors import ModelError
+from deltamem_cli.text import short
 
 ADAPTER_SUFFIX = ".deltamem.gguf"
 
@@ -80,7 +81,7 @@ def registered_adapters() -> dict[str, Path]:
         path = said.get("path")
         if set(said) != {"path"} or not isinstance(path, str) or not path:
             raise ModelError(
-                f"The configuration gives the adapter {name} something other than a path. Correct it with: "
+                f"The configuration gives the adapter {short(name)} something other than a path. Correct it with: "
                 "dmem config edit"
             )
         found[name] = paths.config_dir() / paths.expanded(path)
@@ -107,14 +108,16 @@ def _model_file(entry: Entry) -> ModelFile:
         if entry.origin == "packaged":
             paths.starter_model()  # raises, and says why
         if entry.repo:
-            raise ModelError(f"The model {entry.name} is not here yet: get it with: dmem model pull {entry.name}")
+            raise ModelError(
+                f"The model {short(entry.name)} is not here yet: get it with: dmem model pull {entry.name}"
+            )
         gone = entry.path or (entry.record.files[0] if entry.record else None)
         if gone is None:
             raise ModelError(
-                f"The configuration gives the model {entry.name} neither path nor repo: add one with: dmem config edit"
+                f"The configuration gives the model {short(entry.name)} neither path nor repo: add one with: dmem config edit"
             )
         raise ModelError(
-            f"The file of the model {entry.name} is gone from {gone}: put it back, or forget it with: "
+            f"The file of the model {short(entry.name)} is gone from {gone}: put it back, or forget it with: "
             f"dmem model rm {entry.name}"
         )
     return ModelFile(path, find_adapter(path, entry), entry.name, entry.options)
@@ -145,5 +148,5 @@ def _pulled_from(text: str, entries: dict[str, Entry]) -> Entry | None:
 def _absent(text: str, entries: dict[str, Entry]) -> str:
     near = get_close_matches(text, entries, n=1)
     if near:
-        return f"There is no model {text}: did you mean {near[0]}? See: dmem model list"
+        return f"There is no model {short(text)}: did you mean {near[0]}? See: dmem model list"
     return f"The model file {text} does not exist: check the path or choose another with --model; see: dmem model list"

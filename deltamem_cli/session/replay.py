@@ -15,6 +15,7 @@ from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError
 from deltamem_cli.store.records import Identity, Snapshot, Turn
 from deltamem_cli.store.turns import Replayed
+from deltamem_cli.text import short
 
 Progress = Callable[[int, int], None]  # tokens done, tokens to do
 
@@ -86,7 +87,7 @@ def replay(
 def _check(turn: Turn, model: Identity) -> None:
     if turn.model.fingerprint != model.fingerprint:
         raise StoreError(
-            f"Turn {turn.number} was written with {turn.model.name}, not with {model.name}, so it can't be replayed; "
+            f"Turn {turn.number} was written with {short(turn.model.name)}, not with {model.name}, so it can't be replayed; "
             "load that model with --model, or clear this memory with: dmem memory reset"
         )
     if turn.has_state and not _size(turn):

@@ -14,7 +14,7 @@ from deltamem_cli.errors import UsageError
 from deltamem_cli.store import conversations, profiles
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import Profile
-from deltamem_cli.text import whole
+from deltamem_cli.text import short, whole
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ def replies(options: Mapping[str, Any]) -> dict[str, Any]:
 
             near = get_close_matches(name, types, n=1)
             hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(types)}"
-            raise UsageError(f"There is no option {name}: {hint}.")
+            raise UsageError(f"There is no option {short(name)}: {hint}.")
         try:
             values[name] = types[name](value)
         except (TypeError, ValueError):
-            raise UsageError(f"The option {name} takes a number, not {value!r}.") from None
+            raise UsageError(f"The option {name} takes a number, not {short(value)!r}.") from None
     others: dict[str, int] = {n: values.pop(n) for n in ("max_tokens", "loop_guard") if n in values}
     for name, least in (("max_tokens", 1), ("loop_guard", 0)):
         if not least <= others.get(name, least) <= LARGEST:

@@ -12,6 +12,7 @@ from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import new_id, now
 from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Conversation, Profile
+from deltamem_cli.text import short
 
 HEADING_LENGTH = 60
 _ID = re.compile("[0-9a-z]{1,64}")
@@ -111,10 +112,10 @@ def get(store: Store, reference: str) -> Conversation:
         else []
     )
     if len(rows) > 1:
-        raise StoreError(f"{len(rows)} conversations begin or end with {reference}; give more of the id, see: "
+        raise StoreError(f"{len(rows)} conversations begin or end with {short(reference)}; give more of the id, see: "
                          "dmem log list --all")  # fmt: skip
     if not rows:
-        raise NotFound(f"There is no conversation {reference}; see: dmem log list --all")
+        raise NotFound(f"There is no conversation {short(reference)}; see: dmem log list --all")
     return _conversations(store, rows)[0]
 
 

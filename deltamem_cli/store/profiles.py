@@ -18,7 +18,7 @@ from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import now
 from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Profile
-from deltamem_cli.text import STEERING
+from deltamem_cli.text import STEERING, short
 
 DEFAULT = "default"
 SETTINGS = ("model", "adapter", "system", "template", "write")  # texts; the sampling options stand beside them
@@ -33,7 +33,7 @@ def check_name(name: str) -> str:
     bare = "".join(c for c in name if c not in _JOINERS and not unicodedata.category(c).startswith("M"))
     if not _NAME.fullmatch(bare) or not name[0].isalnum() or len(name) > 64 or name.upper() == NEW:
         raise StoreError(
-            f"{name!r} can't be a profile's name; use up to 64 letters, digits and . _ @ + -, "
+            f"{short(name)!r} can't be a profile's name; use up to 64 letters, digits and . _ @ + -, "
             f"starting with a letter or digit, and not {NEW}"
         )
     return name
@@ -69,7 +69,7 @@ def get(store: Store, name: str) -> Profile:
     names = [profile.name for profile in all_of(store)]
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? See" if near else "see"
-    raise NotFound(f"There is no profile {name}; {hint}: dmem profile list")
+    raise NotFound(f"There is no profile {short(name)}; {hint}: dmem profile list")
 
 
 def create(

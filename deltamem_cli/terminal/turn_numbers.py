@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import count, note
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.session.forgetting import Forgotten
@@ -33,7 +34,7 @@ def parse_turns(words: Sequence[str]) -> list[int]:
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 0 < first <= last < first + _LONGEST_RANGE:
-            raise UsageError(f"{word} is not a turn: give numbers and ranges, such as 3 5-7")
+            raise UsageError(f"{short(word)} is not a turn: give numbers and ranges, such as 3 5-7")
         numbers.update(range(first, last + 1))
     if not numbers:
         raise UsageError("No turn was given: give numbers and ranges, such as 3 5-7")

@@ -17,6 +17,7 @@ from deltamem_cli.engine import fingerprint
 from deltamem_cli.episodes.conversation import told_prompt
 from deltamem_cli.episodes.jsonl import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.text import short
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.check import check_backbone
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
@@ -229,7 +230,7 @@ def adapter_config(options: RunOptions, backbone: Backbone) -> AdapterConfig:
     shape = backbone.shape
     heads = tuple(h for h in DELTA_HEADS if h in options.heads)
     if not heads or set(options.heads) - set(DELTA_HEADS):
-        raise UsageError(f"--heads {options.heads} must be letters among q, k, v and o, such as qo")
+        raise UsageError(f"--heads {short(options.heads)} must be letters among q, k, v and o, such as qo")
     config = AdapterConfig(
         architecture=shape.architecture,
         embedding_length=shape.hidden,
@@ -260,9 +261,11 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.strip().isdecimal() or (last and not last.strip().isdecimal()):
-            raise UsageError(f"--layers {text} is not a list of layers, such as 12-29 or 3,5,8-10")
+            raise UsageError(f"--layers {short(text)} is not a list of layers, such as 12-29 or 3,5,8-10")
         # one beyond the last is as wrong as a billion, and is made at once
         chosen |= set(range(min(int(first), count), min(int(last or first), count) + 1))
     if not chosen or max(chosen) >= count:
-        raise UsageError(f"--layers {text} goes beyond the model's layers 0 to {count - 1}; choose layers within them")
+        raise UsageError(
+            f"--layers {short(text)} goes beyond the model's layers 0 to {count - 1}; choose layers within them"
+        )
     return tuple(sorted(chosen))

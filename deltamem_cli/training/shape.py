@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.text import short
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "phi3")
 # llama.cpp rotates neighbouring numbers for these, and its converter permutes the rows of wq and wk to fit
@@ -101,7 +102,7 @@ def checked_architecture(architecture: str, source: Path, known: tuple[str, ...]
     """The architecture, if training knows it. Raises DeltamemError."""
     if architecture not in known:
         raise DeltamemError(
-            f"{source} is a model of the architecture {architecture}, and training knows only {', '.join(known)}; "
+            f"{source} is a model of the architecture {short(architecture)}, and training knows only {', '.join(known)}; "
             "choose another base model"
         )
     return architecture

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.text import short
 from deltamem_cli.training.shape import BackboneShape, shape_of
 
 _TOP = ("token_embd.weight", "output_norm.weight")
@@ -51,11 +52,11 @@ def _check_names(source: Path, shape: BackboneShape, tensors: Mapping[str, Tenso
     if unknown := [name for name in tensors if name not in needed | maybe]:
         more = f" and {len(unknown) - 1} more tensors" if len(unknown) > 1 else ""
         raise DeltamemError(
-            f"{source} has the tensor {unknown[0]}{more}, and training does not compute that; choose another base model"
+            f"{source} has the tensor {short(unknown[0])}{more}, and training does not compute that; choose another base model"
         )
     if missing := sorted(needed - set(tensors)):
         raise DeltamemError(
-            f"{source} has no tensor {missing[0]}, which a {shape.architecture} model needs; download it again"
+            f"{source} has no tensor {short(missing[0])}, which a {shape.architecture} model needs; download it again"
         )
 
 

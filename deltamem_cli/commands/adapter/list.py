@@ -13,6 +13,7 @@ from deltamem_cli.commands.options.stored import DatabaseOption, DryRunOption, J
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.terminal.output import count, note, print_json, printable, size
 from deltamem_cli.terminal.questions import confirm
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.models.adapters import KnownAdapter
@@ -68,7 +69,7 @@ def rm(
 
     known = next((one for one in known_adapters() if one.name == name), None)
     if known is None:
-        raise DeltamemError(f"There is no adapter {name}; see: dmem adapter list")
+        raise DeltamemError(f"There is no adapter {short(name)}; see: dmem adapter list")
     deletes = known.origin == "converted"
     waiting = _written_with(known, database)
     if waiting:

@@ -10,6 +10,7 @@ import typer
 
 from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import print_json
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.parity import CaseResult
@@ -44,7 +45,7 @@ def verify(
     from deltamem_cli.parity import replay
 
     if compute not in COMPUTE:
-        raise UsageError(f"--compute is {compute}; it must be one of {', '.join(COMPUTE)}")
+        raise UsageError(f"--compute is {short(compute)}; it must be one of {', '.join(COMPUTE)}")
     results = []
     for case in cases:
         try_out(case / "model.gguf")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deltamem_cli.commands.chat import slash_actions, slash_reports, slash_set
 from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import note
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat.open_chat import Talk
@@ -130,7 +131,7 @@ def find(word: str) -> str:
         return starting[0]
     near = starting or get_close_matches(word, [*COMMANDS, *ALIASES], n=1)
     hint = f"did you mean {' or '.join(near)}?" if near and word != "/" else "see /help"
-    raise UsageError(f"There is no command {word}: {hint}")
+    raise UsageError(f"There is no command {short(word)}: {hint}")
 
 
 def run(talk: Talk, name: str, argument: str) -> None:

@@ -17,6 +17,7 @@ from deltamem_cli.terminal.interrupts import lines_gathered, stopping
 from deltamem_cli.terminal.output import count, name_turns, note, printable
 from deltamem_cli.terminal.questions import confirm
 from deltamem_cli.terminal.reply_view import progress_bar, tell
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat.open_chat import Talk
@@ -184,7 +185,7 @@ def save(talk: Talk, argument: str) -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{text} is not a number of turns: give a whole number above 0.")
+        raise UsageError(f"{short(text)} is not a number of turns: give a whole number above 0.")
     return int(text)
 
 

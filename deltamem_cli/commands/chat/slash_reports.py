@@ -11,6 +11,7 @@ from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.terminal.output import count, moment, note, opening_words, printable, size
 from deltamem_cli.terminal.reply_view import tell
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat.open_chat import Talk
@@ -141,7 +142,7 @@ def memory(talk: Talk, argument: str) -> None:
         _reset(talk)
         return
     if argument:
-        raise UsageError(f"/memory takes history or reset, not {argument}: see /help memory")
+        raise UsageError(f"/memory takes history or reset, not {short(argument)}: see /help memory")
     from deltamem_cli.memory_view import metrics
     from deltamem_cli.store import states
     from deltamem_cli.terminal import heat_map

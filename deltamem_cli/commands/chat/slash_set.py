@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import note
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.commands.chat.open_chat import Talk
@@ -28,7 +29,7 @@ def set_option(talk: Talk, argument: str) -> None:
             talk.set_thinking(name, _switch(name, value))
         elif name == "write":
             if value not in WRITE:
-                raise UsageError(f"The option write is {value}: it must be {' or '.join(WRITE)}.")
+                raise UsageError(f"The option write is {short(value)}: it must be {' or '.join(WRITE)}.")
             talk.set_write(value)
         else:
             talk.set_option(name, value)
@@ -49,7 +50,7 @@ def _switch(name: str, value: str) -> bool | None:
     if name == "think" and value.lower() == "auto":
         return None
     if value.lower() not in _SWITCHES:
-        raise UsageError(f"The option {name} is {value}: it must be {' or '.join(THINKING[name])}.")
+        raise UsageError(f"The option {name} is {short(value)}: it must be {' or '.join(THINKING[name])}.")
     return _SWITCHES[value.lower()]
 
 

@@ -23,6 +23,7 @@ from deltamem_cli.commands.options.stored import JsonOption
 from deltamem_cli.commands.output_file import check_picture, write_picture
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.terminal.output import print_json
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.evaluation.runner import Step
@@ -200,7 +201,7 @@ _MOST_FACTS = 20
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= _MOST_FACTS for part in parts):
-        raise UsageError(f"--facts is {text}: write numbers from 1 to {_MOST_FACTS}, for example 1,3,6")
+        raise UsageError(f"--facts is {short(text)}: write numbers from 1 to {_MOST_FACTS}, for example 1,3,6")
     return tuple(sorted({int(part) for part in parts}))
 
 

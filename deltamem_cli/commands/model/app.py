@@ -15,6 +15,7 @@ from deltamem_cli.commands.options.stored import DatabaseOption, DryRunOption, J
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.terminal.output import count, note, print_json, printable, size
 from deltamem_cli.terminal.questions import confirm
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.models.entries import Entry
@@ -173,7 +174,7 @@ def rm(
 
     entry = models.catalogue().get(name)
     if entry is None:
-        raise DeltamemError(f"There is no model {name}; see: dmem model list")
+        raise DeltamemError(f"There is no model {short(name)}; see: dmem model list")
     deletes = entry.record is not None and entry.record.repo is not None and entry.path is None
     what = f"{name} ({size(entry.size)})" if deletes and entry.size else name
     waiting = _written_with(entry, database)
