@@ -8,6 +8,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,21 @@ def test_damaged_database_is_one_sentence(path: Path) -> None:
     with pytest.raises(StoreError) as error, Store.open(path) as store:
         for one in conversations.all_of(store):
             turns.all_of(store, one.id)
+    assert "is damaged" in one_sentence(error, path)
+
+
+@pytest.mark.parametrize("open_store", [Store.open, Store.read])
+def test_damage_that_sqlite_quotes_is_one_sentence(path: Path, open_store: Callable[[Path], Store]) -> None:
+    with Store.open(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_master SET name = CAST(? AS TEXT), sql = 'CREATE' WHERE name = 'turns'", [b"t\xff"]
+        )
+        connection.commit()
+    with pytest.raises(StoreError) as error:
+        open_store(path)
     assert "is damaged" in one_sentence(error, path)
 
 

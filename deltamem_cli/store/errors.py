@@ -59,6 +59,7 @@ WAY_OUT = "put a backup in its place with: dmem log restore FILE, or move it awa
 # First match wins; the texts are those of sqlite3_errstr() and stable since 3.7.
 _SENTENCES = {
     "could not decode": f"is damaged (a text in it is no UTF-8); {WAY_OUT}",  # first: the text follows, and may say anything
+    "codec can't decode": f"is damaged (a text in it is no UTF-8); {WAY_OUT}",
     "disk is full": (
         "could not be written because the disk is full; what was saved before is intact, "
         "so free some space and try again"
@@ -120,5 +121,6 @@ def as_sentences(path: Path | str) -> Iterator[None]:
     """Turn what SQLite and the operating system raise inside the block into StoreError."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    # Python decodes what SQLite says, which quotes a damaged table's name
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise StoreError(sentence(path, error)) from error
