@@ -26,6 +26,13 @@ def split_by_regex(writer: Any) -> None:
     writer.add_tokenizer_pre("tekken")
 
 
+def numbers_by_threes(writer: Any) -> None:
+    """Numbers cut from behind, for which llama.cpp looks, for each digit, at all that follow it."""
+    chat_vocabulary(writer)
+    writer.kv_data[0].pop("tokenizer.ggml.pre")
+    writer.add_tokenizer_pre("superbpe")
+
+
 def no_vocabulary(writer: Any) -> None:
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(N_VOCAB)

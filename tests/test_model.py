@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import odd_models
@@ -55,8 +56,23 @@ assert model.text(model.tokenize(text)) == text
 
 
 def test_a_word_longer_than_any_stack_is_refused(model: Model) -> None:
-    with pytest.raises(EngineError, match="200,001 letters in a row.*break them into lines"):
+    with pytest.raises(EngineError, match="200,001 characters in a row.*break them into lines"):
         model.tokenize("word " + "A" * 200_001)
+
+
+@pytest.mark.parametrize("text", ["Pi is 3." + "1" * 30_000, ("2" * 1000 + " ") * 100], ids=["one number", "many"])
+def test_numbers_that_a_tokenizer_takes_minutes_for_are_refused(text: str, tmp_path: Path) -> None:
+    with Model(odd_models.llama(tmp_path / "m.gguf", vocabulary=odd_models.numbers_by_threes)) as model:
+        began = time.process_time()
+        with pytest.raises(EngineError, match=r"characters in a row.*m\.gguf takes too long.*break them into lines"):
+            model.tokenize(text)
+        assert time.process_time() - began < 6
+        assert model.text(model.tokenize("1" * 500)) == "1" * 500
+
+
+@pytest.mark.parametrize("text", ["里斯本" * 10_000, " \n" * 15_000, "1" * 30_000])
+def test_long_words_that_a_tokenizer_is_quick_with_are_read(model: Model, text: str) -> None:
+    assert model.text(model.tokenize(text)).strip(" ") == text.strip(" ")  # phi3's begins with a space
 
 
 def test_broken_letters_become_question_marks(model: Model) -> None:

@@ -23,7 +23,7 @@ def run_for(text: str, work: Callable[[], T]) -> T:
     if not longest:
         return work()
     refused = EngineError(
-        f"The text has {longest:,} letters in a row without a space or line break, too many to read: "
+        f"The text has {longest:,} characters in a row without a space or line break, too many to read: "
         "break them into lines, or leave them out."
     )
     if longest > _LONGEST:

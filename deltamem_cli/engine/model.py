@@ -13,6 +13,7 @@ from deltamem_cli.bindings import Native, native
 from deltamem_cli.engine.deep_stack import run_for
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.options import LARGEST
+from deltamem_cli.engine.slow_words import slow_word
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.text import short
 
@@ -115,9 +116,19 @@ class Model:
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`. special: control tokens written out in the text, as templates do, become those tokens.
 
-        Nothing is added at the start; templates write their own first token. Raises EngineError for a word without end.
+        Nothing is added at the start; templates write their own first token. Raises EngineError for a word without end,
+        or one that this model's tokenizer takes too long for.
         """
-        return run_for(text, lambda: self._tokenize(text, special))
+
+        def tokenize() -> list[int]:
+            if word := slow_word(text, lambda part: self._tokenize(part, special)):
+                raise EngineError(
+                    f"The text has {len(word):,} characters in a row without a space or line break, which the tokenizer of "
+                    f"{self.path.name} takes too long to read: break them into lines, or leave them out."
+                )
+            return self._tokenize(text, special)
+
+        return run_for(text, tokenize)
 
     def _tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")  # a lone surrogate is what Python makes of broken input

@@ -22,7 +22,7 @@ from deltamem_cli.terminal import pastes
 LEAVE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _PATIENCE = 0.8  # seconds for what the library does
 _FOR_THE_DISK = 5.0  # seconds more, when it has let go and a turn is being stored
-_LIBRARY = "llama_decode"  # the thread that engine.interruptible starts
+_LIBRARY = "llama_"  # threads that the engine starts for long calls: llama_decode, llama_tokenize
 
 
 class _Watch:
@@ -59,7 +59,7 @@ class _Watch:
     def _end(self, number: int) -> None:
         if self._over.wait(_PATIENCE):
             return
-        held = any(thread.name == _LIBRARY for thread in threading.enumerate())
+        held = any(thread.name.startswith(_LIBRARY) for thread in threading.enumerate())
         if self.in_order and not held and self._over.wait(_FOR_THE_DISK):
             return
         restore_terminal()
