@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -79,6 +80,12 @@ def test_missing_database_reads_as_empty_and_is_not_made(path: Path) -> None:
 
 
 TABLES = ("profiles", "conversations", "turns", "messages", "states")
+# Of the turns of an old database, the last two of one run; the head is what a long system prompt comes to.
+CONTEXTS: list[dict[str, Any]] = [
+    {"run": "r", "replayed": [], "system": "Be terse. \x00 é 🙂", "head": list(range(500)), "n_past": 500},
+    {"run": "s", "replayed": [1], "system": "Be terse. \x00 é 🙂", "head": list(range(500)), "window_first": 1},
+    {"run": "s", "replayed": [1], "system": "Be terse. \x00 é 🙂", "head": list(range(500)), "later": {"x": 1}},
+]
 
 
 def old_database(path: Path, version: int) -> dict[str, list[dict[str, Any]]]:
@@ -90,9 +97,10 @@ def old_database(path: Path, version: int) -> dict[str, list[dict[str, Any]]]:
             for name, updated in (("c1", "2026-03-01"), ("c2", "2026-02-01"), ("c0", "2026-02-01")):
                 store.insert("conversations", id=name, profile_id=1, created="x", updated=updated)
         if version >= 2:
-            for number, text in enumerate(("an old xylophone", "一把旧木琴 🙂"), 1):
+            for number, text in enumerate(("an old xylophone", "一把旧木琴 🙂", "more"), 1):
                 store.insert("turns", conversation_id="c1", number=number, kind="chat", created="x", model_name="m",
-                             model_fingerprint="f", context='{"run": "r"}', timings='{"reply": 0.5}')  # fmt: skip
+                             model_fingerprint="f", context=json.dumps(CONTEXTS[number - 1]),
+                             timings='{"reply": 0.5}')  # fmt: skip
                 store.insert("messages", turn_id=number, position=0, role="user", text=text, tokens=b"\1\0\0\0")
         if version >= 3:
             for turn, conversation in ((None, "c2"), (1, "c1"), (2, "c1")):
@@ -101,6 +109,9 @@ def old_database(path: Path, version: int) -> dict[str, list[dict[str, Any]]]:
                              state=os.urandom(12) + b"\0\0\0\0")  # fmt: skip
         if version >= 5:
             store.execute("UPDATE profiles SET template = 'work.jinja'")
+        if version >= 9:
+            for sequence, conversation in enumerate(("c0", "c2", "c1"), 1):
+                store.execute("UPDATE conversations SET sequence = ? WHERE id = ?", [sequence, conversation])
         return {name: store.rows(f"SELECT * FROM {name}") for name in TABLES if store.db.table(name).exists()}
 
 
@@ -111,14 +122,16 @@ def test_every_earlier_layout_becomes_todays_with_all_that_it_held(path: Path, v
         assert store.layout == migrations.LATEST
         for name, rows in held.items():
             now = store.rows(f"SELECT * FROM {name}")
-            assert [{key: row[key] for key in rows[0]} for row in now] == rows
+            same = [key for key in (rows[0] if rows else {}) if key != "context"]
+            assert [[row[key] for key in same] for row in now] == [[row[key] for key in same] for row in rows]
         if version >= 1:
             assert [one.id for one in conversations.all_of(store, profiles.get(store, "old"))] == ["c1", "c2", "c0"]
         if version >= 2:
-            assert [turn.messages[0].text for turn in turns.all_of(store, "c1")] == [
-                "an old xylophone",
-                "一把旧木琴 🙂",
-            ]
+            every = turns.all_of(store, "c1")
+            assert [turn.messages[0].text for turn in every] == ["an old xylophone", "一把旧木琴 🙂", "more"]
+            assert [turn.context for turn in every] == CONTEXTS
+            assert store.counts()["turns"] == 3
+            assert [len(store.rows(f"SELECT * FROM {name}")) for name in ("prompts", "runs")] == [1, 2]
             assert [hit.turn for words in ("xylophone", "木琴", "🙂") for hit in search.search(store, words)] == [
                 1,
                 2,
@@ -154,6 +167,18 @@ def test_old_database_whose_update_is_killed_is_whole_and_has_a_copy_until_it_is
     with Store.open(path) as store:
         assert store.layout == migrations.LATEST and store.counts()["profiles"] == 1
     assert not copy.exists()
+
+
+@pytest.mark.parametrize("context", ["", "[]", "null", "3", '{"system": 3}', '{"system": "\\ud800"}', "[" * 100_000])
+def test_a_turn_with_a_damaged_context_does_not_keep_a_database_from_being_updated(path: Path, context: str) -> None:
+    old_database(path, migrations.LATEST - 1)
+    with Store.open(path, migrate_to=migrations.LATEST - 1) as store, store.transaction():
+        store.execute("UPDATE turns SET context = ? WHERE number = 2", [context])
+    with Store.open(path) as store:
+        assert store.layout == migrations.LATEST
+        assert turns.get(store, "c1", 3).context == CONTEXTS[2]
+        with pytest.raises(StoreError, match="is damaged"):
+            turns.get(store, "c1", 2)
 
 
 def test_migration_that_fails_leaves_the_layout_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ A step that was released is never edited: what is wrong with it is put right by 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -174,6 +175,74 @@ def m009_sequence_of_conversations(db: Database) -> None:
     )
 
 
+def m010_runs(db: Database) -> None:
+    """What turns were shown is stored once: a prompt's head, and what a run of turns began with."""
+    # Before, every turn had all of it in its own context, of which the head alone is thousands of characters.
+    db.executescript(
+        """
+        CREATE TABLE prompts (
+            id INTEGER PRIMARY KEY,
+            conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+            system TEXT,
+            head TEXT,
+            opening TEXT
+        );
+        CREATE TABLE runs (
+            id INTEGER PRIMARY KEY,
+            conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+            prompt_id INTEGER REFERENCES prompts (id),
+            name TEXT,
+            replayed TEXT
+        );
+        ALTER TABLE turns ADD COLUMN run_id INTEGER REFERENCES runs (id);
+        CREATE INDEX prompts_by_conversation ON prompts (conversation_id);
+        CREATE INDEX runs_by_conversation ON runs (conversation_id, name);
+        CREATE INDEX runs_by_prompt ON runs (prompt_id);
+        CREATE INDEX turns_by_run ON turns (run_id);
+        """
+    )
+    kept: dict[tuple[object, ...], int] = {}
+
+    def keep(table: str, *row: object) -> int:
+        key = (table, *row)
+        if key not in kept:
+            marks = ", ".join("?" * len(row))
+            kept[key] = db.execute(f"INSERT INTO {table} VALUES (NULL, {marks})", row).lastrowid or 0
+        return kept[key]
+
+    # One by one: all contexts together need not fit into memory.
+    for (turn,) in db.execute("SELECT id FROM turns ORDER BY id").fetchall():
+        conversation, text = db.execute("SELECT conversation_id, context FROM turns WHERE id = ?", [turn]).fetchone()
+        try:
+            context = json.loads(text)
+            system, name = (context.pop(key, None) for key in ("system", "run"))
+            lists = (context.pop(key, None) for key in ("head", "opening", "replayed"))
+            head, opening, replayed = (None if one is None else json.dumps(one) for one in lists)
+            for word in (system, name):
+                if word is not None:
+                    word.encode()
+        except (AttributeError, TypeError, ValueError, RecursionError):
+            continue  # a damaged row stays as it is, and reading it says so
+        prompt = None if system is head is opening is None else keep("prompts", conversation, system, head, opening)
+        run = None if prompt is name is replayed is None else keep("runs", conversation, prompt, name, replayed)
+        db.execute("UPDATE turns SET run_id = ?, context = ? WHERE id = ?", [run, json.dumps(context), turn])
+    # What no turn refers to any longer goes with the last that did.
+    db.executescript(
+        """
+        CREATE TRIGGER turns_delete_run AFTER DELETE ON turns WHEN old.run_id IS NOT NULL BEGIN
+            DELETE FROM runs WHERE id = old.run_id AND NOT EXISTS (SELECT 1 FROM turns WHERE run_id = old.run_id);
+        END;
+        CREATE TRIGGER turns_change_run AFTER UPDATE OF run_id ON turns WHEN old.run_id IS NOT new.run_id BEGIN
+            DELETE FROM runs WHERE id = old.run_id AND NOT EXISTS (SELECT 1 FROM turns WHERE run_id = old.run_id);
+        END;
+        CREATE TRIGGER runs_delete_prompt AFTER DELETE ON runs WHEN old.prompt_id IS NOT NULL BEGIN
+            DELETE FROM prompts
+            WHERE id = old.prompt_id AND NOT EXISTS (SELECT 1 FROM runs WHERE prompt_id = old.prompt_id);
+        END;
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_profiles_and_conversations,
     m002_turns_and_messages,
@@ -184,6 +253,7 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m007_wipes,
     m008_search_without_spaces,
     m009_sequence_of_conversations,
+    m010_runs,
 )
 LATEST = len(MIGRATIONS)
 

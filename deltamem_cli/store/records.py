@@ -52,7 +52,8 @@ class Conversation:
 class TurnContext(TypedDict, total=False):
     """What was visible to the model while the turn ran: enough to feed the same tokens in the same context.
 
-    Numbers are turn numbers of the same conversation. They stay valid when an earlier turn is forgotten.
+    Numbers are turn numbers of the same conversation. They stay valid when an earlier turn is forgotten. None and nothing
+    are the same.
     """
 
     run: str  # one run = one KV cache from empty to closed; turns of a run share it

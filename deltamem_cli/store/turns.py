@@ -8,16 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deltamem_cli.store import checked, conversations, states, wiping
+from deltamem_cli.store import checked, conversations, runs, states, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
 from deltamem_cli.store.ids import now
 from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Snapshot, Turn, TurnContext
 
-_SELECT = """
-    SELECT turns.*, EXISTS (SELECT 1 FROM states WHERE states.turn_id = turns.id) AS has_state FROM turns
-    WHERE conversation_id = ?
+_SELECT = f"""
+    SELECT turns.*, {runs.COLUMNS}, EXISTS (SELECT 1 FROM states WHERE states.turn_id = turns.id) AS has_state
+    FROM turns {runs.JOIN} WHERE turns.conversation_id = ?
 """
 
 
@@ -65,7 +65,8 @@ def insert(store: Store, conversation: str, number: int, created: str, turn: New
         adapter_name=turn.adapter.name if turn.adapter else None,
         adapter_fingerprint=turn.adapter.fingerprint if turn.adapter else None,
         settings=json.dumps(dict(turn.settings)),
-        context=json.dumps(turn.context),
+        context=json.dumps(runs.rest(turn.context)),
+        run_id=runs.insert(store, conversation, turn.context),
         interrupted=int(turn.interrupted),
         prompt_tokens=turn.prompt_tokens,
         reply_tokens=turn.reply_tokens,
@@ -156,7 +157,8 @@ def replace_after_forgetting(
             if result.snapshot:
                 states.insert(store, conversation, turn_id, result.snapshot)
             if result.context is not None:
-                store.execute("UPDATE turns SET context = ? WHERE id = ?", [json.dumps(result.context), turn_id])
+                changed = json.dumps(runs.rest(result.context)), runs.insert(store, conversation, result.context)
+                store.execute("UPDATE turns SET context = ?, run_id = ? WHERE id = ?", [*changed, turn_id])
         conversations.touch(store, conversation)
 
 
@@ -205,8 +207,9 @@ _BIG_ENDIAN = array("i", [1]).tobytes()[0] == 0
 
 def _turns(store: Store, rows: Sequence[Mapping[str, Any]], *, messages: bool = True) -> list[Turn]:
     by_turn = _messages(store, [row["id"] for row in rows]) if messages else {}
+    shown = runs.shown(store, rows)
     with checked.rows_of(store.name, "turns"):
-        return [_turn(row, by_turn) for row in rows]
+        return [_turn(row, of_run, by_turn.get(row["id"], ())) for row, of_run in zip(rows, shown, strict=True)]
 
 
 def _messages(store: Store, turn_ids: Sequence[int]) -> dict[int, list[Message]]:
@@ -237,7 +240,7 @@ def _numbers(row: Mapping[str, Any], key: str, least: int) -> list[int]:
     return numbers
 
 
-def _turn(row: Mapping[str, Any], messages: Mapping[int, list[Message]]) -> Turn:
+def _turn(row: Mapping[str, Any], shown: Mapping[str, Any], messages: Sequence[Message]) -> Turn:
     adapter = checked.text_or_none(row, "adapter_fingerprint")
     return Turn(
         id=row["id"],
@@ -248,12 +251,12 @@ def _turn(row: Mapping[str, Any], messages: Mapping[int, list[Message]]) -> Turn
         model=Identity(checked.text(row, "model_name"), checked.text(row, "model_fingerprint")),
         adapter=Identity(checked.text(row, "adapter_name"), adapter) if adapter else None,
         settings=checked.settings(checked.json_(row, "settings")),
-        context=checked.context(checked.object_(checked.json_(row, "context"), "context")),
+        context=checked.context({**checked.object_(checked.json_(row, "context"), "context"), **shown}),
         interrupted=bool(checked.count(row, "interrupted", most=1)),
         prompt_tokens=checked.count(row, "prompt_tokens"),
         reply_tokens=checked.count(row, "reply_tokens"),
         written_tokens=checked.count(row, "written_tokens"),
         timings=checked.timings(checked.json_(row, "timings")),
         has_state=bool(row["has_state"]),
-        messages=messages.get(row["id"], ()),
+        messages=messages,
     )

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 
+from deltamem_cli.store import runs
 from deltamem_cli.store.database import BUSY_SECONDS, Store
 from deltamem_cli.store.errors import StoreError
 
@@ -49,7 +50,7 @@ def mark(store: Store, conversation: str, numbers: Collection[int] | None = None
             [row["number"] for row in going],
             since,
             _distinct(store, "SELECT text FROM messages WHERE role = 'user' AND turn_id = ?", ids),
-            _systems(store, ids),
+            runs.systems(store, ids),
         ),
     )
 
@@ -65,7 +66,7 @@ def mark_replaced(store: Store, conversation: str, number: int, system: str | No
     What was typed for it was typed for that one, too.
     """
     row = store.row("SELECT id FROM turns WHERE conversation_id = ? AND number = ?", [conversation, number])
-    systems = [old for old in _systems(store, [row["id"]] if row else []) if old != (system or "").strip()]
+    systems = [old for old in runs.systems(store, [row["id"]] if row else []) if old != (system or "").strip()]
     _insert(store, Typed(conversation, [], None, [], systems))
 
 
@@ -112,25 +113,6 @@ def wipe(store: Store, erase: Erase, *, patience: float = BUSY_SECONDS) -> None:
 
 def _insert(store: Store, typed: Typed) -> None:
     store.insert("wipes", typed=json.dumps(asdict(typed)))
-
-
-def _systems(store: Store, ids: Sequence[int]) -> list[str]:
-    """System prompts of the turns `ids` that no other turn of any conversation has."""
-    found: list[str] = []
-    for context in _distinct(store, "SELECT context FROM turns WHERE id = ?", ids):
-        try:
-            system = json.loads(context).get("system")
-        except (ValueError, AttributeError):  # a damaged row can be deleted, too
-            continue
-        if isinstance(system, str) and system.strip() and system not in found:
-            found.append(system)
-    return [system.strip() for system in found if not _is_used(store, system, ids)]
-
-
-def _is_used(store: Store, system: str, without: Sequence[int]) -> bool:
-    said = json.dumps({"system": system})[1:-1]  # as contexts are stored
-    rows = store.rows("SELECT id FROM turns WHERE instr(context, ?)", [said])
-    return not {row["id"] for row in rows} <= set(without)
 
 
 def _distinct(store: Store, sql: str, ids: Sequence[int]) -> list[str]:

@@ -22,11 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the helpers of the test
 import stored
 
 from deltamem_cli import cli
+from deltamem_cli.store import turns
 from deltamem_cli.store.database import Store
+from deltamem_cli.store.records import TurnContext
 
 SEED = 15
-TABLES = ("profiles", "conversations", "turns", "messages", "states")
-KEYS = ("rowid", "turn_id", "conversation_id", "profile_id")  # SQLite itself keeps these
+TABLES = ("profiles", "conversations", "turns", "messages", "states", "runs", "prompts")
+KEYS = ("rowid", "turn_id", "conversation_id", "profile_id", "run_id", "prompt_id")  # SQLite itself keeps these
 VALUES: list[Any] = [
     None, 0, -1, 1, 3, 2**31, 2**53 + 1, 2**63 - 1, -(2**63), 0.5, 1e308, float("inf"),
     "", "x", "\0", "\x1b[2J", "3", "../../x", "9999-99-99", "0001-01-01T00:00:00Z", "999999999999", "里斯本 🙂" * 50,
@@ -51,8 +53,7 @@ def without_rules(path: Path) -> None:
         connection.execute("PRAGMA writable_schema = ON")
         for old, new in ((" NOT NULL", ""), ("CHECK (", "CHECK (1 OR ")):
             connection.execute(
-                "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name IN "
-                "('profiles', 'conversations', 'turns', 'messages', 'states')",
+                f"UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name IN {TABLES}",
                 [old, new],
             )
         connection.commit()
@@ -90,7 +91,9 @@ def mutate(path: Path, rng: random.Random) -> str:
 def sound(tmp_path: Path) -> Path:
     path = tmp_path / "sound.db"
     with Store.open(path) as store:
-        stored.conversation(store, 3)
+        talk = stored.conversation(store, 2)
+        shown = TurnContext(run="r2", system="Be terse.", head=[1, 2], opening=[1], replayed=[1, 2])
+        turns.commit(store, talk, stored.exchange(3, context=shown))
         stored.conversation(store, 1, word="里斯本")
         stored.conversation(store, 2, profile="default")
     without_rules(path)
