@@ -181,6 +181,24 @@ def test_a_client_that_leaves_frees_its_seat_and_what_was_said_is_kept(
     run(work)
 
 
+def test_a_client_that_leaves_the_line_is_forgotten(settings: dict[str, Any], database: Path) -> None:
+    async def work() -> None:
+        async with talking(database, settings, seats=1) as talk:
+            answer = talk.begin("chat", "A long story, please.", options={"max_tokens": 200})
+            await answer.begin()
+            waiting = talk.begin("other", "Next?")
+            while not talk.places.n_waiting:
+                await asyncio.sleep(0)
+            waiting.stop()
+            with pytest.raises(Problem):
+                await waiting.begin()
+            assert not talk.places.n_waiting
+            answer.stop()
+            assert (await talk.ask("third", "And I?"))[1].turn == 1
+
+    run(work)
+
+
 def test_a_conversation_that_another_program_holds_is_refused_and_the_others_go_on(
     settings: dict[str, Any], database: Path
 ) -> None:

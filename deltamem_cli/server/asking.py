@@ -11,7 +11,7 @@ from deltamem_cli.engine import Cancelled
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server.addressing import Address
 from deltamem_cli.server.history import History, Plan, plan
-from deltamem_cli.server.places import Place, Places
+from deltamem_cli.server.places import Place, Places, Ticket
 from deltamem_cli.server.problems import Problem, of_error
 from deltamem_cli.session.account import document
 from deltamem_cli.session.chat import ChatSession
@@ -67,6 +67,7 @@ class Answer:
         self._loop = asyncio.get_running_loop()
         self._session: ChatSession | None = None
         self._stopped = False
+        self._ticket = Ticket()
         self._first: str | None = None
         self.conversation: str | None = None
         self.finished: Finished | None = None
@@ -92,6 +93,7 @@ class Answer:
         """Ends the reply; what was said of it is committed as interrupted."""
         if self.finished is None:
             self._stopped = True
+            self._ticket.give_up()
             if self._session:
                 self._session.stop()
 
@@ -120,12 +122,12 @@ class Answer:
         places, question, address = self._places, self._question, self._question.address
         if address is not None:
             conversation, profile = await places.run(lambda: places.find(address, question.profile))
-            async with places.conversation(conversation, profile) as place:
+            async with places.conversation(conversation, profile, self._ticket) as place:
                 todo = plan(question.history, place.said, address.mode)
                 if todo is not None:
                     place.stale = question.read_only
                     return await self._in(place, todo)
-        async with places.nobody(question.history) as place:
+        async with places.nobody(question.history, self._ticket) as place:
             return await self._in(place, plan(question.history, place.said, "mirror") or Plan(show=[]))
 
     async def _in(self, place: Place, todo: Plan) -> Finished:

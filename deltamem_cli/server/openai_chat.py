@@ -14,7 +14,7 @@ from starlette.routing import Route
 from deltamem_cli.server import options
 from deltamem_cli.server.asking import Answer, Finished
 from deltamem_cli.server.problems import Problem, error_document, invalid
-from deltamem_cli.server.service import ask, bound_profile, flag, history_of, read_json, service, whole
+from deltamem_cli.server.service import ask, begin, bound_profile, flag, history_of, read_json, service, whole
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.store import profiles
 from deltamem_cli.store.database import Store
@@ -64,7 +64,7 @@ async def chat_completions(request: Request) -> Response:
         wanted = body.get("stream_options") or {}
         if not isinstance(wanted, Mapping):
             raise invalid("stream_options must be an object.", "stream_options")
-        await answer.begin()
+        await begin(request, answer)
         events = _events(answer, head, tell_usage=flag(wanted, "include_usage"))
         return StreamingResponse(events, media_type="text/event-stream", headers=headers(answer))
     thought, answered = await whole(request, answer)

@@ -72,6 +72,18 @@ class Place:
         self.last = _last(self.store, self.session.conversation)
 
 
+class Ticket:
+    """A request's wait in line, which it may give up."""
+
+    def __init__(self) -> None:
+        self.waiting: asyncio.Future[Seat] | None = None
+
+    def give_up(self) -> None:
+        """Ends the wait, if there is one, with a Problem."""
+        if self.waiting and not self.waiting.done():
+            self.waiting.set_exception(Problem(499, "The client left."))
+
+
 class Places:
     """As many conversations as the engine has seats; who comes when all are busy waits in line.
 
@@ -98,7 +110,9 @@ class Places:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     @asynccontextmanager
-    async def conversation(self, conversation: Conversation, profile: Profile) -> AsyncIterator[Place]:
+    async def conversation(
+        self, conversation: Conversation, profile: Profile, ticket: Ticket | None = None
+    ) -> AsyncIterator[Place]:
         """Its place, held against all other requests and programs for as long as the block runs. Raises DeltamemError."""
         lock = self._keys.setdefault(conversation.id, asyncio.Lock())
         async with lock:
@@ -114,7 +128,7 @@ class Places:
                     place = None
                     seat = await self._close(held)
                 else:
-                    seat = await self._take_seat()
+                    seat = await self._take_seat(ticket)
                 place = await self._opened(seat, conversation.id, lambda: self._sit_down(seat, conversation, profile))
                 yield place
             finally:
@@ -122,7 +136,7 @@ class Places:
                     await asyncio.shield(self._leave(place))
 
     @asynccontextmanager
-    async def nobody(self, history: History) -> AsyncIterator[Place]:
+    async def nobody(self, history: History, ticket: Ticket | None = None) -> AsyncIterator[Place]:
         """A place of which nothing is kept; one whose window begins as `history` does, if there is such."""
         place = max(
             (place for place in self._open.values() if place.is_anonymous and not place.busy),
@@ -132,7 +146,7 @@ class Places:
         if place is not None and _common(place, history):
             place.busy = True
         else:
-            seat = await self._take_seat()
+            seat = await self._take_seat(ticket)
             self._moment += 1
             key = f"nobody-{self._moment}"
             place = await self._opened(seat, key, lambda: self._sit_down_unknown(seat, key))
@@ -198,7 +212,7 @@ class Places:
 
     # seats
 
-    async def _take_seat(self) -> Seat:
+    async def _take_seat(self, ticket: Ticket | None) -> Seat:
         if self.ending:
             raise Problem(503, "The server is ending: ask again.", code="server_ending")
         if self._free:
@@ -210,6 +224,8 @@ class Places:
             raise Problem(503, f"{MOST_WAITING} requests are waiting already: ask again later.", code="overloaded")
         waiting: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
         self._line.append(waiting)
+        if ticket:
+            ticket.waiting = waiting
         try:
             return await waiting
         except BaseException:

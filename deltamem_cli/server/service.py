@@ -191,6 +191,15 @@ def ask(
     return Answer(shared.places, Question(history, wanted, address, options, stop, grammar, {"read_only": read_only}))
 
 
+async def begin(request: Request, answer: Answer) -> None:
+    """Returns when the reply has begun; a client that leaves before ends it. Raises Problem."""
+    leaving = asyncio.create_task(_stop_when_left(request, answer))
+    try:
+        await answer.begin()
+    finally:
+        leaving.cancel()
+
+
 async def whole(request: Request, answer: Answer) -> tuple[str, str]:
     """What was thought and what was answered, at the end; a client that leaves ends it. Raises Problem."""
     leaving = asyncio.create_task(_stop_when_left(request, answer))
