@@ -114,26 +114,15 @@ class Places:
         self, conversation: Conversation, profile: Profile, ticket: Ticket | None = None
     ) -> AsyncIterator[Place]:
         """Its place, held against all other requests and programs for as long as the block runs. Raises DeltamemError."""
-        lock = self._keys.setdefault(conversation.id, asyncio.Lock())
-        async with lock:
-            place = self._open.get(conversation.id)
-            if place is not None:
-                place.busy = True
-            try:
-                if place is not None:
-                    held = place
-                    if await self.run(lambda: _take_up(held)):
-                        yield held
-                        return
-                    place = None
-                    seat = await self._close(held)
-                else:
-                    seat = await self._take_seat(ticket)
+        async with self._keys.setdefault(conversation.id, asyncio.Lock()):
+            place = await self._warm(conversation.id)
+            if place is None:
+                seat = await self._take_seat(ticket)
                 place = await self._opened(seat, conversation.id, lambda: self._sit_down(seat, conversation, profile))
+            try:
                 yield place
             finally:
-                if place is not None:
-                    await asyncio.shield(self._leave(place))
+                await asyncio.shield(self._leave(place))
 
     @asynccontextmanager
     async def nobody(self, history: History, ticket: Ticket | None = None) -> AsyncIterator[Place]:
@@ -211,6 +200,22 @@ class Places:
         return len(self._line)
 
     # seats
+
+    async def _warm(self, conversation: str) -> Place | None:
+        """The conversation's place, held again, if it has one that nobody else has changed since."""
+        place = self._open.get(conversation)
+        if place is None:
+            return None
+        place.busy = True
+        try:
+            if await self.run(lambda: _take_up(place)):
+                return place
+            place.stale = True
+        except BaseException:
+            await self._leave(place)
+            raise
+        await self._leave(place)
+        return None
 
     async def _take_seat(self, ticket: Ticket | None) -> Seat:
         if self.ending:
