@@ -217,6 +217,20 @@ def test_a_conversation_that_another_program_holds_is_refused_and_the_others_go_
     run(work)
 
 
+def test_a_question_of_another_program_is_waited_for(settings: dict[str, Any], database: Path) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+            _, done = await talk.ask("chat", "My dog is Rex.")
+            with Store.open(database) as other:
+                locks.hold(other, str(done.conversation), brief=True)
+                waiting = asyncio.create_task(talk.ask("chat", "What?", mode="append"))
+                await asyncio.sleep(0.4)
+                assert not waiting.done()
+            assert (await waiting)[1].turn == 2
+
+    run(work)
+
+
 def test_what_another_program_changed_in_between_is_seen(settings: dict[str, Any], database: Path) -> None:
     async def work() -> None:
         async with talking(database, settings) as talk:

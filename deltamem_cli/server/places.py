@@ -30,6 +30,7 @@ from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import THINKING, Conversation, Profile, Turn
 
 _PATIENCE = 0.2  # seconds to wait for others that read, before bytes are wiped
+_OTHERS = 6  # threads beside those of turns: some wait for other programs
 MOST_WAITING = 256  # requests; more are told to come again later
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ class Places:
         self._line: deque[asyncio.Future[Seat]] = deque()
         self._keys: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._moment = 0
-        self._threads = ThreadPoolExecutor(self.n_seats + 2, thread_name_prefix="turn")
+        self._threads = ThreadPoolExecutor(self.n_seats + _OTHERS, thread_name_prefix="turn")
         self.ending = False
         self.tasks: set[asyncio.Task[None]] = set()  # turns on their way
 
@@ -277,7 +278,7 @@ class Places:
     def _sit_down(self, seat: Seat, conversation: Conversation, profile: Profile) -> Place:
         store = Store.open(self.database)
         try:
-            locks.hold(store, conversation.id)
+            locks.hold(store, conversation.id, brief=True)
             request = replace(self.request, profile=profile.name)
             place = self._seated(conversation.id, seat, store, request, profile, conversation)
             place.said = [_said(turn) for turn in turns.all_of(store, conversation.id) if turn.kind == "chat"]
@@ -309,7 +310,7 @@ def _wipe(database: Path) -> None:
 
 def _take_up(place: Place) -> bool:
     """Holds the conversation again. False when others have changed it in between."""
-    locks.hold(place.store, place.session.conversation.id)
+    locks.hold(place.store, place.session.conversation.id, brief=True)
     return _last(place.store, place.session.conversation) == place.last
 
 
