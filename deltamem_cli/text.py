@@ -1,4 +1,4 @@
-"""Text that others wrote: how its bytes are read, and what of it may stand in a line. Knows nothing of who asks."""
+"""Text that others wrote: how its bytes are read, and what of it may stand in a line; and numbers in words."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def short(text: object, longest: int = 100) -> str:
 def sentence(text: str) -> str:
     """What is told, however long the paths, names and reasons in it are: they are as long as others make them."""
     return short(_LONG_WORDS.sub(lambda word: short(word[0], _LONGEST_WORD), text), _LONGEST_SENTENCE)
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 turn, 1,200 turns."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

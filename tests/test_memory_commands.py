@@ -300,7 +300,7 @@ def test_a_deletion_that_can_not_be_wiped_is_done_and_says_what_is_left(
     talk: Conversation, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deltamem_cli import cli
-    from deltamem_cli.commands import wiping
+    from deltamem_cli.session import wiping
 
     monkeypatch.setattr(wiping.wipe, "__kwdefaults__", {"patience": 0.05})
     typed_lines.add("about a walrus", talk.id, 4)

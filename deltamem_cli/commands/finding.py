@@ -17,7 +17,8 @@ def open_store(database: Path | None, *, create: bool = False, wipe_marked: bool
 
     wipe_marked: first goes what an earlier command deleted and could not wipe.
     """
-    from deltamem_cli.commands import editor, wiping
+    from deltamem_cli.commands import editor
+    from deltamem_cli.session import wiping
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.location import default_path
 

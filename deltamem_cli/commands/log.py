@@ -55,12 +55,13 @@ def list_(
       dmem log list --all
       dmem log list --profile work --json
     """
+    from deltamem_cli.session import documents
     from deltamem_cli.store import conversations
 
     with read_store(database) as store:
         found = conversations.all_of(store, _scope(store, profile, all_))
     if as_json:
-        print_json([transcript.facts(one) for one in found[:limit]])
+        print_json([documents.facts(one) for one in found[:limit]])
         return
     if not found:
         note("No conversations yet; start one with: dmem chat")
@@ -86,6 +87,7 @@ def show(
       dmem log show --profile work
       dmem log show --turn 3
     """
+    from deltamem_cli.session import documents
     from deltamem_cli.store import turns
 
     with read_store(database) as store, store.reading():
@@ -95,7 +97,7 @@ def show(
         else:
             every = [turns.get(store, conversation.id, turn)]
     if as_json:
-        print_json(transcript.document(conversation, every))
+        print_json(documents.transcript(conversation, every))
     else:
         typer.echo(transcript.readable(conversation, every), nl=False)
 
@@ -159,6 +161,7 @@ def export(
       dmem log export work.md --profile work --all
       dmem log export --format json | jq '.[].turns'
     """
+    from deltamem_cli.session import documents
     from deltamem_cli.store import conversations, profiles, turns
 
     if all_ and cid is not None:
@@ -172,7 +175,7 @@ def export(
             chosen = [pick_conversation(store, profile, cid)]
         talks = [(one, turns.all_of(store, one.id)) for one in chosen]
     if format_ == "json":
-        text = as_json([transcript.document(*talk) for talk in talks], "utf-8" if file else sys.stdout.encoding) + "\n"
+        text = as_json([documents.transcript(*talk) for talk in talks], "utf-8" if file else sys.stdout.encoding) + "\n"
     else:
         text = "\n".join(transcript.markdown(*talk) for talk in talks)
     if file is None:

@@ -21,8 +21,8 @@ from deltamem_cli.commands.options.stored import (
     OptionOption,
     YesOption,
 )
-from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import UsageError
+from deltamem_cli.session.wiping import wipe
 from deltamem_cli.terminal.output import count, moment, note, print_json, printable
 from deltamem_cli.terminal.questions import confirm
 from deltamem_cli.text import short

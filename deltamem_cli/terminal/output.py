@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deltamem_cli.text import STEERING, harmless, harmless_lines
+from deltamem_cli.text import STEERING, count, harmless, harmless_lines  # noqa: F401 (count is for those who print)
 
 if TYPE_CHECKING:
     from deltamem_cli.store.records import Turn
@@ -55,11 +55,6 @@ def name_turns(turns: Sequence[Turn]) -> None:
 def opening_words(turn: Turn) -> str:
     """The first message of a turn, or its kind when the text was not kept."""
     return turn.messages[0].text if turn.messages else f"({turn.kind})"
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun: 1 turn, 1,200 turns."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def size(number: int) -> str:

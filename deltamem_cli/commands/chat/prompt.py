@@ -21,8 +21,8 @@ from deltamem_cli.commands.chat import slash, slash_actions
 from deltamem_cli.commands.chat.completer import ChatCompleter
 from deltamem_cli.commands.chat.history import open_history
 from deltamem_cli.commands.editor import edited
-from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, refused_by_system
+from deltamem_cli.session.wiping import wipe
 from deltamem_cli.terminal import pastes
 from deltamem_cli.terminal.last_resort import watch_again
 from deltamem_cli.terminal.output import count, note

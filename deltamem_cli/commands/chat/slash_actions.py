@@ -10,8 +10,8 @@ from deltamem_cli import paths
 from deltamem_cli.commands.editor import edited
 from deltamem_cli.commands.output_file import write_file
 from deltamem_cli.commands.text_file import file_text
-from deltamem_cli.commands.wiping import wipe, wipe_typed
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.session.wiping import wipe, wipe_typed
 from deltamem_cli.terminal import one_reply, transcript
 from deltamem_cli.terminal.interrupts import lines_gathered, stopping
 from deltamem_cli.terminal.output import count, name_turns, note, printable

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from deltamem_cli import paths
 from deltamem_cli.commands.chat import slash_set
-from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.session.wiping import wipe
 from deltamem_cli.terminal.output import count, moment, note, opening_words, printable, size
 from deltamem_cli.terminal.reply_view import tell
 from deltamem_cli.text import short

@@ -17,8 +17,8 @@ from deltamem_cli.commands.options.stored import (
     ProfileOption,
     YesOption,
 )
-from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.session.wiping import wipe
 from deltamem_cli.terminal.output import count, name_turns, note, print_json, size
 from deltamem_cli.terminal.questions import confirm
 

@@ -25,8 +25,8 @@ from deltamem_cli.commands.options.stored import (
     ProfileOption,
     YesOption,
 )
-from deltamem_cli.commands.wiping import wipe
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.session.wiping import wipe
 from deltamem_cli.terminal.output import count, name_turns, note, print_json
 from deltamem_cli.terminal.questions import confirm
 from deltamem_cli.terminal.turn_numbers import forget_report, parse_turns, ranges
@@ -61,7 +61,7 @@ def forget(
       dmem memory forget 3 5-7 --profile work
     """
     from deltamem_cli.engine import Cancelled
-    from deltamem_cli.session import forgetting
+    from deltamem_cli.session import documents, forgetting
     from deltamem_cli.session.request import Request
     from deltamem_cli.terminal.interrupts import stopping
     from deltamem_cli.terminal.reply_view import progress_bar
@@ -109,16 +109,7 @@ def forget(
         if not dry_run:
             wipe(store, note)
     if as_json:
-        print_json(
-            {
-                "conversation": conversation.id,
-                "dry_run": dry_run,
-                "forgotten": list(result.turns),
-                "replayed": list(result.later),
-                "norm_before": result.norm_before,
-                "norm_after": result.norm_after,
-            }
-        )
+        print_json(documents.forgotten(conversation.id, result, dry_run=dry_run))
     else:
         forget_report(result, dry_run=dry_run)
 

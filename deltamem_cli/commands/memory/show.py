@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltamem_cli.commands.finding import pick_conversation, read_store
 from deltamem_cli.commands.options.stored import CidOption, DatabaseOption, JsonOption, ProfileOption
 from deltamem_cli.commands.output_file import write_picture
-from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.terminal.output import count, moment, note, print_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-
-    from deltamem_cli.memory_view.metrics import LayerMetrics, Step
-    from deltamem_cli.store.records import Conversation, Snapshot, Turn
+    from deltamem_cli.memory_view.metrics import Step
+    from deltamem_cli.session.looking import Look
+    from deltamem_cli.store.records import Conversation, Turn
 
 ImageOption = Annotated[
     Path | None, typer.Option("--image", metavar="FILE", help="Draw all layers to a file (.svg or .png).")
@@ -45,36 +43,26 @@ def inspect(
     Examples:
       dmem memory inspect --profile work --image memory.svg
     """
-    from deltamem_cli.memory_view import metrics
-    from deltamem_cli.store import states, turns
+    from deltamem_cli.session import documents, looking
 
-    with read_store(database) as store, store.reading():
-        conversation = pick_conversation(store, profile, cid)
-        every = turns.all_of(store, conversation.id, messages=False)
-        snapshot = states.latest(store, conversation.id)
-        before = states.before(store, conversation.id, snapshot.turn) if snapshot and snapshot.turn else None
-        steps = metrics.course(states.every(store, conversation.id)) if image else []
-    layers = metrics.per_layer(snapshot.state, snapshot.layers, before.state if before else None) if snapshot else []
+    with read_store(database) as store:
+        look = looking.inspect(store, pick_conversation(store, profile, cid), course=image is not None)
     if image:
-        if snapshot is None:
-            raise DeltamemError(f"The memory of conversation {conversation.id} is empty, so there is nothing to draw; "
-                             "write something with: dmem chat")  # fmt: skip
-        title = f"{conversation.profile}, {snapshot.model.name}: {_extent(every)}"
-        write_image(image, title, snapshot.state, layers, steps)
-    chosen = _only_layer(layers, layer)
+        write_picture(image, look.picture())
+    chosen = looking.only_layer(look.layers, layer)
     if as_json:
-        print_json(_inspect_json(conversation, every, snapshot, [(i, layers[i]) for i in chosen]))
+        print_json(documents.inspected(look, chosen))
         return
-    _print_heading(conversation, every, snapshot, layers)
-    if snapshot is None:
+    _print_heading(look)
+    if look.snapshot is None:
         return
     from deltamem_cli.terminal import heat_map
 
     out = heat_map.console()
     if layer is not None:
-        heat_map.layer_detail(out, snapshot.state[chosen[0]], layers[chosen[0]])
+        heat_map.layer_detail(out, look.snapshot.state[chosen[0]], look.layers[chosen[0]])
     else:
-        heat_map.overview(out, snapshot.state, layers)
+        heat_map.overview(out, look.snapshot.state, look.layers)
 
 
 def history(
@@ -89,21 +77,13 @@ def history(
     Examples:
       dmem memory history --profile work
     """
-    from deltamem_cli.memory_view import metrics
-    from deltamem_cli.store import states, turns
+    from deltamem_cli.session import documents, looking
 
-    with read_store(database) as store, store.reading():
+    with read_store(database) as store:
         conversation = pick_conversation(store, profile, cid)
-        every = turns.all_of(store, conversation.id)
-        steps = {step.turn: step for step in metrics.course(states.every(store, conversation.id))}
+        every, steps = looking.history(store, conversation)
     if as_json:
-        print_json(
-            {
-                "profile": conversation.profile,
-                "conversation": conversation.id,
-                "turns": [_history_json(turn, steps.get(turn.number)) for turn in every],
-            }
-        )
+        print_json(documents.history(conversation, every, steps))
         return
     _print_history(conversation, every, steps)
 
@@ -124,122 +104,28 @@ def diff(
     Examples:
       dmem memory diff 3 7 --image diff.png
     """
-    from deltamem_cli.memory_view import metrics
-    from deltamem_cli.store import states, turns
+    from deltamem_cli.session import documents, looking
 
-    with read_store(database) as store, store.reading():
-        conversation = pick_conversation(store, profile, cid)
-        for number in {before, after} - {0}:
-            turns.get(store, conversation.id, number)
-        old, new = (states.after(store, conversation.id, number) for number in (before, after))
-    present = new or old
-    if present is None:
-        raise DeltamemError(f"Conversation {conversation.id} has no memory at turns {before} and {after}; "
-                         "see: dmem memory history")  # fmt: skip
-    if old and new and old.state.shape != new.state.shape:
-        raise DeltamemError(f"Turns {before} and {after} were written by different adapters, so their memories can't be "
-                         "compared; see: dmem memory history")  # fmt: skip
-    nothing = 0 * present.state
-    change = (new.state if new else nothing) - (old.state if old else nothing)
-    # The layers' norms, ranks and changes are those of the difference itself.
-    layers = metrics.per_layer(change, present.layers, None)
+    with read_store(database) as store:
+        found = looking.difference(store, pick_conversation(store, profile, cid), before, after)
     if image:
-        write_image(image, f"{conversation.profile}: turn {after} minus turn {before}", change, layers, [])
-    chosen = _only_layer(layers, layer)
-    total = metrics.total_norm(change)
+        write_picture(image, found.picture())
+    chosen = looking.only_layer(found.layers, layer)
     if as_json:
-        print_json(
-            {
-                "profile": conversation.profile,
-                "conversation": conversation.id,
-                "before": before,
-                "after": after,
-                "change": total,
-                "layers": [
-                    {
-                        "layer": layers[i].layer,
-                        "change": layers[i].norm,
-                        "effective_rank": layers[i].effective_rank,
-                        "difference": change[i].tolist(),
-                    }
-                    for i in chosen
-                ],
-            }
-        )
+        print_json(documents.difference(found, chosen))
         return
     from deltamem_cli.terminal import heat_map
 
     out = heat_map.console()
-    out.print(f"turn {after} minus turn {before}: the memory moved by {total:.4g}\n")
+    out.print(f"turn {after} minus turn {before}: the memory moved by {found.total:.4g}\n")
     if layer is not None:
-        heat_map.layer_detail(out, change[chosen[0]], layers[chosen[0]])
+        heat_map.layer_detail(out, found.change[chosen[0]], found.layers[chosen[0]])
     else:
-        heat_map.overview(out, change, layers)
+        heat_map.overview(out, found.change, found.layers)
 
 
-def write_image(
-    file: Path, title: str, state: np.ndarray, layers: Sequence[LayerMetrics], steps: Sequence[Step]
-) -> None:
-    """Draw all layers, and the norms over the turns, into an .svg or .png file."""
-    from deltamem_cli.memory_view.picture import draw
-
-    write_picture(file, draw(title, state, layers, steps))
-
-
-def _only_layer(layers: Sequence[LayerMetrics], layer: int | None) -> list[int]:
-    """Indices of the layers to show: all, or the one whose number was given."""
-    if layer is None:
-        return list(range(len(layers)))
-    found = [i for i, one in enumerate(layers) if one.layer == layer]
-    if not found:
-        there = f"{layers[0].layer} to {layers[-1].layer}" if layers else "none, the memory is empty"
-        raise UsageError(f"There is no layer {layer} in this memory; its layers are {there}")
-    return found
-
-
-def _inspect_json(
-    conversation: Conversation,
-    every: Sequence[Turn],
-    snapshot: Snapshot | None,
-    layers: Sequence[tuple[int, LayerMetrics]],
-) -> dict[str, Any]:
-    return {
-        "profile": conversation.profile,
-        "conversation": conversation.id,
-        "model": snapshot.model.name if snapshot else None,
-        "model_fingerprint": snapshot.model.fingerprint if snapshot else None,
-        "adapter": snapshot.adapter.name if snapshot else None,
-        "adapter_fingerprint": snapshot.adapter.fingerprint if snapshot else None,
-        "rank": snapshot.state.shape[2] if snapshot else None,
-        "state_heads": snapshot.state.shape[1] if snapshot else None,
-        "turns": len(every),
-        "tokens_written": _written(every),
-        "layers": [
-            {
-                "layer": one.layer,
-                "norm": one.norm,
-                "effective_rank": one.effective_rank,
-                "change": one.change,
-                "state": snapshot.state[i].tolist(),
-            }
-            for i, one in layers
-            if snapshot
-        ],
-    }
-
-
-def _written(every: Sequence[Turn]) -> int:
-    """Tokens that the present memory was written from; turns from before a reset have no state left."""
-    return sum(turn.written_tokens for turn in every if turn.has_state)
-
-
-def _extent(every: Sequence[Turn]) -> str:
-    return f"{count(len(every), 'turn')}, {count(_written(every), 'token')} written"
-
-
-def _print_heading(
-    conversation: Conversation, every: Sequence[Turn], snapshot: Snapshot | None, layers: Sequence[LayerMetrics]
-) -> None:
+def _print_heading(look: Look) -> None:
+    conversation, snapshot = look.conversation, look.snapshot
     heading = f", “{printable(conversation.heading)[:HEADING_LENGTH]}”" if conversation.heading else ""
     typer.echo(f"profile       {conversation.profile}")
     typer.echo(f"conversation  {conversation.id}{heading}")
@@ -248,32 +134,16 @@ def _print_heading(
         typer.echo(f"model         {printable(snapshot.model.name)} ({snapshot.model.fingerprint[:12]})")
         typer.echo(
             f"adapter       {printable(snapshot.adapter.name)} ({snapshot.adapter.fingerprint[:12]}), "
-            f"{count(len(layers), 'layer')}, {count(heads, 'head')}, rank {rank}"
+            f"{count(len(look.layers), 'layer')}, {count(heads, 'head')}, rank {rank}"
         )
-    last = f", last on {moment(every[-1].created)}" if every else ""
-    typer.echo(f"written       {_extent(every)}{last}")
+    last = f", last on {moment(look.turns[-1].created)}" if look.turns else ""
+    typer.echo(f"written       {look.extent}{last}")
     if snapshot is None:
         typer.echo("memory        empty")
         return
-    norm = sum(one.norm**2 for one in layers) ** 0.5
-    change = sum(one.change**2 for one in layers) ** 0.5
+    norm = sum(one.norm**2 for one in look.layers) ** 0.5
+    change = sum(one.change**2 for one in look.layers) ** 0.5
     typer.echo(f"memory        norm {norm:.4g}, the last turn that wrote changed it by {change:.4g}\n")
-
-
-def _history_json(turn: Turn, step: Step | None) -> dict[str, Any]:
-    return {
-        "turn": turn.number,
-        "kind": turn.kind,
-        "created": turn.created,
-        "model": turn.model.name,
-        "adapter": turn.adapter.name if turn.adapter else None,
-        "interrupted": turn.interrupted,
-        "prompt_tokens": turn.prompt_tokens,
-        "reply_tokens": turn.reply_tokens,
-        "written_tokens": turn.written_tokens,
-        "norm": step.norm if step else None,
-        "change": step.change if step else None,
-    }
 
 
 def _print_history(conversation: Conversation, every: Sequence[Turn], steps: dict[int | None, Step]) -> None:

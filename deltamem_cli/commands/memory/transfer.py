@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,6 +40,7 @@ def export(
     Examples:
       dmem memory export work.dmem --transcript
     """
+    from deltamem_cli.session import documents
     from deltamem_cli.store import bundle, portable
 
     refuse_existing(file, force)
@@ -49,7 +50,7 @@ def export(
     bundle.check_holds(taken)  # what could not be imported again
     portable.save(file, taken)
     if as_json:
-        print_json({"file": str(file), "size": file.stat().st_size, **_contents(taken)})
+        print_json({"file": str(file), "size": file.stat().st_size, **documents.contents(taken)})
     else:
         note(f"wrote {file}: {_summary(taken)}")
 
@@ -69,6 +70,7 @@ def import_(
     Examples:
       dmem memory import work.dmem --profile work
     """
+    from deltamem_cli.session import documents
     from deltamem_cli.store import bundle, portable, profiles
 
     taken = portable.load(file)
@@ -78,25 +80,24 @@ def import_(
         with open_store(database, create=True) as store:
             made = bundle.write(store, profiles.ensure(store, name), taken)
     if as_json:
-        print_json({"conversation": made.id if made else None, "profile": name, "dry_run": dry_run, **_contents(taken)})
+        print_json(
+            {
+                "conversation": made.id if made else None,
+                "profile": name,
+                "dry_run": dry_run,
+                **documents.contents(taken),
+            }
+        )
         return
     note(f"{'would import' if dry_run else 'imported'} {_summary(taken)} into profile {name}")
     if made:
         typer.echo(made.id)
 
 
-def _contents(taken: Bundle) -> dict[str, Any]:
-    owners = {(s.model.name, s.adapter.name) for s in [*taken.states.values(), *filter(None, [taken.initial])]}
-    return {
-        "turns": len(taken.turns),
-        "states": len(taken.states) + (taken.initial is not None),
-        "messages": sum(len(turn.messages) for turn in taken.turns),
-        "written_by": [{"model": model, "adapter": adapter} for model, adapter in sorted(owners)],
-    }
-
-
 def _summary(taken: Bundle) -> str:
-    contents = _contents(taken)
+    from deltamem_cli.session import documents
+
+    contents = documents.contents(taken)
     owners = "; ".join(printable(f"{one['model']} with {one['adapter']}") for one in contents["written_by"])
     texts = count(contents["messages"], "message") if contents["messages"] else "no text"
     return f"{count(contents['turns'], 'turn')}, {count(contents['states'], 'state')}, {texts}" + (
