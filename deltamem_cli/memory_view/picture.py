@@ -23,20 +23,25 @@ TILE = CELL * cells.GRID
 CHART_HEIGHT = 180
 
 
-def draw(title: str, state: np.ndarray, metrics: Sequence[LayerMetrics], steps: Sequence[Step]) -> Picture:
-    """All layers as heat maps and, when there are `steps`, the course of their norms over the turns."""
-    n_rows = -(-len(metrics) // COLUMNS)
-    width = 2 * MARGIN + COLUMNS * (TILE + GAP) - GAP
+def draw(
+    title: str, state: np.ndarray, metrics: Sequence[LayerMetrics], steps: Sequence[Step], columns: int = COLUMNS
+) -> Picture:
+    """All layers as heat maps, `columns` beside each other, and, when there are `steps`, the course of their norms over
+    the turns.
+    """
+    columns = min(columns, max(COLUMNS, len(metrics)))
+    n_rows = -(-len(metrics) // columns)
+    width = 2 * MARGIN + columns * (TILE + GAP) - GAP
     tiles_bottom = MARGIN + 50 + n_rows * (TILE + 40)
     picture = Picture(width, tiles_bottom + (CHART_HEIGHT + 70 if steps else 0))
     scale = cells.scale_of(state)
     picture.shapes.append(Label(MARGIN, MARGIN + 8, title))
     picture.shapes.append(
-        Label(MARGIN, MARGIN + 26, f"red +, blue -, full colour at {scale:.3g}; above each: layer and norm", PALE)
+        Label(MARGIN, MARGIN + 26, f"red +, blue -, full at {scale:.3g}; above each: layer and norm", PALE)
     )
     for index, layer in enumerate(metrics):
-        x = MARGIN + (index % COLUMNS) * (TILE + GAP)
-        y = MARGIN + 50 + (index // COLUMNS) * (TILE + 40)
+        x = MARGIN + (index % columns) * (TILE + GAP)
+        y = MARGIN + 50 + (index // columns) * (TILE + 40)
         picture.shapes.append(Label(x, y + 8, f"{layer.layer}"))
         picture.shapes.append(Label(x + TILE, y + 8, f"{layer.norm:.3g}", PALE, right=True))
         _tile(picture, x, y + 14, cells.grid(state[index]), scale)
@@ -55,7 +60,7 @@ def _tile(picture: Picture, x: int, y: int, grid: np.ndarray, scale: float) -> N
 def _chart(picture: Picture, top: int, steps: Sequence[Step]) -> None:
     left, right, bottom = MARGIN + 50, picture.width - MARGIN, top + CHART_HEIGHT
     highest = max((norm for step in steps for norm in step.layer_norms), default=0.0) or 1.0
-    picture.shapes.append(Label(MARGIN, top - 4, "norm of each layer over the turns (pale: first, dark: last layer)"))
+    picture.shapes.append(Label(MARGIN, top - 4, "norm of each layer by turn (pale: first, dark: last)"))
     picture.shapes.append(Line([(left, top), (left, bottom), (right, bottom)], PALE))
     picture.shapes.append(Label(left - 6, top + 10, f"{highest:.3g}", PALE, right=True))
     picture.shapes.append(Label(left - 6, bottom, "0", PALE, right=True))

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server import openai_chat, warm
+from deltamem_cli.server import memory_api, openai_chat, openapi, warm
 from deltamem_cli.server.problems import Problem, of_error, problem_response
 from deltamem_cli.server.service import Service
 
@@ -16,7 +16,7 @@ from deltamem_cli.server.service import Service
 def build(service: Service) -> Starlette:
     """The ASGI application that serves `service`."""
     app = Starlette(
-        routes=[*openai_chat.ROUTES, *warm.ROUTES],
+        routes=[*openai_chat.ROUTES, *memory_api.ROUTES, *openapi.ROUTES, *warm.ROUTES],
         exception_handlers={
             Problem: _problem,
             DeltamemError: _error,

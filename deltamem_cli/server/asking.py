@@ -152,7 +152,8 @@ class Answer:
         for asked, answered in todo.feed:
             for _ in session.ask(asked, reply=session.engine.model.tokenize(answered)):
                 pass
-            chat = place.note(chat).chat
+            if not session.settings.read_only:  # then there is nothing stored of it
+                chat = place.note(chat).chat
             self._check()
         reply = session.ask(question.history.question)
         pieces = []

@@ -180,6 +180,13 @@ class Places:
         """Wipes what turns that were taken back have left in the database."""
         await self.run(lambda: _wipe(self.database))
 
+    @asynccontextmanager
+    async def alone(self, conversation: str) -> AsyncIterator[None]:
+        """Nothing of the conversation is warm, and no request takes it up, for as long as the block runs."""
+        async with self._keys.setdefault(conversation, asyncio.Lock()):
+            await self.drop(conversation)
+            yield
+
     async def close(self) -> None:
         """Lets go of everything; the engine is the caller's to close."""
         self.stop_all()

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -193,7 +193,7 @@ def ask(
 
 async def begin(request: Request, answer: Answer) -> None:
     """Returns when the reply has begun; a client that leaves before ends it. Raises Problem."""
-    leaving = asyncio.create_task(_stop_when_left(request, answer))
+    leaving = asyncio.create_task(stop_when_left(request, answer))
     try:
         await answer.begin()
     finally:
@@ -202,7 +202,7 @@ async def begin(request: Request, answer: Answer) -> None:
 
 async def whole(request: Request, answer: Answer) -> tuple[str, str]:
     """What was thought and what was answered, at the end; a client that leaves ends it. Raises Problem."""
-    leaving = asyncio.create_task(_stop_when_left(request, answer))
+    leaving = asyncio.create_task(stop_when_left(request, answer))
     try:
         await answer.begin()
         return parted([piece async for piece in answer.pieces()])
@@ -210,7 +210,15 @@ async def whole(request: Request, answer: Answer) -> tuple[str, str]:
         leaving.cancel()
 
 
-async def _stop_when_left(request: Request, answer: Answer) -> None:
+class Stoppable(Protocol):
+    """What ends early when it is told to."""
+
+    def stop(self) -> None:
+        """From any thread."""
+
+
+async def stop_when_left(request: Request, running: Stoppable) -> None:
+    """Returns when the client has left, having stopped what runs for it."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    answer.stop()
+    running.stop()

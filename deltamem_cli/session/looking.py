@@ -40,15 +40,15 @@ class Look:
         """Turns and tokens, for people."""
         return f"{count(len(self.turns), 'turn')}, {count(self.written, 'token')} written"
 
-    def picture(self) -> Picture:
-        """All layers, and the norms over the turns. Raises DeltamemError when the memory is empty."""
+    def picture(self, columns: int = picture.COLUMNS) -> Picture:
+        """All layers, `columns` beside each other, and the norms over the turns. Raises DeltamemError for an empty memory."""
         if self.snapshot is None:
             raise DeltamemError(
                 f"The memory of conversation {self.conversation.id} is empty, so there is nothing to draw; "
                 "write something with: dmem chat"
             )
         title = f"{self.conversation.profile}, {self.snapshot.model.name}: {self.extent}"
-        return picture.draw(title, self.snapshot.state, self.layers, self.steps)
+        return picture.draw(title, self.snapshot.state, self.layers, self.steps, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +69,10 @@ class Difference:
         """How far the memory moved: the Frobenius norm."""
         return metrics.total_norm(self.change)
 
-    def picture(self) -> Picture:
-        """All layers."""
+    def picture(self, columns: int = picture.COLUMNS) -> Picture:
+        """All layers, `columns` beside each other."""
         title = f"{self.conversation.profile}: turn {self.after} minus turn {self.before}"
-        return picture.draw(title, self.change, self.layers, [])
+        return picture.draw(title, self.change, self.layers, [], columns)
 
 
 def inspect(store: Store, conversation: Conversation, *, course: bool = False) -> Look:
