@@ -69,12 +69,18 @@ def test_a_repeat_penalty_draws_more_different_tokens(seat: Seat) -> None:
     assert drawn(seat, 60, temperature=0, repeat_penalty=3.0, repeat_last_n=0) == plain
 
 
+@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty"])
+def test_a_penalty_for_what_was_used_draws_more_different_tokens_and_a_reward_fewer(seat: Seat, name: str) -> None:
+    plain, penalized, rewarded = (drawn(seat, 60, temperature=0, **{name: by}) for by in (0.0, 2.0, -2.0))
+    assert len(set(penalized)) > len(set(plain)) >= len(set(rewarded))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("temperature", -0.1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1),
         ("top_p", float("nan")), ("min_p", -0.1), ("min_p", 2.0), ("repeat_penalty", 0.0), ("repeat_penalty", -1.0),
-        ("repeat_last_n", -1), ("seed", -1), ("seed", 2**32),
+        ("repeat_last_n", -1), ("frequency_penalty", 2.1), ("presence_penalty", float("nan")), ("seed", -1), ("seed", 2**32),
         ("temperature", float("inf")), ("temperature", 1e300), ("repeat_penalty", float("inf")),
         ("repeat_penalty", float("nan")), ("repeat_penalty", 1e-300), ("repeat_penalty", 1e300),
         ("top_k", 2**32 + 1), ("repeat_last_n", 2**31),

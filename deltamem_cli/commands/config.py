@@ -53,7 +53,7 @@ def list_(as_json: JsonOption = False) -> None:
     for key in KEYS.values():
         facts = _facts(key)
         origin = "" if facts["source"] == "default" else f"  ({facts['source']})"
-        typer.echo(f"{key.name:<24}{_readable(key, facts['value'])}{origin}")
+        typer.echo(f"{key.name:<27}{_readable(key, facts['value'])}{origin}")
         typer.secho(f"    {key.help}", dim=True)
 
 

@@ -104,7 +104,19 @@ KEYS: dict[str, Key] = {
             "Drop tokens less likely than this fraction of the likeliest.",
         ),
         Key("options.repeat_penalty", number(" above 0", lambda x: x > 0), 1.0, "Penalty for repeating; 1: none."),
-        Key("options.repeat_last_n", whole(0), 64, "How many tokens back repeat_penalty looks."),
+        Key("options.repeat_last_n", whole(0), 64, "How many tokens back the penalties look."),
+        Key(
+            "options.frequency_penalty",
+            number(", -2 to 2", lambda x: -2 <= x <= 2),
+            0.0,
+            "Penalty for each time that a token was used; 0: none.",
+        ),
+        Key(
+            "options.presence_penalty",
+            number(", -2 to 2", lambda x: -2 <= x <= 2),
+            0.0,
+            "Penalty for a token that was used; 0: none.",
+        ),
         Key(
             "options.seed",
             whole(0, 2**32 - 1),

@@ -33,6 +33,8 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int = RANDOM_SEED
 
     def __post_init__(self) -> None:
@@ -47,6 +49,8 @@ class Sampling:
                 f"{_SMALLEST_FLOAT} to {_LARGEST_FLOAT}",
             ),
             ("repeat_last_n", 0 <= self.repeat_last_n <= LARGEST, f"0 to {LARGEST}"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "-2 to 2"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "-2 to 2"),
             ("seed", 0 <= self.seed <= RANDOM_SEED, f"0 to {RANDOM_SEED}"),
         )
         for name, fine, allowed in checks:
@@ -140,12 +144,10 @@ def _keeping_to(model: Model, grammar: str) -> Any:
 
 def _samplers(llama: Any, sampling: Sampling, n_vocab: int) -> list[Any]:
     chain = []
-    if sampling.repeat_penalty != 1.0 and sampling.repeat_last_n > 0:
-        chain.append(
-            llama.llama_sampler_init_penalties(
-                n_vocab, min(sampling.repeat_last_n, _LOOKED_BACK), sampling.repeat_penalty, 0.0, 0.0
-            )
-        )
+    penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+    if penalties != (1.0, 0.0, 0.0) and sampling.repeat_last_n > 0:
+        looked_back = min(sampling.repeat_last_n, _LOOKED_BACK)
+        chain.append(llama.llama_sampler_init_penalties(n_vocab, looked_back, *penalties))
     if sampling.temperature == 0:
         return [*chain, llama.llama_sampler_init_greedy()]
     return [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from deltamem_cli.engine import Sampling
 from deltamem_cli.engine.grammar import ANY_JSON, of_json_schema
 from deltamem_cli.server.problems import invalid
 
-_NUMBERS = ("temperature", "top_p", "seed", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "max_tokens")
+_NUMBERS = tuple(field.name for field in fields(Sampling)) + ("max_tokens",)
 _LONGEST_STOP, _MOST_STOPS = 1000, 16
 
 # What would change the answer and is not done here, with the values that change nothing.
@@ -21,8 +23,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprobs": (False, 0),
     "top_logprobs": (0,),
     "logit_bias": ({}, []),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "functions": ([],),
     "function_call": ("none",),
     "audio": (),
