@@ -164,3 +164,23 @@ def encoder(base: Path) -> Encoder:
     from deltamem_cli.training.tokens import GGUFTokenizer
 
     return Encoder(GGUFTokenizer(base))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Iterator[Any]:
+    """A server with a tiny model that writes per token, whose template has tools."""
+    from chat_support import as_if_tried
+    from server_support import TOOLS_TEMPLATE, Server
+
+    home = tmp_path_factory.mktemp("server")
+    model = tiny_model("qwen3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DMEM_HOME", str(home))
+        as_if_tried(model)
+    (home / "tools.jinja").write_text(TOOLS_TEMPLATE)
+    settings = {"MODEL": model, "ADAPTER": tiny_adapter(model), "TEMPLATE": home / "tools.jinja"}
+    settings |= {"OPTIONS_MAX_TOKENS": "8", "OPTIONS_TEMPERATURE": "0"}
+    running = Server(home, "--ctx-size", "512", **{f"DMEM_{name}": str(value) for name, value in settings.items()})
+    running.start()
+    yield running
+    running.stop()

@@ -152,8 +152,9 @@ def _serve(
         note(printable(f"Memory is off: {loaded.why_no_memory}"))
     if loaded.why_no_gpu:
         note(loaded.why_no_gpu)
-    # the model is the server's, whatever profiles say of theirs
-    request = replace(request, model=settle(request, None).model or STARTER)
+    # model and template are the server's, whatever profiles say of theirs
+    settled = settle(request, None)
+    request = replace(request, model=settled.model or STARTER, template=settled.template)
     path = Path(str(request.model))
     name = path.stem if path.suffix == ".gguf" else path.name
     address, port = listening.getsockname()[:2]

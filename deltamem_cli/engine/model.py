@@ -240,13 +240,17 @@ class Model:
         reply: bool = True,
         template: ChatTemplate | None = None,
         think: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The text that the model sees for `messages` ({role, content} each), by its template or by `template`.
 
         reply: end with the start of the assistant's turn. think: what to tell a template that can switch thinking.
+        tools: what the model may call, as OpenAI's chat completions have them.
         Raises EngineError when there is no template or it refuses.
         """
-        said = {} if think is None else {"enable_thinking": think}
+        said: dict[str, Any] = {} if think is None else {"enable_thinking": think}
+        if tools:
+            said["tools"] = list(tools)
         return (template or self.template).render(messages, reply=reply, **self._marks, **said)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from deltamem_cli.session.account import document
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.settings import TurnStats
-from deltamem_cli.session.thinking import parted
+from deltamem_cli.session.thinking import Thought, parted
+from deltamem_cli.session.tools import Call, Reader
 from deltamem_cli.store import turns
 
 
@@ -26,6 +27,8 @@ class Question:
     """address: None where no memory is meant. options: of Sampling, and max_tokens, in place of the conversation's own.
 
     settings: of Settings, in place of its own. Where read_only is among them nothing of the turn is kept. grammar: GBNF.
+    think: whether the model is to think; None: as the conversation has it. tools: as Prompt takes them. after: the turn
+    that is gone on from; where others follow it, a branch goes on from there.
     """
 
     history: History
@@ -35,6 +38,9 @@ class Question:
     stop: tuple[str, ...] = ()
     grammar: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    think: bool | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    after: int | None = None
 
     @property
     def read_only(self) -> bool:
@@ -70,6 +76,7 @@ class Answer:
         self._ticket = Ticket()
         self._first: str | None = None
         self.conversation: str | None = None
+        self.turn: int | None = None  # that it is going to be
         self.finished: Finished | None = None
         task = asyncio.create_task(self._run())
         places.tasks.add(task)
@@ -79,13 +86,17 @@ class Answer:
         """Returns when the reply has begun. Raises Problem when it never will; then nothing was changed."""
         self._first = await self._next()
 
-    async def pieces(self) -> AsyncIterator[str]:
-        """The reply as it grows, what is thought as Thoughts. Raises Problem."""
+    async def pieces(self) -> AsyncIterator[str | Call]:
+        """The reply as it grows, what is thought as Thoughts, and Calls where tools are offered. Raises Problem."""
+        reader = Reader() if self._question.tools else None
         try:
             while self._first is not None:
                 piece, self._first = self._first, None
-                yield piece
+                for each in [piece] if reader is None or isinstance(piece, Thought) else reader.add(piece):
+                    yield each
                 self._first = await self._next()
+            for each in reader.finish() if reader else ():
+                yield each
         finally:
             self.stop()
 
@@ -122,11 +133,19 @@ class Answer:
         places, question, address = self._places, self._question, self._question.address
         if address is not None:
             conversation, profile = await places.run(lambda: places.find(address, question.profile))
+            after = question.after
             async with places.conversation(conversation, profile, self._ticket) as place:
-                todo = plan(question.history, place.said, address.mode)
+                is_last = after in (None, place.session.n_turns)
+                todo = plan(question.history, place.said, address.mode) if is_last else None
                 if todo is not None:
                     place.stale = question.read_only
                     return await self._in(place, todo)
+            if after is not None and not is_last:
+                if question.read_only:
+                    raise Problem(400, "Turns follow this response, and going on beside them has to be stored.")
+                conversation = await places.run(lambda: places.branch(conversation, profile, after))
+                async with places.conversation(conversation, profile, self._ticket) as place:
+                    return await self._in(place, Plan(feed=question.history.exchanges))
         async with places.nobody(question.history, self._ticket) as place:
             return await self._in(place, plan(question.history, place.said, "mirror") or Plan(show=[]))
 
@@ -140,6 +159,7 @@ class Answer:
         """In a thread."""
         self._check()
         question, session = self._question, place.session
+        self._say(place)
         session.settings = replace(
             place.settings,
             **replies({**place.options, **question.options}),
@@ -155,6 +175,8 @@ class Answer:
             if not session.settings.read_only:  # then there is nothing stored of it
                 chat = place.note(chat).chat
             self._check()
+        if not place.is_anonymous and not session.settings.read_only:
+            self.turn = session.n_turns + 1
         reply = session.ask(question.history.question)
         pieces = []
         for piece in reply:
@@ -184,16 +206,27 @@ class Answer:
         )
 
     def _prepare(self, place: Place, todo: Plan) -> None:
-        session, system = place.session, self._question.history.system
+        session = place.session
         if todo.undo is not None:
             every = turns.all_of(place.store, session.conversation.id, messages=False)
             session.undo(sum(turn.number >= todo.undo for turn in every))
             place.forget_from(todo.undo)
         if todo.show is not None:
             session.show(todo.show)
-        system = place.system if system is None else system or None
-        if system != session.prompt.system:
-            session.set_system(system)
+
+    def _say(self, place: Place) -> None:
+        """What the model is told beside the turns. Raises EngineError for what its template has no place for."""
+        question, session = self._question, place.session
+        system, think, tools = question.history.system, question.think, question.tools
+        if think is False and not session.prompt.used.can_switch_thinking:
+            think = None
+        wanted = {
+            "system": place.system if system is None else system or None,
+            "think": place.think if think is None else think,
+            "tools": tools,
+        }
+        if any(getattr(session.prompt, name) != value for name, value in wanted.items()):
+            session.set_prompt(session.prompt.changed(**wanted))
 
     @property
     def _is_unwanted(self) -> bool:

@@ -27,11 +27,12 @@ class Said:
 
 @dataclass(frozen=True)
 class History:
-    """exchanges: (question, answer) each, oldest first. question: what is asked now."""
+    """exchanges: (question, answer) each, oldest first. question: what is asked now. has_calls: of tools."""
 
     question: str
     exchanges: tuple[tuple[str, str], ...] = ()
     system: str | None = None
+    has_calls: bool = False
 
 
 @dataclass(frozen=True)

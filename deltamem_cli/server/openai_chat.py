@@ -16,6 +16,7 @@ from deltamem_cli.server.asking import Answer, Finished
 from deltamem_cli.server.problems import Problem, error_document, invalid
 from deltamem_cli.server.service import ask, begin, bound_profile, flag, history_of, read_json, service, whole
 from deltamem_cli.session.thinking import Thought
+from deltamem_cli.session.tools import Call
 from deltamem_cli.store import profiles
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.ids import new_id
@@ -45,8 +46,6 @@ async def models(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions"""
     body = await read_json(request)
-    if body.get("tools"):
-        raise invalid("tools are not supported by this model's template: leave them out.", "tools")
     answer = ask(
         request,
         body,
@@ -67,12 +66,15 @@ async def chat_completions(request: Request) -> Response:
         await begin(request, answer)
         events = _events(answer, head, tell_usage=flag(wanted, "include_usage"))
         return StreamingResponse(events, media_type="text/event-stream", headers=headers(answer))
-    thought, answered = await whole(request, answer)
+    thought, answered, calls = await whole(request, answer)
     assert answer.finished
-    message = {"role": "assistant", "content": answered, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": answered or (None if calls else ""), "refusal": None}
     if thought:
         message["reasoning_content"] = thought
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finished.reason}
+    if calls:
+        message["tool_calls"] = [_called(call) for call in calls]
+    reason = "tool_calls" if calls else answer.finished.reason
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     document = {**head, "object": "chat.completion", "choices": [choice], "usage": usage(answer.finished)}
     return JSONResponse(document | {"metadata": metadata(answer)}, headers=headers(answer))
 
@@ -82,18 +84,28 @@ async def _events(answer: Answer, head: Mapping[str, Any], *, tell_usage: bool) 
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         return event({**head, "object": "chat.completion.chunk", "choices": [choice], **more})
 
+    n_calls = 0
     yield chunk({"role": "assistant", "content": ""})
     try:
         async for piece in answer.pieces():
-            yield chunk({"reasoning_content" if isinstance(piece, Thought) else "content": piece})
+            if isinstance(piece, Call):
+                yield chunk({"tool_calls": [{"index": n_calls, **_called(piece)}]})
+                n_calls += 1
+            else:
+                yield chunk({"reasoning_content" if isinstance(piece, Thought) else "content": piece})
     except Problem as problem:
         yield event(error_document(problem))
         return
     assert answer.finished
-    yield chunk({}, answer.finished.reason, metadata=metadata(answer))
+    yield chunk({}, "tool_calls" if n_calls else answer.finished.reason, metadata=metadata(answer))
     if tell_usage:
         yield event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage(answer.finished)})
     yield "data: [DONE]\n\n"
+
+
+def _called(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{new_id()}", "type": "function", "function": function}
 
 
 def event(document: Mapping[str, Any]) -> str:

@@ -58,6 +58,23 @@ def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def thinking(body: Mapping[str, Any]) -> bool | None:
+    """Whether the model is to think, in any interface's words; None: as its template has it. Raises Problem."""
+    template = body.get("chat_template_kwargs") or {}
+    if not isinstance(template, Mapping) or set(template) - {"enable_thinking"}:
+        raise invalid("Of chat_template_kwargs only enable_thinking is supported.", "chat_template_kwargs")
+    reasoning = body.get("reasoning")
+    effort = reasoning.get("effort") if isinstance(reasoning, Mapping) else body.get("reasoning_effort")
+    said = body.get("think", template.get("enable_thinking"))
+    if said is None:
+        return False if effort == "none" else None
+    if isinstance(said, bool):
+        return said
+    if said in ("low", "medium", "high"):
+        return True
+    raise invalid("think must be true or false.", "think")
+
+
 def stop_words(value: object) -> tuple[str, ...]:
     """`stop`, a text or a list of them. Raises Problem."""
     words = [value] if isinstance(value, str) else value or []

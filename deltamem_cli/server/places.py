@@ -19,13 +19,14 @@ from deltamem_cli.server.addressing import Address
 from deltamem_cli.server.batching import Batcher
 from deltamem_cli.server.history import History, Said
 from deltamem_cli.server.problems import Problem
+from deltamem_cli.session import tools
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.loading import Loaded
 from deltamem_cli.session.opening import begin
 from deltamem_cli.session.request import Request, settle
 from deltamem_cli.session.settings import Settings
 from deltamem_cli.session.typed_lines import erase
-from deltamem_cli.store import conversations, locks, profiles, turns, wiping
+from deltamem_cli.store import bundle, conversations, locks, profiles, turns, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import THINKING, Conversation, Profile, Turn
 
@@ -39,7 +40,7 @@ T = TypeVar("T")
 class Place:
     """A seat and the conversation in it.
 
-    settings, options, system: what it is held with where a request says nothing else. said: the turns of its chats.
+    settings, options, system, think: what it is held with where a request says nothing else. said: the turns of its chats.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Place:
     settings: Settings
     options: Mapping[str, Any]  # of Sampling, and max_tokens
     system: str | None
+    think: bool | None
     said: list[Said] = field(default_factory=list)
     last: tuple[int, str] = (0, "")  # number and time of the last turn that this knows of
     stale: bool = False  # it holds what is not stored, so nobody else may have it
@@ -145,6 +147,16 @@ class Places:
         finally:
             await asyncio.shield(self._leave(place))
 
+    @asynccontextmanager
+    async def bare(self) -> AsyncIterator[Seat]:
+        """A seat without any conversation."""
+        seat = await self._take_seat(None)
+        try:
+            yield seat
+        finally:
+            self.batcher.leave(seat.sequence)
+            self._give(seat)
+
     def find(self, address: Address, profile_name: str) -> tuple[Conversation, Profile]:
         """Which conversation is meant; in a thread. Raises DeltamemError."""
         with Store.open(self.database) as store:
@@ -159,6 +171,11 @@ class Places:
                 if (found := conversations.find(store, id_)) and (not address.profile or found.profile == profile_name):
                     return found, profiles.get(store, found.profile)
             return _new(profile, address.derived_id(profile_name)), profile
+
+    def branch(self, conversation: Conversation, profile: Profile, at: int) -> Conversation:
+        """A copy that ends with turn `at`; in a thread. Raises NotFound."""
+        with Store.open(self.database) as store:
+            return bundle.branch(store, conversation, profile, at=at)
 
     def stop_all(self) -> None:
         """Every reply that is being drawn ends now and is committed as interrupted; nothing new begins."""
@@ -306,7 +323,8 @@ class Places:
     ) -> Place:
         session = begin(store, request, replace(self.loaded, seat=seat), profile, conversation, start=False)
         options = {**self.loaded.options, **settle(request, profile).options}
-        return Place(key, seat, store, session, session.settings, options, session.prompt.system)
+        prompt = session.prompt
+        return Place(key, seat, store, session, session.settings, options, prompt.system, prompt.think)
 
 
 def _wipe(database: Path) -> None:
@@ -332,7 +350,8 @@ def _new(profile: Profile, id_: str) -> Conversation:
 
 def _said(turn: Turn, chat: int | None = None) -> Said:
     texts = {message.role: message.text for message in turn.messages if message.role != THINKING}
-    return Said(turn.number, texts.get("user"), texts.get("assistant"), chat)
+    answer = texts.get("assistant")
+    return Said(turn.number, texts.get("user"), answer and tools.canonical(answer), chat)
 
 
 def _common(place: Place, history: History) -> int:

@@ -14,10 +14,14 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server import addressing
 from deltamem_cli.server.asking import Answer, Question
 from deltamem_cli.server.history import History
+from deltamem_cli.server.options import thinking
 from deltamem_cli.server.places import Places
 from deltamem_cli.server.problems import Problem, invalid, of_error
+from deltamem_cli.server.tools import offered
+from deltamem_cli.session import tools
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.thinking import parted
+from deltamem_cli.session.tools import Call
 
 LARGEST_BODY = 10_000_000  # bytes
 _BODY_SECONDS = 30.0
@@ -126,23 +130,32 @@ def _encodable(text: str) -> str:
 
 
 def history_of(messages: object) -> History:
-    """What `messages` say, [{role, content}, …]. Raises Problem."""
+    """What `messages` say, [{role, content, tool_calls}, …]. Raises Problem."""
     if not isinstance(messages, list) or not messages:
         raise invalid("messages must be a list of at least one message.", "messages")
     system: list[str] = []
     said: list[tuple[str, str]] = []  # neighbours of one role joined
+    roles: list[object] = []
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, Mapping):
             raise invalid(f"{where} must be an object.", where)
         role = message.get("role")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise invalid(f"{where} has the role {str(role)[:40]}: use system, user or assistant.", f"{where}.role")
-        text = text_of(message.get("content"), f"{where}.content")
+        if role not in ("system", "developer", "user", "assistant", "tool"):
+            raise invalid(
+                f"{where} has the role {str(role)[:40]}: use system, user, assistant or tool.", f"{where}.role"
+            )
+        text, between = text_of(message.get("content"), f"{where}.content"), "\n\n"
+        if role == "tool":
+            between = "\n" if roles[-1:] == ["tool"] else between
+            role, text = "user", tools.results([text])
+        elif role == "assistant" and message.get("tool_calls"):
+            text = tools.reply(text.rstrip(), _calls(message["tool_calls"], f"{where}.tool_calls"))
+        roles.append(message["role"])
         if role in ("system", "developer"):
             system.append(text)
         elif said and said[-1][0] == role:
-            said[-1] = (role, f"{said[-1][1]}\n\n{text}")
+            said[-1] = (role, f"{said[-1][1]}{between}{text}")
         else:
             said.append((role, text))
     if not said or said[-1][0] != "user":
@@ -153,7 +166,16 @@ def history_of(messages: object) -> History:
         said.insert(0, ("user", ""))
     texts = [text for _, text in said]
     pairs = tuple(zip(texts[:-1:2], texts[1:-1:2], strict=True))
-    return History(texts[-1], pairs, "\n\n".join(system) if system else None)
+    has_calls = "tool" in roles or any(message.get("tool_calls") for message in messages)
+    return History(texts[-1], pairs, "\n\n".join(system) if system else None, has_calls)
+
+
+def _calls(calls: object, where: str) -> list[Call]:
+    try:
+        functions = [each["function"] for each in calls]  # type: ignore[attr-defined]
+        return [tools.call(str(each["name"]), each.get("arguments")) for each in functions]
+    except (TypeError, KeyError, AttributeError, ValueError, RecursionError):
+        raise invalid(f"{where} must be calls of functions, with their arguments as JSON.", where) from None
 
 
 def ask(
@@ -165,8 +187,10 @@ def ask(
     address: addressing.Address | None = None,
     stop: tuple[str, ...] = (),
     grammar: str | None = None,
+    after: int | None = None,
 ) -> Answer:
     """Begins an answer. address: where the interface says which conversation is meant, else what the request says.
+    after: as Question has it.
 
     Raises Problem.
     """
@@ -188,7 +212,24 @@ def ask(
     if isinstance(metadata, Mapping):
         read_only = read_only or str(metadata.get("read_only", "")).lower() in ("1", "true", "yes")
     wanted = (address and address.profile) or shared.profile
-    return Answer(shared.places, Question(history, wanted, address, options, stop, grammar, {"read_only": read_only}))
+    offer = offered(body)
+    if offer.tools and grammar:
+        raise invalid("tools and a format for the reply can't be used together: leave one out.", "tools")
+    return Answer(
+        shared.places,
+        Question(
+            history,
+            wanted,
+            address,
+            options,
+            (*stop, *offer.stop),
+            grammar or offer.grammar,
+            {"read_only": read_only},
+            think=thinking(body),
+            tools=offer.tools if offer.tools or history.has_calls else None,
+            after=after,
+        ),
+    )
 
 
 async def begin(request: Request, answer: Answer) -> None:
@@ -200,12 +241,14 @@ async def begin(request: Request, answer: Answer) -> None:
         leaving.cancel()
 
 
-async def whole(request: Request, answer: Answer) -> tuple[str, str]:
-    """What was thought and what was answered, at the end; a client that leaves ends it. Raises Problem."""
+async def whole(request: Request, answer: Answer) -> tuple[str, str, list[Call]]:
+    """What was thought, answered and called, at the end; a client that leaves ends it. Raises Problem."""
     leaving = asyncio.create_task(stop_when_left(request, answer))
     try:
         await answer.begin()
-        return parted([piece async for piece in answer.pieces()])
+        pieces = [piece async for piece in answer.pieces()]
+        calls = [piece for piece in pieces if isinstance(piece, Call)]
+        return *parted(piece for piece in pieces if isinstance(piece, str)), calls
     finally:
         leaving.cancel()
 

@@ -224,13 +224,14 @@ class ChatSession:
 
     def set_system(self, system: str | None, *, progress: Progress | None = None) -> None:
         """Another system prompt from the next turn on; the visible turns stay visible."""
-        self._set_prompt(Prompt(self.engine.model, system, self.prompt.template, self.prompt.think), progress)
+        self.set_prompt(self.prompt.changed(system=system), progress=progress)
 
     def set_think(self, think: bool | None, *, progress: Progress | None = None) -> None:
         """Whether the model is to think, from the next turn on; None: as its template has it."""
-        self._set_prompt(Prompt(self.engine.model, self.prompt.system, self.prompt.template, think), progress)
+        self.set_prompt(self.prompt.changed(think=think), progress=progress)
 
-    def _set_prompt(self, prompt: Prompt, progress: Progress | None) -> None:
+    def set_prompt(self, prompt: Prompt, *, progress: Progress | None = None) -> None:
+        """All of that at once."""
         self._change(self._checked(self._view.with_prompt(prompt)), progress)
 
     @property

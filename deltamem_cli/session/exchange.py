@@ -73,6 +73,7 @@ class Exchange:
                 write_thinking=self.settings.remember_thinking,
                 marks=self.prompt.thinking,
                 stop=self.settings.stop,
+                spelled=self.prompt.spelled,
             )
             begun_spans = [free if self.settings.remember_thinking else span_ids.NOT_WRITTEN] * len(begun)
             start = time.perf_counter()

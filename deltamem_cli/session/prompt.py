@@ -6,12 +6,14 @@ reply begins, the reply, and what closes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from deltamem_cli.engine import ChatTemplate, EngineError, Model
 from deltamem_cli.session import marks as marking
+from deltamem_cli.session import tools as tool_calls
 from deltamem_cli.session.form import Form, Said, form_of
 from deltamem_cli.session.marks import REPLY_1, USER_1, Marks
 from deltamem_cli.session.thinking import KNOWN, THINK, Mark, control
@@ -29,6 +31,7 @@ class Prompt:
     """Pieces for one model and one system prompt.
 
     template: to use in place of the model's own. think: what to tell a template that can switch thinking; None: nothing.
+    tools: what the model may call, as OpenAI's chat completions have them; None: calls and results do not occur at all.
     Raises EngineError for one that can't, at once or when it is first used for one that fails.
     """
 
@@ -38,13 +41,24 @@ class Prompt:
         system: str | None = None,
         template: ChatTemplate | None = None,
         think: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.model = model
         self.system = system
         self.template = template
         self.think = think
+        self.tools = tools
         if think is not None and not self.used.can_switch_thinking:
             raise EngineError(f"{self.used.title} can't switch thinking on or off: leave it as it is.")
+        if tools is not None and not tool_calls.are_shown(
+            lambda messages, tools: model.render(messages, template=template, think=think, tools=tools)
+        ):
+            raise EngineError(f"{self.used.title} has no tools of a form that is known here: leave them out.")
+
+    def changed(self, **changes: Any) -> Prompt:
+        """Another one, with some of the arguments in other words."""
+        same = {name: getattr(self, name) for name in ("model", "system", "template", "think", "tools")}
+        return Prompt(**{**same, **changes})
 
     @property
     def used(self) -> ChatTemplate:
@@ -78,6 +92,11 @@ class Prompt:
             spelled = Mark(*(self._with_controls(text) for text in (mark.open, mark.close, mark.label)))
             found += [mark] if spelled == mark else [spelled, mark]
         return found
+
+    @property
+    def spelled(self) -> Sequence[str]:
+        """What belongs to a reply's text also where the vocabulary has control tokens for it."""
+        return tool_calls.MARKS if self.tools else ()
 
     def head(self) -> list[int]:
         """It begins with the vocabulary's own first token, once, if the template or the vocabulary wants it."""
@@ -114,14 +133,16 @@ class Prompt:
     def _form(self) -> Form:
         return form_of(
             lambda messages, *, reply: self.model.render(
-                messages, reply=reply, template=self.template, think=self.think
+                messages, reply=reply, template=self.template, think=self.think, tools=self.tools or ()
             ),
             system=self.system is not None,
         )
 
     def _render(self, said: Sequence[Said], *, reply: bool, system: bool = True) -> str:
         messages = self._form.messages(said, self.system if system else None)
-        return self.model.render(messages, reply=reply, template=self.template, think=self.think)
+        return self.model.render(
+            messages, reply=reply, template=self.template, think=self.think, tools=self.tools or ()
+        )
 
     def _shown(self, text: str) -> str:
         """As the template puts it: some trim a message, or take words out of it."""

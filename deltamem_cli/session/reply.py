@@ -24,9 +24,10 @@ class Reply:
         write_thinking: bool,
         marks: Sequence[Mark] = (THINK,),
         stop: Sequence[str] = (),
+        spelled: Sequence[str] = (),
     ) -> None:
         """begun: what the template has begun the reply with. first_span: id of what is written first. marks: what a
-        thought may stand between. stop: words before which the answer ends.
+        thought may stand between. stop: words before which the answer ends. spelled: names of control tokens that are text.
         """
         self._model = seat.model
         self._by_sentence = seat.has_memory and seat.granularity == "sentence_mean"
@@ -36,6 +37,7 @@ class Reply:
         self._marks = "".join(mark.open + mark.close + mark.label for mark in marks)
         self._splitter = Splitter(begun, marks)
         self._stop = StopWords(stop)
+        self._spelled = spelled
         self._pieces: list[str] = []
         self.tokens: list[int] = []
         self.spans: list[int] = []
@@ -75,7 +77,10 @@ class Reply:
         piece = self._model.piece(token)
         if piece:
             return self._decoder.decode(piece)
-        name = control(self._model.text([token], special=True))
+        text = self._model.text([token], special=True)
+        if text in self._spelled:
+            return text
+        name = control(text)
         return name if name in self._marks else ""
 
     def next_span(self) -> int:

@@ -1,0 +1,77 @@
+"""OpenAI's interfaces as its own client uses them, against the real server."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+openai = pytest.importorskip("openai")
+
+from server_support import Server
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@pytest.fixture
+def client(server: Server) -> Any:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture
+def chat(client: Any, server: Server) -> Any:
+    """chat(messages, **more): a chat completion."""
+    return partial(client.chat.completions.create, model=server.model)
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def test_the_models_are_the_model_and_its_profiles(client: Any, chat: Any) -> None:
+    chat(messages=[user("hello")], extra_headers={"X-Dmem-Profile": "work"})
+    names = [model.id for model in client.models.list()]
+    assert names == [names[0], f"{names[0]}@work"]
+    assert client.models.retrieve(f"{names[0]}@work").id == f"{names[0]}@work"
+
+
+def test_a_stream_says_what_the_whole_reply_says(chat: Any) -> None:
+    whole = chat(messages=[user("Count.")])
+    chunks = list(chat(messages=[user("Count.")], stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_a_call_that_must_be_made_keeps_to_the_tool_s_schema_and_its_result_goes_on(chat: Any) -> None:
+    head = {"X-Dmem-Conversation": "forced call"}
+    messages = [user("What is the weather in Rome?")]
+    forced = {
+        "tools": [WEATHER],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "max_tokens": 100,
+    }
+    made = chat(messages=messages, extra_headers=head, **forced).choices[0]
+    (call,) = made.message.tool_calls
+    assert (made.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert call.function.arguments in ('{"city": "Rome"}', '{"city": "Oslo"}')
+    told = [*messages, made.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    went_on = chat(messages=told, tools=[WEATHER], extra_headers=head)
+    assert went_on.metadata["turn"] == "2"  # the call was not taken for something new
+    chunks = list(chat(messages=told, stream=True, extra_headers=head, **forced))
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert [call.function.name for call in calls] == ["weather"]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"

@@ -1,0 +1,84 @@
+"""Tools in a template's words: what is offered, called and told."""
+
+from __future__ import annotations
+
+import pytest
+from server_support import TOOLS_TEMPLATE
+
+from deltamem_cli.engine import ChatTemplate
+from deltamem_cli.server.problems import Problem
+from deltamem_cli.server.tools import offered
+from deltamem_cli.session import tools
+from deltamem_cli.session.tools import Call, Reader
+from deltamem_cli.synthetic.vocabulary import CHAT_TEMPLATE
+
+REPLY = 'I look.\n\n<tool_call>\n{"name": "a", "arguments": {"x":1}}\n</tool_call> <tool_call>{"name":"b"}</tool_call>'
+CALLS = [Call("a", '{"x": 1}'), Call("b", "{}")]
+
+
+def read(*pieces: str) -> list[str | Call]:
+    reader = Reader()
+    return [*(found for piece in pieces for found in reader.add(piece)), *reader.finish()]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_calls_are_found_however_a_reply_comes_in_pieces(size: int) -> None:
+    found = read(*(REPLY[i : i + size] for i in range(0, len(REPLY), size)))
+    assert [piece for piece in found if isinstance(piece, Call)] == CALLS
+    assert "".join(piece for piece in found if isinstance(piece, str)) == "I look."
+
+
+def test_text_is_held_back_only_while_it_may_become_a_call() -> None:
+    reader = Reader()
+    assert reader.add("a <tool") == ["a"]
+    assert reader.add("box>") == [" <toolbox>"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<tool_call>{}</tool_call>", "<tool_call>nothing", '<tool_call>{"name": 1}</tool_call>']
+)
+def test_what_is_no_call_is_text(text: str) -> None:
+    assert "".join(map(str, read(text))) == text
+
+
+def test_a_call_that_nobody_closed_is_one() -> None:
+    assert read('<tool_call>\n{"name": "b", "arguments": {}}') == [CALLS[1]]
+
+
+def test_a_reply_and_what_a_client_makes_of_it_are_spelled_alike() -> None:
+    assert tools.canonical(REPLY) == tools.reply("I look.", [tools.call("a", {"x": 1}), tools.call("b", "{}")])
+    assert tools.canonical(tools.canonical(REPLY)) == tools.canonical(REPLY)
+    assert tools.canonical(" no <tool_ calls \n") == " no <tool_ calls \n"
+
+
+@pytest.mark.parametrize(("source", "fits"), [(TOOLS_TEMPLATE, True), (CHAT_TEMPLATE, False)])
+def test_a_template_has_tools_if_it_writes_calls_and_results_as_we_do(source: str, fits: bool) -> None:
+    template = ChatTemplate(source, "it")
+    assert tools.are_shown(lambda messages, tools: template.render(messages, reply=True, tools=tools)) is fits
+
+
+def test_tools_that_define_the_same_name_keep_their_own_definitions() -> None:
+    def tool(name: str, value: str) -> dict[str, object]:
+        parameters = {"properties": {"x": {"$ref": "#/$defs/X"}}, "required": ["x"], "$defs": {"X": {"const": value}}}
+        return {"type": "function", "function": {"name": name, "parameters": {"type": "object", **parameters}}}
+
+    grammar = offered({"tools": [tool("a", "one"), tool("b", "two")], "tool_choice": "required"}).grammar
+    assert grammar
+    assert "one" in grammar
+    assert "two" in grammar
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0]"),
+        ({"tools": "all"}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function", "name": "a"}], "tool_choice": {"name": "b"}}, "tool_choice"),
+    ],
+)
+def test_what_can_t_be_offered_is_refused_by_name(body: dict[str, object], param: str) -> None:
+    with pytest.raises(Problem) as raised:
+        offered(body)
+    assert raised.value.param == param
