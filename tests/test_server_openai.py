@@ -9,6 +9,7 @@ import pytest
 
 openai = pytest.importorskip("openai")
 
+from chat_support import files
 from server_support import Server
 
 WEATHER = {
@@ -75,3 +76,38 @@ def test_a_call_that_must_be_made_keeps_to_the_tool_s_schema_and_its_result_goes
     calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert [call.function.name for call in calls] == ["weather"]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_a_text_is_gone_on_with_as_it_stands_and_nothing_is_kept(client: Any, server: Server) -> None:
+    go_on = partial(client.completions.create, model=server.model, prompt="Once upon a time", max_tokens=6)
+    before = files(server.home)
+    whole = go_on()
+    assert whole.usage.prompt_tokens == len("Once upon a time") - 1  # a token each, but "on"
+    chunks = list(go_on(stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text != ""
+    assert whole.choices[0].finish_reason == "length"
+    stop = whole.choices[0].text[-1]
+    stopped = go_on(stop=stop).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (whole.choices[0].text.partition(stop)[0], "stop")
+    assert files(server.home) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "param"), [({"echo": True}, "echo"), ({"prompt": ["a", "b"]}, "prompt"), ({"prompt": [10**6]}, "prompt")]
+)
+def test_what_a_completion_can_t_do_is_refused_by_name(client: Any, server: Server, more: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.completions.create(**{"model": server.model, "prompt": "a", **more})
+    assert raised.value.param == param
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_said(client: Any, server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="511 fit") as raised:
+        client.completions.create(model=server.model, prompt="x" * 600, stream=True)
+    assert raised.value.code == "context_length_exceeded"
+
+
+def test_there_are_no_embeddings(client: Any, server: Server) -> None:
+    with pytest.raises(openai.APIStatusError, match="no embeddings") as raised:
+        client.embeddings.create(model=server.model, input="hello")
+    assert raised.value.status_code == 501

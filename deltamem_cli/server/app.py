@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server import memory_api, openai_chat, openapi, warm
+from deltamem_cli.server import memory_api, openai_chat, openai_completions, openapi, warm
 from deltamem_cli.server.problems import Problem, of_error, problem_response
 from deltamem_cli.server.service import Service
 
@@ -16,7 +16,13 @@ from deltamem_cli.server.service import Service
 def build(service: Service) -> Starlette:
     """The ASGI application that serves `service`."""
     app = Starlette(
-        routes=[*openai_chat.ROUTES, *memory_api.ROUTES, *openapi.ROUTES, *warm.ROUTES],
+        routes=[
+            *openai_chat.ROUTES,
+            *openai_completions.ROUTES,
+            *memory_api.ROUTES,
+            *openapi.ROUTES,
+            *warm.ROUTES,
+        ],
         exception_handlers={
             Problem: _problem,
             DeltamemError: _error,

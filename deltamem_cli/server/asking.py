@@ -181,7 +181,7 @@ class Answer:
         pieces = []
         for piece in reply:
             pieces.append(piece)
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
+            self._tell([piece])
             if self._is_unwanted:
                 reply.close()
         turn = None if session.settings.read_only else place.note(chat).number
@@ -227,6 +227,10 @@ class Answer:
         }
         if any(getattr(session.prompt, name) != value for name, value in wanted.items()):
             session.set_prompt(session.prompt.changed(**wanted))
+
+    def _tell(self, pieces: Sequence[str]) -> None:
+        for piece in pieces:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
 
     @property
     def _is_unwanted(self) -> bool:

@@ -13,8 +13,8 @@ from starlette.routing import Route
 
 from deltamem_cli.server import options
 from deltamem_cli.server.asking import Answer, Finished
-from deltamem_cli.server.problems import Problem, error_document, invalid
-from deltamem_cli.server.service import ask, begin, bound_profile, flag, history_of, read_json, service, whole
+from deltamem_cli.server.problems import Problem, error_document
+from deltamem_cli.server.service import ask, begin, bound_profile, history_of, read_json, service, whole
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.session.tools import Call
 from deltamem_cli.store import profiles
@@ -46,6 +46,7 @@ async def models(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions"""
     body = await read_json(request)
+    streamed, tell_usage = options.flag(body, "stream"), options.usage_wanted(body)
     answer = ask(
         request,
         body,
@@ -59,12 +60,9 @@ async def chat_completions(request: Request) -> Response:
         "created": int(time.time()),
         "model": body.get("model", service(request).model),
     }
-    if flag(body, "stream"):
-        wanted = body.get("stream_options") or {}
-        if not isinstance(wanted, Mapping):
-            raise invalid("stream_options must be an object.", "stream_options")
+    if streamed:
         await begin(request, answer)
-        events = _events(answer, head, tell_usage=flag(wanted, "include_usage"))
+        events = _events(answer, head, tell_usage=tell_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers(answer))
     thought, answered, calls = await whole(request, answer)
     assert answer.finished

@@ -58,6 +58,29 @@ def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A field that is true or false. Raises Problem."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise invalid(f"{name} must be true or false.", name)
+    return value
+
+
+def encodable(text: str) -> str:
+    """A text that can be put into bytes: JSON can spell half a character."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def usage_wanted(body: Mapping[str, Any]) -> bool:
+    """Whether a stream is to end with how many tokens it took. Raises Problem."""
+    wanted = body.get("stream_options") or {}
+    if not isinstance(wanted, Mapping):
+        raise invalid("stream_options must be an object.", "stream_options")
+    return flag(wanted, "include_usage")
+
+
 def thinking(body: Mapping[str, Any]) -> bool | None:
     """Whether the model is to think, in any interface's words; None: as its template has it. Raises Problem."""
     template = body.get("chat_template_kwargs") or {}

@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server import addressing
 from deltamem_cli.server.asking import Answer, Question
+from deltamem_cli.server.continuing import Continuation
 from deltamem_cli.server.history import History
-from deltamem_cli.server.options import thinking
+from deltamem_cli.server.options import encodable, thinking
 from deltamem_cli.server.places import Places
 from deltamem_cli.server.problems import Problem, invalid, of_error
 from deltamem_cli.server.tools import offered
@@ -95,22 +96,12 @@ def _too_large() -> Problem:
     return Problem(413, f"The body is larger than {LARGEST_BODY // 1_000_000} MB.")
 
 
-def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    """A field that is true or false. Raises Problem."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise invalid(f"{name} must be true or false.", name)
-    return value
-
-
 def text_of(content: object, where: str) -> str:
     """A message's content, a text or parts of which each is one. Raises Problem for pictures and sound."""
     if content is None:
         return ""
     if isinstance(content, str):
-        return _encodable(content)
+        return encodable(content)
     if not isinstance(content, Sequence):
         raise invalid(f"{where} must be a text or a list of parts.", where)
     texts = []
@@ -122,11 +113,7 @@ def text_of(content: object, where: str) -> str:
             texts.append(str(part.get("refusal", "")))
         else:
             raise invalid(f"{where} has a part of the type {str(kind)[:40]}, and this model reads text alone.", where)
-    return _encodable("".join(texts))
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # JSON can spell half a character
+    return encodable("".join(texts))
 
 
 def history_of(messages: object) -> History:
@@ -203,10 +190,7 @@ def ask(
             raise Problem(403, f"This key is for the profile {bound}.", code="profile_not_allowed")
         address = address or addressing.Address(None, bound, "goes_on")
         address = addressing.Address(address.conversation, bound, address.mode)
-    try:
-        replies(options)
-    except DeltamemError as error:
-        raise of_error(error) from None
+    _check(options)
     metadata = body.get("metadata")
     read_only = request.headers.get("x-dmem-read-only", "").lower() in ("1", "true", "yes")
     if isinstance(metadata, Mapping):
@@ -239,6 +223,29 @@ async def begin(request: Request, answer: Answer) -> None:
         await answer.begin()
     finally:
         leaving.cancel()
+
+
+def go_on(
+    request: Request,
+    body: Mapping[str, Any],
+    text: str | Sequence[int],
+    options: Mapping[str, Any],
+    *,
+    stop: tuple[str, ...] = (),
+    grammar: str | None = None,
+) -> Answer:
+    """Begins to go on with a text, or its tokens, as it stands: no memory has part in that. Raises Problem."""
+    shared = service(request)
+    shared.named(body.get("model", shared.model))
+    _check(options)
+    return Continuation(shared.places, text, Question(History(""), shared.profile, None, options, stop, grammar))
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    try:
+        replies(options)
+    except DeltamemError as error:
+        raise of_error(error) from None
 
 
 async def whole(request: Request, answer: Answer) -> tuple[str, str, list[Call]]:
