@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -207,22 +208,20 @@ def own(tmp_path: Path, folder: Path, options: list[object]) -> Iterator[Server]
 
 def test_sigterm_ends_soon_with_what_was_said_committed(own: Server) -> None:
     own.start()
-    answers: list[str] = []
-    body = message("A long story.", stream=True, user="teller", max_tokens=200)
-    asking = threading.Thread(target=lambda: answers.append(own.text(CHAT, body)))
-    asking.start()
-    time.sleep(0.3)
+    body = json.dumps(message("A long story.", stream=True, user="teller", max_tokens=200)).encode()
     process = own._process
     assert process
-    process.terminate()
+    with urllib.request.urlopen(urllib.request.Request(own.url + CHAT, body), timeout=60) as answer:
+        assert any(b'"content": "' in line and b'"content": ""' not in line for line in answer)  # up to the first
+        process.terminate()
+        assert b"[DONE]" in answer.read()
     assert process.wait(timeout=10) == 0
-    asking.join(10)
+    own._process = None
     with stored(own) as store:
         (talk,) = conversations.all_of(store)
         (turn,) = turns.all_of(store, talk.id)
         assert states.latest(store, talk.id)
         assert turn.interrupted or turn.reply_tokens == 200
-    own._process = None
 
 
 def test_a_turn_that_was_taken_back_is_wiped_when_nobody_asks(own: Server) -> None:
