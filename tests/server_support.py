@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -55,26 +56,28 @@ class Server:
     def __init__(self, home: Path, *arguments: object, **env: str) -> None:
         self.home = home
         self._arguments, self._env = arguments, environment(home, **env)
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log = home / "serve.log"
         self.url = self.model = ""
 
     def start(self) -> None:
+        """Returns when it serves; what it writes is in `log`."""
         command = dmem("serve", "--port", "0", "--threads", "1", *self._arguments)
-        self._process = subprocess.Popen(command, env=self._env, stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr
-        shown = ""
-        for line in self._process.stderr:
-            shown += line
-            if found := re.search(r"Serving (\S+) at (http://\S+)", line):
-                self.model, self.url = found.groups()
-                return
-        raise AssertionError(f"It did not start:\n{shown}")
+        with self.log.open("w") as file:
+            self._process = subprocess.Popen(command, env=self._env, stdout=file, stderr=file)
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"Serving (\S+) at (http://\S+) \(", self.log.read_text())):
+            assert self._process.poll() is None, f"It did not start:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, "It does not start."
+            time.sleep(0.05)
+        self.model, self.url = found.groups()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process:
             self._process.send_signal(number)
-            self._process.communicate(timeout=60)
+            code = self._process.wait(60)
             self._process = None
+            assert code in (0, -number), f"It ended with {code}:\n{self.log.read_text()}"
 
     def ask(
         self,
@@ -106,10 +109,10 @@ class Server:
     def store(self) -> Store:
         return Store.read(self.home / "memory.db")
 
-    def state(self, conversation: str) -> bytes:
-        """What the conversation's memory is now, byte for byte."""
+    def state(self, conversation: str, turn: int | None = None) -> bytes:
+        """What the conversation's memory is now, or was after `turn`, byte for byte."""
         with self.store() as store:
-            found = states.latest(store, conversation)
+            found = states.latest(store, conversation) if turn is None else states.before(store, conversation, turn + 1)
             return found.state.tobytes() if found else b""
 
     def profile(self, conversation: str) -> str:

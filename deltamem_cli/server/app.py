@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server import memory_api, openai_chat, openai_completions, openapi, warm
+from deltamem_cli.server import memory_api, openai_chat, openai_completions, openai_responses, openapi, warm
 from deltamem_cli.server.problems import Problem, of_error, problem_response
 from deltamem_cli.server.service import Service
 
@@ -19,6 +19,7 @@ def build(service: Service) -> Starlette:
         routes=[
             *openai_chat.ROUTES,
             *openai_completions.ROUTES,
+            *openai_responses.ROUTES,
             *memory_api.ROUTES,
             *openapi.ROUTES,
             *warm.ROUTES,

@@ -51,8 +51,9 @@ def sampling(body: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise invalid(f"{name} must be a number.", name)
         found[name] = value
-    if body.get("max_completion_tokens") is not None:
-        found |= sampling({"max_tokens": body["max_completion_tokens"]})
+    for name in ("max_completion_tokens", "max_output_tokens"):
+        if body.get(name) is not None:
+            found |= sampling({"max_tokens": body[name]})
     if isinstance(found.get("seed"), int):
         found["seed"] %= 2**32
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -175,9 +176,10 @@ def ask(
     stop: tuple[str, ...] = (),
     grammar: str | None = None,
     after: int | None = None,
+    keep: bool = True,
 ) -> Answer:
     """Begins an answer. address: where the interface says which conversation is meant, else what the request says.
-    after: as Question has it.
+    after: as Question has it. keep: False for a turn that only reads the memory.
 
     Raises Problem.
     """
@@ -192,7 +194,7 @@ def ask(
         address = addressing.Address(address.conversation, bound, address.mode)
     _check(options)
     metadata = body.get("metadata")
-    read_only = request.headers.get("x-dmem-read-only", "").lower() in ("1", "true", "yes")
+    read_only = not keep or request.headers.get("x-dmem-read-only", "").lower() in ("1", "true", "yes")
     if isinstance(metadata, Mapping):
         read_only = read_only or str(metadata.get("read_only", "")).lower() in ("1", "true", "yes")
     wanted = (address and address.profile) or shared.profile
@@ -218,11 +220,8 @@ def ask(
 
 async def begin(request: Request, answer: Answer) -> None:
     """Returns when the reply has begun; a client that leaves before ends it. Raises Problem."""
-    leaving = asyncio.create_task(stop_when_left(request, answer))
-    try:
+    async with watched(request, answer):
         await answer.begin()
-    finally:
-        leaving.cancel()
 
 
 def go_on(
@@ -250,12 +249,19 @@ def _check(options: Mapping[str, Any]) -> None:
 
 async def whole(request: Request, answer: Answer) -> tuple[str, str, list[Call]]:
     """What was thought, answered and called, at the end; a client that leaves ends it. Raises Problem."""
-    leaving = asyncio.create_task(stop_when_left(request, answer))
-    try:
+    async with watched(request, answer):
         await answer.begin()
         pieces = [piece async for piece in answer.pieces()]
-        calls = [piece for piece in pieces if isinstance(piece, Call)]
-        return *parted(piece for piece in pieces if isinstance(piece, str)), calls
+    calls = [piece for piece in pieces if isinstance(piece, Call)]
+    return *parted(piece for piece in pieces if isinstance(piece, str)), calls
+
+
+@asynccontextmanager
+async def watched(request: Request, answer: Answer) -> AsyncIterator[None]:
+    """While the block waits for an answer that is sent whole, a client that leaves ends it."""
+    leaving = asyncio.create_task(stop_when_left(request, answer))
+    try:
+        yield
     finally:
         leaving.cancel()
 
