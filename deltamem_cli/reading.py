@@ -35,6 +35,19 @@ def whole_stream(stream: BinaryIO, name: str) -> bytes:
         return _bounded(stream, name)
 
 
+def why_no_file(path: Path) -> str | None:
+    """What keeps `path` from being read as a file, to stand behind its name; None for a file."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "is a link to a file that does not exist" if os.path.islink(path) else "does not exist"
+    except OSError as error:
+        return f"can't be reached ({error.strerror})"
+    if stat.S_ISREG(mode):
+        return None
+    return "is a folder" if stat.S_ISDIR(mode) else "is a pipe or a device and no file"
+
+
 def check_regular(path: Path) -> None:
     """Raises OSError for a pipe or a device, where a file has to be read in more than one go or written into."""
     if not _is_regular(path):

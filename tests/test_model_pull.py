@@ -272,7 +272,7 @@ def test_what_a_server_says_beside_the_content_makes_no_path(dmem: Program) -> N
         ("ALL_PROXY", "socks5://127.0.0.1:1", "SOCKS proxy"),
         ("HTTPS_PROXY", "http://[::1", "not a proxy's address"),
         ("ALL_PROXY", "ftp://127.0.0.1:1", "not a proxy's address"),
-        ("SSL_CERT_FILE", "/nowhere", "is not a file"),
+        ("SSL_CERT_FILE", "/nowhere", "does not exist"),
         ("SSL_CERT_FILE", __file__, "no readable certificate"),
         ("HF_TOKEN", "hf_\u00e9", "put a valid token"),
         ("HF_ENDPOINT", "http://[bad", "not a hub's address"),

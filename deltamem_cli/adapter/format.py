@@ -205,7 +205,8 @@ def write_adapter(
     if problem:
         raise AdapterError(f"{path} was not written because {problem}; correct the adapter that is to be written")
     if not path.parent.is_dir():
-        raise AdapterError(f"{path} cannot be written because its folder does not exist; create it first")
+        why = f"{path.parent} is not a folder" if path.parent.exists() else "its folder does not exist"
+        raise AdapterError(f"{path} cannot be written because {why}; create it first")
     try:
         with files.replacing(path) as part:
             writer = gguf.GGUFWriter(part, config.architecture)

@@ -233,7 +233,8 @@ def read_published(folder: Path) -> PublishedAdapter:
     Raises AdapterError when a file is missing or unsound, or a parameter is missing, unknown or of the wrong rank.
     """
     if not folder.is_dir():
-        raise AdapterError(f"{folder} is not a folder; give the folder that holds {CONFIG_FILE}")
+        why = "is not a folder" if folder.exists() else "does not exist"
+        raise AdapterError(f"{folder} {why}; give the folder that holds {CONFIG_FILE}")
     if not (folder / CONFIG_FILE).is_file():
         raise AdapterError(f"{folder} has no {CONFIG_FILE}; give the folder of a published adapter")
     settings = read_settings(folder / CONFIG_FILE)

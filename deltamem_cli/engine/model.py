@@ -15,6 +15,7 @@ from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.options import LARGEST
 from deltamem_cli.engine.slow_words import slow_word
 from deltamem_cli.engine.template import ChatTemplate
+from deltamem_cli.reading import why_no_file
 from deltamem_cli.text import short
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ class Model:
         self.path = Path(path)
         self.native: Native = native()
         llama = self.native.llama
-        if not self.path.is_file():
-            raise EngineError(
-                f"The model file {self.path} does not exist: check the path or choose another with --model."
-            )
+        if why := why_no_file(self.path):
+            raise EngineError(f"The model file {self.path} {why}: check the path or choose another with --model.")
         if not -1 <= gpu_layers <= LARGEST:
             raise EngineError(f"The option gpu_layers is {gpu_layers}: it must be -1 (all) to {LARGEST}.")
         params = llama.llama_model_default_params()

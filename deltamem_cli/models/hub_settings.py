@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from deltamem_cli.models.errors import ModelError
+from deltamem_cli.reading import why_no_file
 
 STAYS = "downloaded models work without it"
 _OFFLINE = ("DMEM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -39,8 +40,8 @@ def check(repo: str) -> None:
                 "unset the variable."
             )
     certificates = os.environ.get("SSL_CERT_FILE")
-    if certificates and not Path(certificates).is_file():
-        raise ModelError(f"SSL_CERT_FILE names {certificates}, which is not a file: fix it or unset it.")
+    if certificates and (why := why_no_file(Path(certificates))):
+        raise ModelError(f"SSL_CERT_FILE names {certificates}, which {why}: fix it or unset it.")
 
 
 def proxy_for(endpoint: str) -> str | None:

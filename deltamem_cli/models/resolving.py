@@ -12,6 +12,7 @@ from deltamem_cli import config, paths
 from deltamem_cli.models import choosing
 from deltamem_cli.models.entries import STARTER, Entry, catalogue
 from deltamem_cli.models.errors import ModelError
+from deltamem_cli.reading import why_no_file
 from deltamem_cli.text import short
 
 ADAPTER_SUFFIX = ".deltamem.gguf"
@@ -38,7 +39,7 @@ def resolve(said: str | Path) -> ModelFile:
     if path.is_file():
         entry = entry_of(path, entries)
         return _model_file(entry) if entry else ModelFile(path, find_adapter(path, None), str(path))
-    if _is_path(text) or not choosing.parse(text):
+    if _is_path(text) or path.exists() or not choosing.parse(text):
         raise ModelError(_absent(text, entries))
     raise ModelError(f"{text} is not a file and has not been pulled yet; get it with: dmem model pull {text}")
 
@@ -69,8 +70,8 @@ def adapter_file(said: str | Path) -> Path:
         path = paths.expanded(text)
         converted = converted_adapter(text) if not _is_path(text) else path
         path = converted if converted.is_file() else path
-    if not path.is_file():
-        raise ModelError(f"The adapter file {path} does not exist: check the path, or see: dmem adapter list")
+    if why := why_no_file(path):
+        raise ModelError(f"The adapter file {path} {why}: check the path, or see: dmem adapter list")
     return path
 
 
@@ -116,8 +117,9 @@ def _model_file(entry: Entry) -> ModelFile:
             raise ModelError(
                 f"The configuration gives the model {short(entry.name)} neither path nor repo: add one with: dmem config edit"
             )
+        where = f"can't be read, as {gone} {why_no_file(gone)}" if gone.exists() else f"is gone from {gone}"
         raise ModelError(
-            f"The file of the model {short(entry.name)} is gone from {gone}: put it back, or forget it with: "
+            f"The file of the model {short(entry.name)} {where}: put it back, or forget it with: "
             f"dmem model rm {entry.name}"
         )
     return ModelFile(path, find_adapter(path, entry), entry.name, entry.options)
@@ -149,4 +151,5 @@ def _absent(text: str, entries: dict[str, Entry]) -> str:
     near = get_close_matches(text, entries, n=1)
     if near:
         return f"There is no model {short(text)}: did you mean {near[0]}? See: dmem model list"
-    return f"The model file {text} does not exist: check the path or choose another with --model; see: dmem model list"
+    why = why_no_file(paths.expanded(text)) or "can't be read"
+    return f"The model file {text} {why}: check the path or choose another with --model; see: dmem model list"

@@ -60,8 +60,8 @@ def save(path: Path, bundle: Bundle) -> None:
 def load(path: Path) -> Bundle:
     """Read and check a file that save() wrote; StoreError says in one sentence what is wrong with it."""
     try:
-        with as_sentences(path):
-            reading.check_regular(path)
+        if why := reading.why_no_file(path):
+            raise StoreError(f"{path} {why}, so it was not imported; check the path")
         with as_sentences(path), zipfile.ZipFile(path) as archive:
             _check_members(archive)
             most = _ANYHOW + _TIMES * path.stat().st_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltamem_cli import files
+from deltamem_cli.reading import why_no_file
 from deltamem_cli.store import beside
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError, as_sentences
@@ -16,9 +17,9 @@ def restore(backup: Path, path: Path) -> Path | None:
     Raises StoreError when the backup is not sound or the database is in use; nothing is changed then.
     """
     path = path.resolve()
+    if why := why_no_file(backup):
+        raise StoreError(f"{backup} {why}, so it was not restored; check the path")
     with as_sentences(path):
-        if not backup.exists():
-            raise StoreError(f"{backup} does not exist, so it was not restored; check the path")
         if path.exists() and backup.samefile(path):
             raise StoreError(f"{backup} is the database itself; give a backup written by: dmem log backup")
     with Store.look(backup) as store, as_sentences(path):
