@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deltamem_cli import reading
 from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
 from deltamem_cli.errors import DeltamemError
 
@@ -25,6 +26,7 @@ STATE_TOLERANCE = 1e-5
 # These steps begin with an empty KV cache; the second kind also with the zero state.
 _NEW_SESSION = "c_newsession"
 _NO_MEMORY = "z_nomemory"
+_MOST = 1 << 30  # bytes of all vectors
 
 
 class ParityError(DeltamemError):
@@ -127,9 +129,13 @@ def _difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float
 
 def _open(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
+        reading.check_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MOST:
+                raise ValueError(f"it unpacks to more than {_MOST >> 20} MB")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ParityError(f"{path} can't be read ({error}): copy the case again.") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Timer
 from typing import BinaryIO
 
-MOST = 64 << 20  # bytes of what has no size of its own
+MOST = 64 << 20  # bytes, unless the caller says more
 _SILENCE = 3.0  # seconds
 
 
@@ -21,12 +21,15 @@ def _nobody(_sentence: str) -> None: ...
 tell: Callable[[str], None] = _nobody  # the person who waits; the command line puts itself here
 
 
-def whole_file(path: Path) -> bytes:
-    """What a file, a pipe or a device says to its end. Raises OSError, for one that has no end too."""
+def whole_file(path: Path, most: int = MOST) -> bytes:
+    """What a file, a pipe or a device says to its end. most: bytes that it may say. Raises OSError, for more too."""
     if _is_regular(path):
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > most:  # a size alone is quickly made; so much memory is not
+                raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MB", str(path))
+            return _bounded(file, str(path), most)
     with _waiting(str(path)), path.open("rb") as file:
-        return _bounded(file, str(path))
+        return _bounded(file, str(path), most)
 
 
 def whole_stream(stream: BinaryIO, name: str) -> bytes:
@@ -63,10 +66,10 @@ def _is_regular(path: Path) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _bounded(stream: BinaryIO, name: str) -> bytes:
-    data = stream.read(MOST + 1)
-    if len(data) > MOST:
-        raise OSError(errno.EFBIG, f"it says more than {MOST >> 20} MB", name)
+def _bounded(stream: BinaryIO, name: str, most: int = MOST) -> bytes:
+    data = stream.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it says more than {most >> 20} MB", name)
     return data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,14 @@ def test_vectors_that_lack_something_are_named(case: Path, changes: dict[str, An
         changes = {"layers": np.append(vector(case, "layers"), 99)}
     change(case, **changes)
     with pytest.raises(DeltamemError, match=words):
+        parity.replay(case, micro_batch=512)
+
+
+def test_vectors_that_unpack_to_more_than_there_can_be_are_refused(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "_MOST", 1 << 20)
+    with zipfile.ZipFile(case / "vectors.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(2 << 20))
+    with pytest.raises(DeltamemError, match="unpacks to more than 1 MB"):
         parity.replay(case, micro_batch=512)
 
 

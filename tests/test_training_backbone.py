@@ -197,3 +197,31 @@ def test_a_directory_with_tensors_or_settings_that_are_not_computed_is_refused(t
         (tmp_path / "config.json").write_text(json.dumps(config | more))
         with pytest.raises(DeltamemError, match=named):
             Backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", ["", "[1]", "{", '{"model_type": "llama"}', '{"model_type": "llama", "num_hidden_layers": "x"}']
+)
+def test_a_directory_with_damaged_settings_is_one_sentence(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DeltamemError, match=r"config\.json .*download the model again"):
+        Backbone(tmp_path)
+
+
+def test_a_directory_s_enormous_or_damaged_files_are_one_sentence(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(DeltamemError, match="larger than 64 MB"):
+        Backbone(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(DeltamemError, match="cannot be read as a Hugging Face model"):
+        Backbone(tmp_path)
+
+
+def test_a_damaged_base_model_is_one_sentence(base: Path, tmp_path: Path) -> None:
+    data = bytearray(base.read_bytes())
+    data[16:24] = (2**40).to_bytes(8, "little")  # so many keys
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(DeltamemError, match="damaged"):
+        Backbone(tmp_path / "m.gguf")

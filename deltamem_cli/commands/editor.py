@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deltamem_cli import files
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.reading import whole_file
 from deltamem_cli.text import decoded
 
 # Of a folder in the system's folder for such things: reading a memory never writes beside it.
@@ -33,7 +34,7 @@ def edited(text: str) -> str:
         file = folder / "message.md"
         file.write_bytes(text.encode())
         open_editor(file)
-        return decoded(file.read_bytes()).replace("\r\n", "\n")
+        return decoded(whole_file(file)).replace("\r\n", "\n")
 
 
 def remove_left() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from deltamem_cli import reading
@@ -12,11 +13,10 @@ from deltamem_cli.text import decoded
 def file_text(file: Path) -> str:
     """What a file says. Raises DeltamemError when it can't be read or is no text."""
     try:
-        if file.stat().st_size > reading.MOST:
-            raise DeltamemError(f"{file} is larger than {reading.MOST >> 20} MB: use a part of it.")
         data = reading.whole_file(file)
     except OSError as error:
-        raise DeltamemError(f"{file} can't be read ({error.strerror or error}): check the path.") from None
+        way_out = "use a part of it" if error.errno == errno.EFBIG else "check the path"
+        raise DeltamemError(f"{file} can't be read ({error.strerror or error}): {way_out}.") from None
     text = decoded(data)
     if "\0" in text:
         raise DeltamemError(f"{file} is not a text file: convert it to plain text first.")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import files, paths
+from deltamem_cli import files, paths, reading
 from deltamem_cli.config.errors import ConfigError
 from deltamem_cli.text import decoded, whole
 
@@ -48,7 +48,7 @@ def read() -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The file's text, with line feeds only. Raises ConfigError when it is not UTF-8 or can't be read."""
     try:
-        return decoded(path.read_bytes(), "strict").replace("\r\n", "\n")
+        return decoded(reading.whole_file(path), "strict").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8, or start over without it.") from error
     except OSError as error:

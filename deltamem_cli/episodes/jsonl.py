@@ -18,6 +18,8 @@ from deltamem_cli.episodes import Episode, Fact, Message, Question
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.text import decoded
 
+_MOST = 1 << 30  # bytes
+
 
 def read_episodes(path: Path) -> tuple[list[Episode], list[Episode]]:
     """Training and validation episodes of a file. Raises DeltamemError naming the first bad line."""
@@ -25,7 +27,7 @@ def read_episodes(path: Path) -> tuple[list[Episode], list[Episode]]:
     validation: list[Episode] = []
     try:
         # not splitlines(): JSON may hold U+2028 and the like as they are
-        lines = decoded(reading.whole_file(path), "strict").split("\n")
+        lines = decoded(reading.whole_file(path, _MOST), "strict").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DeltamemError(f"{path} cannot be read ({error}); check the path of --data") from None
     for number, line in enumerate(lines, 1):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli import reading
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation.shares import Share
@@ -18,6 +19,7 @@ from deltamem_cli.session.thinking import Thought
 
 REPLY_TOKENS = 80  # of the model's own replies while it is told
 ANSWER_TOKENS = 60  # two sentences count
+_MOST = 1 << 30  # bytes of answers
 EVERYTHING = 1_000_000  # tokens: more than fit
 MODES = (r.NONE, r.ZERO, r.DONOR, r.MEMORY, r.REPLAY, r.CONTEXT)
 ALL_TOLD = "told"  # the column of all categories but what was never told
@@ -56,7 +58,8 @@ class Answers:
         """
         found = cls(about, path)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            reading.check_regular(path)
+            lines = reading.whole_file(path, _MOST).decode().splitlines() if path.exists() else []
             if not lines:
                 path.write_text(json.dumps(about) + "\n", encoding="utf-8")
                 return found

@@ -18,6 +18,7 @@ from deltamem_cli.formats.errors import AdapterError, shown
 from deltamem_cli.formats.weight import STORAGE, Weight
 
 _MAX_HEADER = 8 << 20
+_MOST = 1 << 30  # bytes; the largest published adapter has 11 million
 
 
 class _Damaged(Exception):
@@ -30,7 +31,7 @@ def read_safetensors_file(path: Path) -> dict[str, Weight]:
     Raises AdapterError when the file cannot be read, is damaged or holds other numbers.
     """
     try:
-        return _parse(reading.whole_file(path))
+        return _parse(reading.whole_file(path, _MOST))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise AdapterError(f"{path} cannot be read ({reason}); check the path and its permissions") from None

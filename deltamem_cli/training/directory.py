@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from deltamem_cli import reading
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.text import short
+from deltamem_cli.training.settings_file import settings_of
 from deltamem_cli.training.shape import NO_ROPE_STEP, BackboneShape, checked_architecture
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
@@ -33,33 +35,27 @@ _LAYERS = "model.layers."
 
 def from_directory(source: Path) -> tuple[BackboneShape, Mapping[str, Tensor]]:
     """Raises DeltamemError."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    config = settings_of(source / "config.json")
     try:
-        config = json.loads((source / "config.json").read_bytes())
         files = sorted(source.glob("*.safetensors"))
+        for file in files:
+            reading.check_regular(file)
         found = {name: t for f in files for name, t in load_file(f).items()}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DeltamemError(
             f"{source} cannot be read as a Hugging Face model ({error}); it needs config.json and safetensors"
         ) from None
     arch = checked_architecture(config.get("model_type", "unknown"), source, ARCHITECTURES)
-    _check(source, config)
-    n_head = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // n_head
-    rope_base = config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta", 10000.0)
-    shape = BackboneShape(
-        architecture=arch,
-        n_layer=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        n_head=n_head,
-        n_head_kv=config.get("num_key_value_heads", n_head),
-        head_dim=head_dim,
-        rope_dim=head_dim,
-        rope_base=rope_base,
-        norm_eps=config["rms_norm_eps"],
-        name=source.name,
-    )
+    try:
+        _check(source, config)
+        shape = _shape(source.name, arch, config)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise DeltamemError(
+            f"{source / 'config.json'} does not say what training has to know ({short(repr(error))}); download the model again"
+        ) from None
     tensors = {}
     for name, tensor in found.items():
         number, _, rest = name.removeprefix(_LAYERS).partition(".")
@@ -73,6 +69,24 @@ def from_directory(source: Path) -> tuple[BackboneShape, Mapping[str, Tensor]]:
         elif not rest.endswith("rotary_emb.inv_freq"):  # old files hold what follows from the config
             tensors[name] = tensor  # refused by name, as one of a GGUF
     return shape, tensors
+
+
+def _shape(name: str, arch: str, config: dict[str, Any]) -> BackboneShape:
+    n_head = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // n_head
+    rope_base = config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta", 10000.0)
+    return BackboneShape(
+        architecture=arch,
+        n_layer=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        n_head=n_head,
+        n_head_kv=config.get("num_key_value_heads", n_head),
+        head_dim=head_dim,
+        rope_dim=head_dim,
+        rope_base=rope_base,
+        norm_eps=config["rms_norm_eps"],
+        name=name,
+    )
 
 
 def _check(source: Path, config: dict[str, Any]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.text import decoded
+from deltamem_cli.training.settings_file import settings_of
 
 
 class Tokenizer(Protocol):
@@ -37,14 +37,14 @@ class GGUFTokenizer:
         lib = self._lib = native().llama
         params = lib.llama_model_default_params()
         params.vocab_only = True
-        self._model = lib.llama_model_load_from_file(str(path).encode(), params)
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise DeltamemError(f"{path} has no readable vocabulary; train from the GGUF that you chat with")
         self._vocab = lib.llama_model_get_vocab(self._model)
         template = lib.llama_model_chat_template(self._model, None)
         if not template:
             raise DeltamemError(f"{path} has no chat template, and training needs one; choose an instruct model")
-        self.template = ChatTemplate(template.decode(), f"the chat template of {path.name}")
+        self.template = ChatTemplate(template.decode("utf-8", "replace"), f"the chat template of {path.name}")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; control tokens spelled out in it become one token each."""
@@ -74,11 +74,13 @@ class DirectoryTokenizer:
             raise DeltamemError(
                 f"{directory} needs the package tokenizers, which is not installed; install it or train from a GGUF"
             ) from None
-        settings = json.loads((directory / "tokenizer_config.json").read_bytes())
+        settings = settings_of(directory / "tokenizer_config.json")
         self._fast: Any = fast.Tokenizer.from_file(str(directory / "tokenizer.json"))
         template = directory / "chat_template.jinja"
-        source = decoded(template.read_bytes()) if template.exists() else settings.get("chat_template", "")
-        if not source:
+        source = settings.get("chat_template")
+        if template.exists():
+            source = ChatTemplate.from_file(template).source
+        if not isinstance(source, str) or not source:
             raise DeltamemError(f"{directory} has no chat template, and training needs one; choose an instruct model")
         self.template = ChatTemplate(source, f"the chat template of {directory.name}")
         end = settings.get("eos_token")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.formats.gguf_header import read_header
 from deltamem_cli.text import short
 from deltamem_cli.training.shape import BackboneShape, shape_of
 
@@ -63,6 +64,7 @@ def _check_names(source: Path, shape: BackboneShape, tensors: Mapping[str, Tenso
 def _from_gguf(source: Path) -> tuple[BackboneShape, Mapping[str, Tensor]]:
     import gguf
 
+    read_header(source)  # gguf's reader believes what a damaged one says
     try:
         reader = gguf.GGUFReader(source)
     except (OSError, ValueError) as error:
