@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,36 @@ TOLD_AND_ASKED = (
 )
 
 
+def tell_and_ask(model: Any, settings: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """States after each message [n, state], and what each adds to the logits in an empty context [n, vocabulary]."""
+    states, added = [], []
+    with Engine(model, starter_adapter(), EngineOptions(ctx_size=256, threads=1, **settings)) as engine:  # type: ignore[arg-type]
+        seat = Seat(engine)
+        for told, asked in TOLD_AND_ASKED:
+            said, question = (
+                model.tokenize(model.render([{"role": "user", "content": text}]), special=True)
+                for text in (told, asked)
+            )
+            seat.feed(said)
+            states.append(seat.state().ravel())
+            seat.clear_context()
+            with_memory = seat.feed(question, write=False)
+            seat.clear_context()
+            seat.clear_state()
+            added.append(with_memory - seat.feed(question, write=False))
+            seat.clear_context()
+    return np.stack(states), np.stack(added)
+
+
+@pytest.fixture(scope="module")
+def with_an_exact_cache(loaded: LoadModel) -> tuple[np.ndarray, np.ndarray]:
+    """What tell_and_ask() finds with nothing of the cache rounded."""
+    if starter_adapter() is None:
+        pytest.skip("this package has no adapter for its starter")
+    exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
+    return tell_and_ask(loaded(starter_model()), exact)
+
+
 @pytest.mark.parametrize(
     ("settings", "tolerance", "likeness"),
     [
@@ -122,35 +153,14 @@ TOLD_AND_ASKED = (
     ],
 )
 def test_the_memory_is_the_same_whatever_the_cache_is_like(
-    loaded: LoadModel, settings: dict[str, str], tolerance: float, likeness: float
+    loaded: LoadModel,
+    with_an_exact_cache: tuple[np.ndarray, np.ndarray],
+    settings: dict[str, str],
+    tolerance: float,
+    likeness: float,
 ) -> None:
-    adapter = starter_adapter()
-    if adapter is None:
-        pytest.skip("this package has no adapter for its starter")
-    model = loaded(starter_model())
-
-    def tell_and_ask(settings: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-        """States after each message [n, state], and what each adds to the logits in an empty context [n, vocabulary]."""
-        states, added = [], []
-        with Engine(model, adapter, EngineOptions(ctx_size=256, threads=1, **settings)) as engine:  # type: ignore[arg-type]
-            seat = Seat(engine)
-            for told, asked in TOLD_AND_ASKED:
-                said, question = (
-                    model.tokenize(model.render([{"role": "user", "content": text}]), special=True)
-                    for text in (told, asked)
-                )
-                seat.feed(said)
-                states.append(seat.state().ravel())
-                seat.clear_context()
-                with_memory = seat.feed(question, write=False)
-                seat.clear_context()
-                seat.clear_state()
-                added.append(with_memory - seat.feed(question, write=False))
-                seat.clear_context()
-        return np.stack(states), np.stack(added)
-
-    states, added = tell_and_ask(settings)
-    exact, expected = tell_and_ask({"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"})
+    states, added = tell_and_ask(loaded(starter_model()), settings)
+    exact, expected = with_an_exact_cache
     assert np.isfinite(added).all()
     assert (np.linalg.norm(states - exact, axis=1) <= tolerance * np.linalg.norm(exact, axis=1)).all()
     n = len(TOLD_AND_ASKED)
