@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,18 +10,20 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from typing_extensions import Self
 
-from deltamem_cli import build
+from deltamem_cli import build, cli
 from deltamem_cli.engine import fingerprint, remembered
 from deltamem_cli.session import beginning, opening
 from deltamem_cli.session.chat import ChatSession
@@ -217,9 +220,22 @@ class Dmem:
     def chat(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return self.run(*self.chat_arguments(*arguments), code=code, stdin=stdin)
 
+    def here(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """The same command line in this process, where a process of its own is not what is tested."""
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+            found = cli.main(list(arguments))
+        shown, told = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+        assert found == code and "Traceback" not in told, told
+        return subprocess.CompletedProcess(arguments, found, shown, told)
+
+    def chat_here(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self.here(*self.chat_arguments(*arguments)[1:], code=code)
+
     def json(self, *arguments: str) -> Any:
         """What a command says with --json."""
-        return json.loads(self.run(*dmem(*arguments, "--json")).stdout)
+        return json.loads(self.here(*arguments, "--json").stdout)
 
 
 def plain(text: str) -> str:

@@ -18,13 +18,14 @@ LoadModel = Callable[[Path], Any]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--many", type=int, default=300, help="mutated files of each kind that tests/fuzz tries")
+    parser.addoption("--many", type=int, default=120, help="mutated files of each kind that tests/fuzz tries")
+    parser.addoption("--kills", type=int, default=12, help="times that each test of kill -9 kills")
 
 
 @pytest.fixture(autouse=True)
 def settings_are_not_the_testers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("DMEM_") and not name.startswith("DMEM_TEST_"):
+        if name.startswith("DMEM_"):
             monkeypatch.delenv(name)
 
 

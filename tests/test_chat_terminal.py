@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_support import PROMPT, Dmem, Terminal, dmem, environment, files, plain
+from chat_support import PROMPT, Dmem, Terminal, environment, files, plain
 
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
@@ -52,7 +52,7 @@ def test_with_the_starter_what_was_said_survives_a_kill_and_goes_when_told_to(st
     assert 0 < starter.json("memory", "inspect", "-p", "work")["tokens_written"] < found["tokens_written"]
     kept = b"".join(files(starter.home).values())
     assert b"called Tom" in kept and b"Xerxes" not in kept and b"called Rex" not in kept
-    starter.run(*dmem("memory", "reset", "-p", "work", "--transcript", "-y"))
+    starter.here("memory", "reset", "-p", "work", "--transcript", "-y")
     assert starter.json("memory", "inspect", "-p", "work")["layers"] == []
     assert b"called Tom" not in b"".join(files(starter.home).values())
 
@@ -141,10 +141,10 @@ def test_what_was_typed_goes_with_the_turn_that_it_led_to_also_after_a_kill(tiny
         chat.expect(PROMPT)
         chat.kill(signal.SIGKILL)
         chat.wait()
-    tiny.run(*dmem("profile", "create", "other"))
+    tiny.here("profile", "create", "other")
     kept = b"".join(files(tiny.home).values())
     assert b"This stays." in kept and not any(word in kept for word in (b"lemur", b"quokka", b"tapir"))
-    tiny.run(*dmem("memory", "reset", "--transcript", "-y"))
+    tiny.here("memory", "reset", "--transcript", "-y")
     kept = b"".join(files(tiny.home).values())
     assert b"This stays." not in kept and b"zanzibar" not in kept
 
@@ -183,9 +183,9 @@ def test_a_temporary_chat_leaves_no_trace_on_disk(tiny: Dmem, tmp_path: Path) ->
         chat.expect("writes nothing to disk")
         chat.line("/exit")
         assert chat.wait() == 0
-    tiny.chat("--temporary", "One question.")
+    tiny.chat_here("--temporary", "One question.")
     assert files(tmp_path) == before
-    tiny.chat("Kept.")
+    tiny.chat_here("Kept.")
     before = files(tmp_path)
     with tiny.terminal("--temporary") as chat:
         chat.expect("Continuing “Kept")
@@ -248,20 +248,20 @@ def test_new_clear_system_and_model_inside_a_chat(tiny: Dmem, tiny_adapter: Any)
 
 
 def test_a_conversation_in_use_is_refused_with_the_holder_and_the_ways_out(tiny: Dmem) -> None:
-    tiny.chat("Begin.")
+    tiny.chat_here("Begin.")
     with tiny.terminal() as chat:
         chat.expect(PROMPT)
-        refused = tiny.chat("Me too.", code=1)
+        refused = tiny.chat_here("Me too.", code=1)
         assert f"process {chat.pid}" in refused.stderr and "--read-only" in refused.stderr
         assert refused.stderr.count("\n") == 1 and refused.stdout == ""
-        tiny.chat("--read-only", "May I read?")
-        tiny.chat("--new", "Another one.")
+        tiny.chat_here("--read-only", "May I read?")
+        tiny.chat_here("--new", "Another one.")
     assert len(tiny.json("log", "list")) == 2
 
 
 @pytest.mark.parametrize("option", ["--read-only", "--temporary"])
 def test_where_nothing_is_saved_what_is_typed_is_not_either(tiny: Dmem, option: str) -> None:
-    tiny.chat("Begin.")
+    tiny.chat_here("Begin.")
     with tiny.terminal(option) as chat:
         chat.line("The word is xylophone.")
         chat.line("/exit")
@@ -282,19 +282,19 @@ def test_a_pipe_gets_the_reply_alone(tiny: Dmem) -> None:
 
 def test_memory_that_is_off_is_said_in_one_line(tiny: Dmem) -> None:
     tiny.adapter = []
-    done = tiny.chat("Hello.")
+    done = tiny.chat_here("Hello.")
     assert "has no adapter" in done.stderr and done.stderr.count("\n") == 1
-    assert tiny.chat("--no-memory", "Hello.").stderr == ""
+    assert tiny.chat_here("--no-memory", "Hello.").stderr == ""
 
 
 def test_wrong_options_and_files_are_one_sentence(tiny: Dmem, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(b"GGUF" + os.urandom(64))
-    assert "did you mean temperature" in tiny.chat("-o", "temprature", "1", "Hi.", code=2).stderr
-    assert "does not exist" in tiny.chat("-m", "nowhere.gguf", "Hi.", code=1).stderr
-    assert "can't be loaded" in tiny.chat("-m", str(damaged), "Hi.", code=1).stderr
-    assert "--new" in tiny.chat("--new", "--cid", "x", "Hi.", code=2).stderr
-    assert "There is no conversation" in tiny.chat("--cid", "zz", "Hi.", code=1).stderr
+    assert "did you mean temperature" in tiny.chat_here("-o", "temprature", "1", "Hi.", code=2).stderr
+    assert "does not exist" in tiny.chat_here("-m", "nowhere.gguf", "Hi.", code=1).stderr
+    assert "can't be loaded" in tiny.chat_here("-m", str(damaged), "Hi.", code=1).stderr
+    assert "--new" in tiny.chat_here("--new", "--cid", "x", "Hi.", code=2).stderr
+    assert "There is no conversation" in tiny.chat_here("--cid", "zz", "Hi.", code=1).stderr
 
 
 def test_markdown_is_rendered_in_a_terminal_and_not_with_no_color(tmp_path: Path) -> None:

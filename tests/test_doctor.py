@@ -32,15 +32,24 @@ posix = pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has 
 Doctor = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Path:
+    home = tmp_path_factory.mktemp("sound") / "home"
+    model = tiny_model("qwen3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DMEM_HOME", str(home))
+        for key, value in (("model", model), ("adapter", tiny_adapter(model)), ("threads", 1), ("ctx_size", 256)):
+            config.set_value(key, str(value))
+        assert cli.main(["memory", "remember", "I like tea."]) == 0
+    return home
+
+
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Path:
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sound: Path) -> Path:
     """A sound installation: a tiny model with its adapter, and a turn that they remember."""
     home = tmp_path / "home"
     monkeypatch.setenv("DMEM_HOME", str(home))
-    model = tiny_model("qwen3")
-    for key, value in (("model", model), ("adapter", tiny_adapter(model)), ("threads", 1), ("ctx_size", 256)):
-        config.set_value(key, str(value))
-    assert cli.main(["memory", "remember", "I like tea."]) == 0
+    shutil.copytree(sound, home)
     return home
 
 

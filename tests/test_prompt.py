@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tarfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,28 @@ def prompt_of(model: Model, source: str, system: str | None = None) -> Prompt:
 
 def seen(prompt: Prompt, talk: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
     """What the model sees of `talk` as the window holds it, and what of it may be written."""
-    read = lambda tokens: prompt.model.text(tokens, special=True)
+    head, opening, begin, close = frame(prompt)
     pieces = []
     for number, (role, content) in enumerate(talk):
         if role == "user":
-            pieces.append(read(prompt.user(content).tokens[0 if number else len(prompt.opening()) :]))
+            pieces.append(prompt.model.text(said(prompt, content)[0 if number else opening :], special=True))
         else:
-            pieces.append(content + read(prompt.close()))
-    return read(prompt.head()) + "".join(pieces) + read(prompt.begin()), pieces
+            pieces.append(content + close)
+    return head + "".join(pieces) + begin, pieces
+
+
+@cache  # each is asked for with many talks
+def said(prompt: Prompt, text: str) -> Sequence[int]:
+    return prompt.user(text).tokens
+
+
+@cache
+def frame(prompt: Prompt) -> tuple[str, int, str, str]:
+    """Head, number of tokens of the opening, beginning of a reply and end of it."""
+    head, begin, close = (
+        prompt.model.text(tokens, special=True) for tokens in (prompt.head(), prompt.begin(), prompt.close())
+    )
+    return head, len(prompt.opening()), begin, close
 
 
 def around(text: str, talk: Sequence[tuple[str, str]]) -> list[str]:

@@ -52,12 +52,14 @@ def assert_turns_and_states_agree(store: Store, conversation: str) -> int:
     return len(every)
 
 
-def test_kill_at_random_moments_loses_no_committed_turn_and_leaves_no_half_one(tmp_path: Path) -> None:
+def test_kill_at_random_moments_loses_no_committed_turn_and_leaves_no_half_one(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     path = tmp_path / "memory.db"
     random = np.random.default_rng(7)
     with Store.open(path) as store:
         talk = stored.conversation(store, 1)
-    for _ in range(12):
+    for _ in range(int(pytestconfig.getoption("--kills")) // 2):
         child = stored.run(WRITER, path, talk.id)
         assert child.stdout
         first = child.stdout.readline()

@@ -1,7 +1,4 @@
-"""Mutated rows: whatever stands in a column, each command reads it or says in one sentence what is wrong.
-
-`--many N`, where it is given: so many.
-"""
+"""Mutated rows: whatever stands in a column, each command reads it or says in one sentence what is wrong."""
 
 from __future__ import annotations
 
@@ -104,7 +101,7 @@ def test_mutated_rows_are_read_or_refused_in_a_sentence(
     sound: Path, tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    home, many = tmp_path / "home", int(pytestconfig.getoption("--many", None) or 300)
+    home, many = tmp_path / "home", int(pytestconfig.getoption("--many"))
     home.mkdir()
     monkeypatch.setenv("DMEM_HOME", str(home))
     monkeypatch.setenv("DMEM_PROFILE", "work")
