@@ -95,9 +95,10 @@ class Server:
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         code: int = 200,
+        method: str | None = None,
     ) -> str:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, dict(headers or {}))
+        request = urllib.request.Request(self.url + path, data, dict(headers or {}), method=method)
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
                 status, said = response.status, response.read().decode()

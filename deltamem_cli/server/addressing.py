@@ -36,8 +36,8 @@ class Address:
 
 
 def model_and_profile(name: str) -> tuple[str, str | None]:
-    """`starter@work` is the model starter and the profile work."""
-    model, at, profile = name.partition("@")
+    """`starter@work` is the model starter and the profile work; Ollama's clients put `:latest` behind it."""
+    model, at, profile = name.removesuffix(":latest").partition("@")
     return model, profile if at and profile else None
 
 

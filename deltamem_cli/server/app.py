@@ -8,7 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server import memory_api, openai_chat, openai_completions, openai_responses, openapi, warm
+from deltamem_cli.server import (
+    memory_api,
+    ollama,
+    ollama_models,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    openapi,
+    warm,
+)
 from deltamem_cli.server.problems import Problem, of_error, problem_response
 from deltamem_cli.server.service import Service
 
@@ -20,6 +29,8 @@ def build(service: Service) -> Starlette:
             *openai_chat.ROUTES,
             *openai_completions.ROUTES,
             *openai_responses.ROUTES,
+            *ollama.ROUTES,
+            *ollama_models.ROUTES,
             *memory_api.ROUTES,
             *openapi.ROUTES,
             *warm.ROUTES,

@@ -14,27 +14,28 @@ from starlette.routing import Route
 from deltamem_cli.server import options
 from deltamem_cli.server.asking import Answer, Finished
 from deltamem_cli.server.problems import Problem, error_document
-from deltamem_cli.server.service import ask, begin, bound_profile, history_of, read_json, service, whole
+from deltamem_cli.server.service import (
+    ask,
+    begin,
+    headers,
+    history_of,
+    metadata,
+    model_names,
+    read_json,
+    service,
+    whole,
+)
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.session.tools import Call
-from deltamem_cli.store import profiles
-from deltamem_cli.store.database import Store
 from deltamem_cli.store.ids import new_id
 
 
 async def models(request: Request) -> Response:
     """The model, and for each profile the same with its memory."""
     shared = service(request)
-    bound = bound_profile(request)
-
-    def names() -> list[str]:
-        with Store.read(shared.places.database) as store:
-            found = [profile.name for profile in profiles.all_of(store)]
-        return [bound] if bound is not None else found
-
     described = [
         {"id": name, "object": "model", "created": shared.created, "owned_by": "dmem"}
-        for name in (shared.model, *(f"{shared.model}@{profile}" for profile in await shared.places.run(names)))
+        for name in await model_names(request)
     ]
     wanted = request.path_params.get("model")
     if wanted is None:
@@ -122,21 +123,6 @@ def usage(finished: Finished) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": stats.context_tokens},
         "completion_tokens_details": {"reasoning_tokens": stats.thinking_tokens},
     }
-
-
-def metadata(answer: Answer) -> dict[str, str]:
-    """Which conversation remembers this, if one does."""
-    finished = answer.finished
-    if answer.conversation is None:
-        return {}
-    turn = {"turn": str(finished.turn)} if finished and finished.turn is not None else {}
-    return {"conversation": answer.conversation, **turn}
-
-
-def headers(answer: Answer) -> dict[str, str]:
-    """The same in the response's head."""
-    named = {"X-Dmem-Conversation": answer.conversation} if answer.conversation else {}
-    return {"Cache-Control": "no-store", **named}
 
 
 ROUTES = [

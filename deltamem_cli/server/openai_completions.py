@@ -12,9 +12,9 @@ from starlette.routing import Route
 
 from deltamem_cli.server import options
 from deltamem_cli.server.asking import Answer
-from deltamem_cli.server.openai_chat import error_document, event, headers, usage
+from deltamem_cli.server.openai_chat import error_document, event, usage
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.service import begin, go_on, read_json, service, whole
+from deltamem_cli.server.service import begin, go_on, headers, read_json, service, whole
 from deltamem_cli.store.ids import new_id
 
 _MOST_TOKENS = 16  # where the request says nothing, as OpenAI has it

@@ -16,10 +16,9 @@ from starlette.routing import Route
 from deltamem_cli.server import addressing, options
 from deltamem_cli.server.addressing import Address
 from deltamem_cli.server.asking import Answer
-from deltamem_cli.server.openai_chat import headers
 from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.server.response_items import Items
-from deltamem_cli.server.service import ask, bound_profile, history_of, read_json, service, watched
+from deltamem_cli.server.service import ask, bound_profile, headers, history_of, read_json, service, watched
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.session.tools import Reader
 from deltamem_cli.store import conversations, turns

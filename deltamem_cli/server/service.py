@@ -24,6 +24,8 @@ from deltamem_cli.session import tools
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.thinking import parted
 from deltamem_cli.session.tools import Call
+from deltamem_cli.store import profiles
+from deltamem_cli.store.database import Store
 
 LARGEST_BODY = 10_000_000  # bytes
 _BODY_SECONDS = 30.0
@@ -60,6 +62,17 @@ def service(request: Request) -> Service:
 def bound_profile(request: Request) -> str | None:
     """The profile that the request's API key is bound to; None: it may use all."""
     return getattr(request.state, "profile", None)
+
+
+async def model_names(request: Request) -> list[str]:
+    """The model's, and with each profile that the request may use."""
+    shared, bound = service(request), bound_profile(request)
+
+    def names() -> list[str]:
+        with Store.read(shared.places.database) as store:
+            return [profile.name for profile in profiles.all_of(store) if bound in (None, profile.name)]
+
+    return [shared.model, *(f"{shared.model}@{name}" for name in await shared.places.run(names))]
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -218,12 +231,6 @@ def ask(
     )
 
 
-async def begin(request: Request, answer: Answer) -> None:
-    """Returns when the reply has begun; a client that leaves before ends it. Raises Problem."""
-    async with watched(request, answer):
-        await answer.begin()
-
-
 def go_on(
     request: Request,
     body: Mapping[str, Any],
@@ -247,6 +254,27 @@ def _check(options: Mapping[str, Any]) -> None:
         raise of_error(error) from None
 
 
+def metadata(answer: Answer) -> dict[str, str]:
+    """Which conversation remembers this, if one does."""
+    finished = answer.finished
+    if answer.conversation is None:
+        return {}
+    turn = {"turn": str(finished.turn)} if finished and finished.turn is not None else {}
+    return {"conversation": answer.conversation, **turn}
+
+
+def headers(answer: Answer) -> dict[str, str]:
+    """The same in the response's head."""
+    named = {"X-Dmem-Conversation": answer.conversation} if answer.conversation else {}
+    return {"Cache-Control": "no-store", **named}
+
+
+async def begin(request: Request, answer: Answer) -> None:
+    """Returns when the reply has begun; a client that leaves before ends it. Raises Problem."""
+    async with watched(request, answer):
+        await answer.begin()
+
+
 async def whole(request: Request, answer: Answer) -> tuple[str, str, list[Call]]:
     """What was thought, answered and called, at the end; a client that leaves ends it. Raises Problem."""
     async with watched(request, answer):
@@ -258,7 +286,7 @@ async def whole(request: Request, answer: Answer) -> tuple[str, str, list[Call]]
 
 @asynccontextmanager
 async def watched(request: Request, answer: Answer) -> AsyncIterator[None]:
-    """While the block waits for an answer that is sent whole, a client that leaves ends it."""
+    """While the block waits for an answer, a client that leaves ends it."""
     leaving = asyncio.create_task(stop_when_left(request, answer))
     try:
         yield
