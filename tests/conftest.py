@@ -170,6 +170,7 @@ def encoder(base: Path) -> Encoder:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> Iterator[Any]:
     """A server with a tiny model that writes per token, whose template has tools."""
+    pytest.importorskip("starlette")
     from chat_support import as_if_tried
     from server_support import TOOLS_TEMPLATE, Server
 

@@ -82,7 +82,7 @@ class Server:
     def ask(
         self,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         code: int = 200,
     ) -> Any:
@@ -92,12 +92,12 @@ class Server:
     def text(
         self,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         code: int = 200,
         method: str | None = None,
     ) -> str:
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, dict(headers or {}), method=method)
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
