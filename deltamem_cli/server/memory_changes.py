@@ -307,12 +307,10 @@ async def _seated(
     request: Request, places: Places, found: Conversation, profile: Profile
 ) -> AsyncIterator[tuple[Place, Callable[[], bool]]]:
     """Its place, of which nothing stays warm, and whether the client or the server has gone, which ends what runs."""
-    try:
-        async with places.conversation(found, profile) as place:
-            leaving = asyncio.create_task(stop_when_left(request, place.session))
-            try:
-                yield place, lambda: places.ending or leaving.done()
-            finally:
-                leaving.cancel()
-    finally:
-        await places.drop(found.id)
+    async with places.conversation(found, profile) as place:
+        place.stale = True
+        leaving = asyncio.create_task(stop_when_left(request, place.session))
+        try:
+            yield place, lambda: places.ending or leaving.done()
+        finally:
+            leaving.cancel()

@@ -2,7 +2,7 @@
 
 The servers take turns, so that a machine that is busy for a while is busy for all; medians of the rounds count. COMMAND
 starts a server of OpenAI's interface to compare with; {model} and {port} in it are replaced, such as in
-`python -m llama_cpp.server --model {model} --port {port} --n_threads 2`.
+`python -m llama_cpp.server --model {model} --port {port} --n_threads 2 --interrupt_requests False`.
 """
 
 from __future__ import annotations
