@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli.server.addressing import Address
-from deltamem_cli.server.asking import Answer, Finished, Question
-from deltamem_cli.server.history import History, Mode
-from deltamem_cli.server.places import Places
+from deltamem_cli.server.conversations.addressing import Address
+from deltamem_cli.server.conversations.asking import Answer, Finished, Question
+from deltamem_cli.server.conversations.history import History, Mode
+from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.session.loading import load
 from deltamem_cli.session.request import Request
 

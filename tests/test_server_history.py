@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from deltamem_cli.server import addressing
-from deltamem_cli.server.history import History, Plan, Said, plan
+from deltamem_cli.server.conversations import addressing
+from deltamem_cli.server.conversations.history import History, Plan, Said, plan
 from deltamem_cli.server.problems import Problem
 
 ONE, TWO, THREE = (("a", "A"), ("b", "B"), ("c", "C"))

@@ -21,10 +21,10 @@ from starlette.testclient import TestClient
 
 from deltamem_cli.pictures.svg import svg
 from deltamem_cli.server.app import build
+from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.guard import Guard, Rules
-from deltamem_cli.server.memory_api import OPERATIONS
-from deltamem_cli.server.places import Places
-from deltamem_cli.server.service import Service
+from deltamem_cli.server.memory.routes import OPERATIONS
+from deltamem_cli.server.requests.service import Service
 from deltamem_cli.session import looking
 from deltamem_cli.session.loading import load
 from deltamem_cli.session.request import Request

@@ -266,9 +266,9 @@ def test_two_chats_of_one_profile_share_its_memory_and_take_nothing_from_each_ot
 
 def test_a_profile_s_conversation_is_the_one_that_a_chat_goes_on_with(settings: dict[str, Any], database: Path) -> None:
     async def work() -> None:
-        from deltamem_cli.server.addressing import Address
-        from deltamem_cli.server.asking import Answer, Question
-        from deltamem_cli.server.history import History
+        from deltamem_cli.server.conversations.addressing import Address
+        from deltamem_cli.server.conversations.asking import Answer, Question
+        from deltamem_cli.server.conversations.history import History
 
         async with talking(database, settings) as talk:
             for text in ("One.", "Two."):

@@ -7,7 +7,7 @@ from server_support import TOOLS_TEMPLATE
 
 from deltamem_cli.engine import ChatTemplate
 from deltamem_cli.server.problems import Problem
-from deltamem_cli.server.tools import offered
+from deltamem_cli.server.requests.tools import offered
 from deltamem_cli.session import tools
 from deltamem_cli.session.tools import Call, Reader
 from deltamem_cli.synthetic.vocabulary import CHAT_TEMPLATE

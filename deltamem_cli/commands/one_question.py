@@ -17,7 +17,7 @@ from deltamem_cli.terminal.output import note, print_json, printable
 from deltamem_cli.text import decoded, whole
 
 if TYPE_CHECKING:
-    from deltamem_cli.server.asker import WarmTurn
+    from deltamem_cli.server.same_user.client import WarmTurn
     from deltamem_cli.session.chat import ChatSession
     from deltamem_cli.session.loading import Loaded
     from deltamem_cli.session.request import Request
@@ -99,10 +99,10 @@ def answer_from_server(
 
     request: the fields of a Request that are not as by default.
     """
-    from deltamem_cli.server import asker
+    from deltamem_cli.server.same_user import client
     from deltamem_cli.store.location import default_path
 
-    turn = asker.ask(database or default_path(), text, request)
+    turn = client.ask(database or default_path(), text, request)
     if turn is None:
         return False
     from deltamem_cli.terminal import one_reply

@@ -133,11 +133,11 @@ def _serve(
     import time
 
     from deltamem_cli.models import STARTER
-    from deltamem_cli.server import meeting
     from deltamem_cli.server.app import build
+    from deltamem_cli.server.conversations.places import Places
     from deltamem_cli.server.guard import Guard, hosts_of
-    from deltamem_cli.server.places import Places
-    from deltamem_cli.server.service import Service
+    from deltamem_cli.server.requests.service import Service
+    from deltamem_cli.server.same_user import meeting
     from deltamem_cli.server.serving import Server
     from deltamem_cli.session.loading import load
     from deltamem_cli.session.request import settle

@@ -8,33 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server import (
-    memory_api,
-    ollama,
-    ollama_models,
-    openai_chat,
-    openai_completions,
-    openai_responses,
-    openapi,
-    warm,
-)
+from deltamem_cli.server import memory, ollama, openai, openapi
 from deltamem_cli.server.problems import Problem, of_error, problem_response
-from deltamem_cli.server.service import Service
+from deltamem_cli.server.requests.service import Service
+from deltamem_cli.server.same_user import route
 
 
 def build(service: Service) -> Starlette:
     """The ASGI application that serves `service`."""
     app = Starlette(
-        routes=[
-            *openai_chat.ROUTES,
-            *openai_completions.ROUTES,
-            *openai_responses.ROUTES,
-            *ollama.ROUTES,
-            *ollama_models.ROUTES,
-            *memory_api.ROUTES,
-            *openapi.ROUTES,
-            *warm.ROUTES,
-        ],
+        routes=[*openai.ROUTES, *ollama.ROUTES, *memory.ROUTES, *openapi.ROUTES, *route.ROUTES],
         exception_handlers={
             Problem: _problem,
             DeltamemError: _error,

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import deltamem_cli
-from deltamem_cli.server.memory_api import OPERATIONS, Operation
+from deltamem_cli.server.memory.routes import OPERATIONS, Operation
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _TAGS = (("/v1/memory/", "memory"), ("/v1/", "openai"), ("/api/", "ollama"), ("/", "page"))

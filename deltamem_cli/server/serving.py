@@ -14,8 +14,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.guard import SAME_USER, Guard
-from deltamem_cli.server.places import Places
 
 MOST_CONNECTIONS = 512  # more are told that the server is busy
 _HEAD_SECONDS = 30.0  # for a request's first line and headers

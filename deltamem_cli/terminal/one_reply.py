@@ -11,7 +11,7 @@ from deltamem_cli.terminal.reply_view import progress_bar, reply_view
 from deltamem_cli.terminal.thoughts import Thoughts
 
 if TYPE_CHECKING:
-    from deltamem_cli.server.asker import WarmTurn
+    from deltamem_cli.server.same_user.client import WarmTurn
     from deltamem_cli.session.chat import ChatSession
 
 Progress = Callable[[int, int], None]

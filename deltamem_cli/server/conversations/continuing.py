@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 
 from deltamem_cli.engine import Seat
-from deltamem_cli.server.asking import Answer, Finished, Question
-from deltamem_cli.server.places import Places
+from deltamem_cli.server.conversations.asking import Answer, Finished, Question
+from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.session.reply import Reply
 from deltamem_cli.session.request import replies, settle

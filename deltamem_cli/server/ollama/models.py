@@ -13,7 +13,8 @@ from deltamem_cli import __version__
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models.facts import Facts, parts, read_facts
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.service import Service, model_names, read_json, service
+from deltamem_cli.server.requests.body import read_json
+from deltamem_cli.server.requests.service import Service, model_names, service
 from deltamem_cli.session.prompt import Prompt
 from deltamem_cli.session.request import chosen_template
 

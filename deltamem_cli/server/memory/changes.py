@@ -15,10 +15,12 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from deltamem_cli.engine import Cancelled
-from deltamem_cli.server import options, stored
-from deltamem_cli.server.places import Place, Places
+from deltamem_cli.server.conversations.places import Place, Places
+from deltamem_cli.server.memory import stored
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.service import service, stop_when_left
+from deltamem_cli.server.requests import options
+from deltamem_cli.server.requests.answers import stop_when_left
+from deltamem_cli.server.requests.service import service
 from deltamem_cli.session import documents, forgetting
 from deltamem_cli.session.forgetting import Forgotten
 from deltamem_cli.session.request import replies

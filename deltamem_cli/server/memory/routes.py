@@ -14,10 +14,10 @@ from starlette.routing import Route
 
 from deltamem_cli.pictures.shapes import Picture
 from deltamem_cli.pictures.svg import svg
-from deltamem_cli.server import arguments, memory_changes, stored
-from deltamem_cli.server.arguments import Field
+from deltamem_cli.server.memory import arguments, changes, stored
+from deltamem_cli.server.memory.arguments import Field
 from deltamem_cli.server.problems import invalid
-from deltamem_cli.server.service import bound_profile, service
+from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.session import documents, looking
 from deltamem_cli.store import bundle, conversations, portable, profiles, turns
 from deltamem_cli.store.database import Store
@@ -186,24 +186,22 @@ OPERATIONS = (
     Operation("diff", diff, _DIFF, gives=("application/json", SVG)),
     Operation("diff.svg", diff, tuple(field for field in _DIFF if field is not _LAYER), gives=(SVG,)),
     Operation("export", export, (*_WHICH, _TEXTS), gives=(FILE,)),
-    Operation(
-        "import", _changing(memory_changes.import_), (_PROFILE, _DRY_RUN), "POST", takes="application/octet-stream"
-    ),
+    Operation("import", _changing(changes.import_), (_PROFILE, _DRY_RUN), "POST", takes="application/octet-stream"),
     Operation(
         "undo",
-        _changing(memory_changes.undo),
+        _changing(changes.undo),
         (*_WHICH, Field("turns", "integer", "How many.", 1, least=1), _DRY_RUN),
         "POST",
     ),
     Operation(
         "forget",
-        _changing(memory_changes.forget),
+        _changing(changes.forget),
         (*_WHICH, Field("turns", "array", "Numbers of the turns.", required=True, least=1), _DRY_RUN),
         "POST",
     ),
     Operation(
         "reset",
-        _changing(memory_changes.reset),
+        _changing(changes.reset),
         (
             *_WHICH,
             Field("transcript", "boolean", "Delete the turns and their text too.", False),
@@ -214,7 +212,7 @@ OPERATIONS = (
     ),
     Operation(
         "probe",
-        _changing(memory_changes.probe),
+        _changing(changes.probe),
         (
             *_WHICH,
             Field("question", "string", "What to ask the memory.", required=True),
@@ -224,7 +222,7 @@ OPERATIONS = (
     ),
     Operation(
         "remember",
-        _changing(memory_changes.remember),
+        _changing(changes.remember),
         (
             *_WHICH,
             Field("text", "string", "What to remember.", required=True),
@@ -235,13 +233,13 @@ OPERATIONS = (
     ),
     Operation(
         "rename",
-        _changing(memory_changes.rename),
+        _changing(changes.rename),
         (*_WHICH, Field("title", "string", "The title; empty: the first message is its heading again.", required=True)),
         "POST",
     ),
     Operation(
         "delete",
-        _changing(memory_changes.delete),
+        _changing(changes.delete),
         (
             Field("conversation", "string", "Its id, a part of that, or the client's own name.", required=True),
             _PROFILE,

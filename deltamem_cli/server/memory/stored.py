@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from deltamem_cli.server.addressing import Address
-from deltamem_cli.server.places import Places
+from deltamem_cli.server.conversations.addressing import Address
+from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.service import bound_profile, service
+from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.store import conversations, profiles
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError

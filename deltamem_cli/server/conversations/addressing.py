@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltamem_cli.server.history import Mode
+from deltamem_cli.server.conversations.history import Mode
 from deltamem_cli.server.problems import Problem, invalid
 
 _LONGEST = 512  # characters of a name that a client gives a conversation

@@ -10,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from deltamem_cli.server import options
-from deltamem_cli.server.asking import Answer
-from deltamem_cli.server.openai_chat import error_document, event, usage
+from deltamem_cli.server.conversations.asking import Answer
+from deltamem_cli.server.openai.chat import error_document, event, usage
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.service import begin, go_on, headers, read_json, service, whole
+from deltamem_cli.server.requests import options
+from deltamem_cli.server.requests.answers import begin, go_on, headers, whole
+from deltamem_cli.server.requests.body import read_json
+from deltamem_cli.server.requests.service import service
 from deltamem_cli.store.ids import new_id
 
 _MOST_TOKENS = 16  # where the request says nothing, as OpenAI has it

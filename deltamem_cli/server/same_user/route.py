@@ -16,13 +16,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from deltamem_cli import config, models
-from deltamem_cli.server.addressing import Address
-from deltamem_cli.server.asking import Answer, Question
+from deltamem_cli.server.conversations.addressing import Address
+from deltamem_cli.server.conversations.asking import Answer, Question
+from deltamem_cli.server.conversations.history import History
 from deltamem_cli.server.guard import SAME_USER
-from deltamem_cli.server.history import History
-from deltamem_cli.server.meeting import ASK, CONFIGURED
 from deltamem_cli.server.problems import Problem
-from deltamem_cli.server.service import Service, read_json, service
+from deltamem_cli.server.requests.body import read_json
+from deltamem_cli.server.requests.service import Service, service
+from deltamem_cli.server.same_user.meeting import ASK, CONFIGURED
 from deltamem_cli.session.request import Request, find_profile, settle
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.store.database import Store

@@ -11,20 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from deltamem_cli.server import options
-from deltamem_cli.server.asking import Answer, Finished
+from deltamem_cli.server.conversations.asking import Answer, Finished
 from deltamem_cli.server.problems import Problem, error_document
-from deltamem_cli.server.service import (
-    ask,
-    begin,
-    headers,
-    history_of,
-    metadata,
-    model_names,
-    read_json,
-    service,
-    whole,
-)
+from deltamem_cli.server.requests import options
+from deltamem_cli.server.requests.answers import ask, begin, headers, metadata, whole
+from deltamem_cli.server.requests.body import read_json
+from deltamem_cli.server.requests.messages import history_of
+from deltamem_cli.server.requests.service import model_names, service
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.session.tools import Call
 from deltamem_cli.store.ids import new_id

@@ -13,11 +13,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from deltamem_cli.engine.grammar import ANY_JSON
-from deltamem_cli.server import options
-from deltamem_cli.server.asking import Answer
-from deltamem_cli.server.history import History
+from deltamem_cli.server.conversations.asking import Answer
+from deltamem_cli.server.conversations.history import History
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.service import ask, begin, go_on, headers, history_of, read_json, service, watched
+from deltamem_cli.server.requests import options
+from deltamem_cli.server.requests.answers import ask, begin, go_on, headers, watched
+from deltamem_cli.server.requests.body import read_json
+from deltamem_cli.server.requests.messages import history_of
+from deltamem_cli.server.requests.service import service
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.session.tools import Call
 from deltamem_cli.store.ids import now

@@ -9,9 +9,9 @@ from typing import Any
 
 from deltamem_cli.engine import Cancelled
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server.addressing import Address
-from deltamem_cli.server.history import History, Plan, plan
-from deltamem_cli.server.places import Place, Places, Ticket
+from deltamem_cli.server.conversations.addressing import Address
+from deltamem_cli.server.conversations.history import History, Plan, plan
+from deltamem_cli.server.conversations.places import Place, Places, Ticket
 from deltamem_cli.server.problems import Problem, of_error
 from deltamem_cli.session.account import document
 from deltamem_cli.session.chat import ChatSession

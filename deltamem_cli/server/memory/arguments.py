@@ -9,7 +9,7 @@ from typing import Any, Literal
 from starlette.requests import Request
 
 from deltamem_cli.server.problems import invalid
-from deltamem_cli.server.service import read_json
+from deltamem_cli.server.requests.body import read_json
 
 _LARGEST = 2**31 - 1
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")

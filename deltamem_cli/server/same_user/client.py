@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from deltamem_cli import config
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server.meeting import ASK, CONFIGURED, connect
+from deltamem_cli.server.same_user.meeting import ASK, CONFIGURED, connect
 from deltamem_cli.session.thinking import Thought
 
 _OWN = ("cid", "new", "template", "replay_tokens")  # what takes a session of its own

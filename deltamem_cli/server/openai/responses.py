@@ -13,12 +13,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from deltamem_cli.server import addressing, options
-from deltamem_cli.server.addressing import Address
-from deltamem_cli.server.asking import Answer
+from deltamem_cli.server.conversations import addressing
+from deltamem_cli.server.conversations.addressing import Address
+from deltamem_cli.server.conversations.asking import Answer
+from deltamem_cli.server.openai.response_items import Items
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.response_items import Items
-from deltamem_cli.server.service import ask, bound_profile, headers, history_of, read_json, service, watched
+from deltamem_cli.server.requests import options
+from deltamem_cli.server.requests.answers import ask, headers, watched
+from deltamem_cli.server.requests.body import read_json
+from deltamem_cli.server.requests.messages import history_of
+from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.session.tools import Reader
 from deltamem_cli.store import conversations, turns

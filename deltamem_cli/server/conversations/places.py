@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from deltamem_cli.engine import Seat
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server.addressing import Address
-from deltamem_cli.server.batching import Batcher
-from deltamem_cli.server.history import History, Said
+from deltamem_cli.server.conversations.addressing import Address
+from deltamem_cli.server.conversations.batching import Batcher
+from deltamem_cli.server.conversations.history import History, Said
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.session import tools
 from deltamem_cli.session.chat import ChatSession

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltamem_cli.server.options import schema_grammar
 from deltamem_cli.server.problems import invalid
+from deltamem_cli.server.requests.options import schema_grammar
 from deltamem_cli.session.tools import CLOSE, OPEN
 
 _MOST = 128

@@ -1,0 +1,1 @@
+"""What requests of all interfaces have in common."""

@@ -1,0 +1,49 @@
+"""The body of a request, read to a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from deltamem_cli.server.problems import Problem, invalid
+
+LARGEST_BODY = 10_000_000  # bytes
+_BODY_SECONDS = 30.0
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body as an object. Raises Problem."""
+    said = request.headers.get("content-length", "")
+    if said.isdigit() and int(said) > LARGEST_BODY:
+        raise _too_large()
+    try:
+        data = await asyncio.wait_for(_read(request), _BODY_SECONDS)
+    except asyncio.TimeoutError:
+        raise Problem(408, f"The request did not come within {_BODY_SECONDS:.0f} seconds.") from None
+    except ClientDisconnect:
+        raise Problem(499, "The client left.") from None
+    try:
+        body = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise invalid("The body is not UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"The body is not JSON ({str(error)[:100]}).") from None
+    if not isinstance(body, dict):
+        raise invalid("The body must be a JSON object.")
+    return body
+
+
+async def _read(request: Request) -> bytearray:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > LARGEST_BODY:
+            raise _too_large()
+    return data
+
+
+def _too_large() -> Problem:
+    return Problem(413, f"The body is larger than {LARGEST_BODY // 1_000_000} MB.")
