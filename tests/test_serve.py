@@ -21,7 +21,7 @@ import pytest
 from chat_support import as_if_tried, dmem, environment
 from server_support import Server
 
-from deltamem_cli.store import conversations, states, turns, wiping
+from deltamem_cli.store import conversations, states, turns
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and Unix sockets")
 
@@ -226,16 +226,13 @@ def test_sigterm_ends_soon_with_what_was_said_committed(own: Server) -> None:
 
 def test_a_turn_that_was_taken_back_is_wiped_when_nobody_asks(own: Server) -> None:
     own.start()
-    first = own.ask(CHAT, message("The walrus is secret.", prompt_cache_key="chat"))["choices"][0]["message"]["content"]
-    assert first
-    own.ask(CHAT, message("The walrus is secret.", prompt_cache_key="chat"))  # asked again: the first turn goes
-    with stored(own) as store:
-        assert wiping.pending(store)
-    until = time.monotonic() + 20
-    while True:
-        with stored(own) as store:
-            if not wiping.pending(store):
-                break
+    own.ask(CHAT, message("The walrus is secret.", prompt_cache_key="chat"))
+    other = [("user", "Something else."), ("assistant", "Yes."), ("user", "And now?")]
+    edited = message("", prompt_cache_key="chat") | {"messages": [{"role": r, "content": text} for r, text in other]}
+    own.ask(CHAT, edited)
+    until = time.monotonic() + 60
+    files = [own.database, own.database.with_name(own.database.name + "-wal")]  # type: ignore[attr-defined]
+    while any(b"walrus" in file.read_bytes() for file in files if file.exists()):
         assert time.monotonic() < until
         time.sleep(0.2)
 
@@ -254,13 +251,18 @@ def test_kill_under_load_loses_no_acknowledged_turn(own: Server) -> None:
             except (OSError, AssertionError, ValueError):
                 return  # killed
             acknowledged[said["conversation"]] = int(said["turn"])
+            answered.add(name)
 
     for _ in range(KILLS):
+        answered: set[str] = set()
         own.start()
         talking = [threading.Thread(target=talk, args=(name,)) for name in ("one", "two", "three")]
         for each in talking:
             each.start()
-        time.sleep(moments.uniform(0.1, 0.8))
+        until = time.monotonic() + 60
+        while len(answered) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.4))
         own.stop(signal.SIGKILL)
         for each in talking:
             each.join(30)
