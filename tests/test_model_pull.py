@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from hub_server import Hub, HubFile, Repo, serving
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE as PIECE
 from published_files import GOLDEN
 
 from deltamem_cli.adapter.format import read_adapter
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the program is forked for each pull")
 
 CASE = GOLDEN / "qwen3_tsw_qo"
 MODEL = (CASE / "model.gguf").read_bytes()
@@ -37,24 +40,16 @@ class Program:
 
     hub: Hub
     home: Path
+    forked: Forked
 
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    def environment(self, **variables: str) -> dict[str, str]:
         taken = ("HF_", "HUGGING", "DMEM_", "TRANSFORMERS_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(taken)}
         env = kept | {"DMEM_HOME": str(self.home), "HF_HOME": str(self.home / "hf"), "HF_ENDPOINT": self.hub.url}
-        return subprocess.Popen(
-            [sys.executable, "-m", "deltamem_cli", *arguments],
-            env=env | {"NO_PROXY": "*"} | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return env | {"NO_PROXY": "*"} | variables
 
     def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        with self.start(*arguments, **variables) as process:
-            out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return self.forked.run(arguments, self.environment(**variables))
 
     def refused(self, *arguments: str, **variables: str) -> str:
         """The one sentence on stderr of a command that fails."""
@@ -70,10 +65,17 @@ class Program:
         return list(self.home.rglob("*.incomplete"))
 
 
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    running = Forked(tmp_path_factory.mktemp("shown"))
+    yield running
+    running.close()
+
+
 @pytest.fixture
-def dmem(tmp_path: Path) -> Iterator[Program]:
+def dmem(tmp_path: Path, forked: Forked) -> Iterator[Program]:
     with serving() as hub:
-        yield Program(hub, tmp_path)
+        yield Program(hub, tmp_path, forked)
 
 
 def long(hub: Hub) -> HubFile:
@@ -149,7 +151,12 @@ def test_a_model_whose_adapter_fails_stays_and_the_next_pull_adds_it(dmem: Progr
 def test_ctrl_c_keeps_what_came_and_the_next_pull_goes_on_from_there(dmem: Program) -> None:
     file = long(dmem.hub)
     file.stop = "stall"
-    with dmem.start("model", "pull", "org/long") as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "deltamem_cli", "model", "pull", "org/long"],
+        env=dmem.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         while not any(part.stat().st_size for part in dmem.parts()):
             assert process.poll() is None
             time.sleep(0.02)
