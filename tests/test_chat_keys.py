@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import pytest
 from chat_support import PROMPT, Dmem, Terminal, plain
 
 
@@ -117,6 +118,25 @@ def test_nothing_is_lost_of_what_is_typed_while_it_loads_and_replies(tiny: Dmem)
         assert chat.wait() == 0
     asked = [turn["messages"][0]["text"] for turn in tiny.json("log", "show")["turns"]]
     assert asked == ["Too early.", "In between.", long]
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [("/forget 2", []), ("/forget 2", ["--temporary"]), ("/undo", ["--no-log"])]
+)
+def test_the_arrow_keys_no_longer_find_what_was_typed_for_a_turn_that_is_gone(
+    tiny: Dmem, command: str, options: list[str]
+) -> None:
+    with tiny.terminal(*options, tokens=2) as chat:
+        chat.line("This stays.")
+        chat.line("The word is xylophone.")
+        chat.line(command)
+        if command == "/forget 2":
+            chat.expect(r"\[y/N\]: $")
+            chat.send("y\r")
+        chat.expect("1 turn")
+        chat.expect(PROMPT)
+        chat.send("\x1b[A")
+        assert chat.expect(r"\S.*").group() == "This stays."
 
 
 def pasted(text: str) -> str:

@@ -119,17 +119,15 @@ def test_a_wrong_option_is_refused_before_the_model_is_loaded(home: Path, capsys
 
 
 def test_history_and_markdown_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prompt_toolkit.history import InMemoryHistory
-
     from deltamem_cli.commands.chat import history
     from deltamem_cli.terminal import reply_view
 
     monkeypatch.setattr(reply_view, "can_render", lambda: True)
-    assert not isinstance(history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
+    assert isinstance(history.open_history(lambda: ("", 1), keep=True), history.PrivateHistory)
     with reply_view.reply_view() as view:
         assert isinstance(view, reply_view.Markdown)
     config.set_value("history", "off")
     config.set_value("markdown", "off")
-    assert isinstance(history.open_history(lambda: ("", 1), keep=True), InMemoryHistory)
+    assert isinstance(history.open_history(lambda: ("", 1), keep=True), history.PassingHistory)
     with reply_view.reply_view() as view:
         assert isinstance(view, reply_view.Plain)

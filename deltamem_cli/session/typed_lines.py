@@ -23,6 +23,7 @@ from deltamem_cli.paths import data_dir
 if TYPE_CHECKING:
     from deltamem_cli.store.wiping import Typed
 
+TypedFor = tuple[str, int]  # a conversation and the number that its next turn was to get
 _FOR = re.compile(r"^# .* conversation (\S+) turn (\d+)$", re.MULTILINE)
 _PATIENCE = 1.0  # seconds that another process, which writes a line or takes some out, is waited for
 
@@ -33,6 +34,12 @@ class _Entry:
 
     head: str
     text: str
+
+    @property
+    def typed_for(self) -> TypedFor | None:
+        """None: an earlier dmem did not write it down."""
+        known = _FOR.search(self.head)
+        return (known[1], int(known[2])) if known else None
 
     def __str__(self) -> str:
         return self.head + "".join(f"+{line}\n" for line in self.text.split("\n"))
@@ -59,7 +66,7 @@ def erase(typed: Sequence[Typed]) -> None:
     with _alone(path), path.open("r+b") as file:
         old = file.read()
         entries = _entries(old.decode("utf-8", "surrogateescape"))
-        kept = [entry for entry in entries if not any(_goes(entry, turns) for turns in typed)]
+        kept = [entry for entry in entries if not goes(entry.text, entry.typed_for, typed)]
         if len(kept) == len(entries):
             return
         new = "".join(map(str, kept)).encode("utf-8", "surrogateescape")
@@ -98,16 +105,20 @@ def _entries(text: str) -> list[_Entry]:
     return entries
 
 
-def _goes(entry: _Entry, typed: Typed) -> bool:
-    known = _FOR.search(entry.head)
-    if not known:  # an earlier dmem did not write down what a line was typed for
-        return _holds(entry.text, [*typed.said, *typed.systems])
-    number = int(known[2])
-    if known[1] == typed.conversation and (
+def goes(text: str, typed_for: TypedFor | None, deleted: Sequence[Typed]) -> bool:
+    """Whether a line, typed for this or nobody knows for what, goes with one of the deletions."""
+    return any(_goes(text, typed_for, typed) for typed in deleted)
+
+
+def _goes(text: str, typed_for: TypedFor | None, typed: Typed) -> bool:
+    if not typed_for:
+        return _holds(text, [*typed.said, *typed.systems])
+    conversation, number = typed_for
+    if conversation == typed.conversation and (
         number in typed.turns or (typed.since is not None and number >= typed.since)
     ):
         return True
-    return _holds(entry.text, typed.systems)  # typed for an earlier turn, or the conversation before
+    return _holds(text, typed.systems)  # typed for an earlier turn, or the conversation before
 
 
 def _holds(entry: str, texts: Collection[str]) -> bool:

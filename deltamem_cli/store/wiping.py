@@ -77,7 +77,7 @@ def pending(store: Store) -> bool:
 
 def wipe_typed(store: Store, erase: Erase) -> None:
     """Erases the typed lines that marks name. Raises StoreError, and the marks stay."""
-    rows = store.rows("SELECT id, typed FROM wipes WHERE typed IS NOT NULL") if store.path else []
+    rows = store.rows("SELECT id, typed FROM wipes WHERE typed IS NOT NULL")
     if not rows:
         return
     try:

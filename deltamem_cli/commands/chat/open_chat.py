@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,10 +14,12 @@ from deltamem_cli.terminal.interrupts import stopping
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from deltamem_cli.commands.chat.history import ChatHistory
     from deltamem_cli.session.chat import ChatSession
     from deltamem_cli.session.loading import Loaded
     from deltamem_cli.session.request import Request
     from deltamem_cli.store.database import Store
+    from deltamem_cli.store.wiping import Typed
 
 
 class Talk:
@@ -29,6 +31,7 @@ class Talk:
         self.store = store
         self.request = request
         self.stream = stream  # replies are shown as they grow
+        self.history: ChatHistory | None = None  # of the prompt, where there is one
         self.warned: set[str] = set()  # of what is told once
         self._model = ExitStack()
         self._start: Future[None] | None = None
@@ -73,6 +76,17 @@ class Talk:
     def typed_for(self) -> tuple[str, int]:
         """The conversation and the number of the turn that what is typed now leads to."""
         return self.session.conversation.id, self.session.n_turns + 1
+
+    def erase_typed(self, deleted: Sequence[Typed]) -> None:
+        """Takes the typed lines that go with these deletions out of the file and out of this chat. Raises OSError."""
+        from deltamem_cli.session import typed_lines
+
+        try:
+            if self.store.path:  # what a temporary chat deletes stands in no file
+                typed_lines.erase(deleted)
+        finally:
+            if self.history:
+                self.history.forget(deleted)
 
     def begin_new(self) -> None:
         """A fresh conversation of the same profile and model; the old one stays as it is."""

@@ -127,8 +127,10 @@ def _farewell(talk: Talk) -> None:
 
 def _prompt(talk: Talk, typed: _Typed) -> PromptSession[str]:
     request = talk.request
+    keep = request.log and not request.temporary and not request.read_only
+    talk.history = open_history(talk.typed_for, keep=keep)
     prompt: PromptSession[str] = PromptSession(
-        history=open_history(talk.typed_for, keep=request.log and not request.temporary and not request.read_only),
+        history=talk.history,
         completer=ChatCompleter(talk),
         complete_while_typing=False,
         key_bindings=_keys(typed, editor=not request.temporary),  # an editor needs a file

@@ -65,7 +65,7 @@ def undo(talk: Talk, argument: str) -> None:
     number = _number(argument) if argument else 1
     with stopping(talk.session.stop), progress_bar("reading") as progress:
         gone = talk.session.undo(number, progress=progress)
-    wipe_typed(talk.store, tell)  # the bytes go when the chat ends
+    wipe_typed(talk.store, tell, talk.erase_typed)  # the bytes go when the chat ends
     back = "; the memory is as it was before" if talk.session.engine.has_memory else ""
     note(f"Undid {count(len(gone), 'turn')}{back}.")
 
@@ -147,6 +147,7 @@ def forget(talk: Talk, argument: str) -> None:
     with stopping(talk.session.stop), progress_bar("replaying") as progress:
         result = talk.session.forget(numbers, progress=progress)
     forget_report(result)
+    wipe_typed(talk.store, tell, talk.erase_typed)
     wipe(talk.store, tell)
 
 
