@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from deltamem_cli.store.database import Store
     from deltamem_cli.store.wiping import Typed
 
+Progress = Callable[[int, int], None]  # tokens fed, tokens to feed
+
 
 class Talk:
     """An open chat; close it or use it as a context manager. The store stays its caller's."""
@@ -62,7 +64,7 @@ class Talk:
         executor.shutdown(wait=False)
         return self._start
 
-    def ready(self, progress: Callable[[int, int], None]) -> None:
+    def ready(self, progress: Progress) -> None:
         """Before anything is asked of the session: waits for start(). Raises DeltamemError when that can't."""
         start = self._start
         if start is None or start.done():
@@ -93,10 +95,10 @@ class Talk:
         self._go_on(self._fresh(self.request, self.loaded))
         self.start()
 
-    def switch_model(self, name: str, adapter: str | None) -> bool:
+    def switch_model(self, name: str, adapter: str | None, progress: Progress) -> bool:
         """Goes on with another model. True: in the same conversation; False: in a new one, as the memory is not its.
 
-        Raises DeltamemError; the chat goes on with the old model then.
+        progress: called while it reads what is to be visible. Raises DeltamemError; the chat goes on with the old model then.
         """
         from deltamem_cli.session import opening
         from deltamem_cli.store.errors import FingerprintMismatch
@@ -108,10 +110,12 @@ class Talk:
         try:
             loaded = opening.load(model, request, self.session.profile)
             try:
-                session = opening.begin(self.store, request, loaded, self.session.profile, self.session.conversation)
+                session = opening.begin(
+                    self.store, request, loaded, self.session.profile, self.session.conversation, start=False
+                )
             except FingerprintMismatch:
                 same, session = False, self._fresh(request, loaded)
-                session.start()
+            session.start(progress)
         except BaseException:
             model.close()
             raise
@@ -136,22 +140,22 @@ class Talk:
         self.request = replace(self.request, write=write)
         self.session.settings = replace(self.session.settings, write=write)
 
-    def set_thinking(self, name: str, value: bool | None) -> None:
+    def set_thinking(self, name: str, value: bool | None, progress: Progress) -> None:
         """name: think, show_thinking or remember_thinking. Raises DeltamemError for a model that has no such switch."""
         changes: dict[str, Any] = {name: value}
         request = replace(self.request, **changes)
         with stopping(self.session.stop):
             if name == "think":
-                self.session.set_think(value)
+                self.session.set_think(value, progress=progress)
             elif name == "remember_thinking":
                 self.session.settings = replace(self.session.settings, remember_thinking=bool(value))
             self.request = request
 
-    def set_system(self, text: str) -> None:
+    def set_system(self, text: str, progress: Progress) -> None:
         """Another system prompt, from the next turn on; empty: none."""
         request = replace(self.request, system=text)
         with stopping(self.session.stop):
-            self.session.set_system(text or None)
+            self.session.set_system(text or None, progress=progress)
             self.request = request
 
     def reset_memory(self) -> None:

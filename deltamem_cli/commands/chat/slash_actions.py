@@ -101,7 +101,8 @@ def model(talk: Talk, argument: str) -> None:
     with_adapter, more = _word(rest)
     if more:
         raise UsageError("/model takes a model and an adapter: put quotes around names with spaces.")
-    same = talk.switch_model(file, with_adapter or None)
+    with progress_bar("reading") as progress:
+        same = talk.switch_model(file, with_adapter or None, progress)
     note(f"Now using {printable(talk.loaded.model.name)}.")
     if talk.loaded.why_no_memory:
         note(f"Memory is off: {talk.loaded.why_no_memory}")
@@ -114,7 +115,8 @@ def system(talk: Talk, argument: str) -> None:
     if not argument:
         note(printable(talk.session.prompt.system or "There is no system prompt."))
         return
-    talk.set_system("" if argument in ('""', "''") else argument)
+    with progress_bar("reading") as progress:
+        talk.set_system("" if argument in ('""', "''") else argument, progress)
     note("Applies from the next turn on." if talk.session.prompt.system else "The system prompt is removed.")
     if talk.session.prompt.why_no_system:
         note(printable(talk.session.prompt.why_no_system))

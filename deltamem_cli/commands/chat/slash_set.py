@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import note
+from deltamem_cli.terminal.reply_view import progress_bar
 from deltamem_cli.text import short
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def set_option(talk: Talk, argument: str) -> None:
         if not value:
             raise UsageError("/set takes an option and a value, such as: /set temperature 0.7")
         if name in THINKING:
-            talk.set_thinking(name, _switch(name, value))
+            with progress_bar("reading") as progress:
+                talk.set_thinking(name, _switch(name, value), progress)
         elif name == "write":
             if value not in WRITE:
                 raise UsageError(f"The option write is {short(value)}: it must be {' or '.join(WRITE)}.")
