@@ -71,7 +71,9 @@ def test_set_changes_what_the_next_turn_does(tiny: Dmem, tmp_path: Path, monkeyp
             with pytest.raises(UsageError, match="it must be on or off"):
                 slash_set.set_option(talk, wrong)
         fed: list[int] = []
-        talk.set_system("Be kind.", lambda done, total: fed.append(done))  # what is visible is read anew, and that is shown
+        talk.set_system(
+            "Be kind.", lambda done, total: fed.append(done)
+        )  # what is visible is read anew, and that is shown
         assert fed
         talk.switch_model(model, adapter, lambda done, total: None)
         assert talk.session.prompt.template is None and talk.session.prompt.think is None

@@ -338,3 +338,23 @@ def test_ended_from_outside_a_reply_is_committed_before_the_process_ends(starter
         chat.kill(signal.SIGTERM)
         assert chat.wait() == 128 + signal.SIGTERM
     assert [turn["interrupted"] for turn in starter.json("memory", "history")["turns"]] == [True]
+
+
+def test_forgotten_turns_are_not_counted(tiny: Dmem) -> None:
+    with tiny.terminal() as chat:
+        for text in ("One.", "A second question that is longer than what a list of turns has room for."):
+            chat.line(text)
+        chat.line("/forget 1")
+        chat.expect("good")
+        chat.send("y\r")
+        chat.expect("forgot 1 turn")
+        chat.line("/show")
+        chat.expect(r"conversation .*, 1 turn\s")
+        chat.line("/memory history")
+        chat.expect(" 2 .*A second question that is longer than w…")
+        chat.line("/context")
+        chat.expect("turn 2")
+        chat.line("/exit")
+        assert chat.wait() == 0
+        assert "older turns" not in chat.shown
+        assert "1 turn saved" in chat.shown

@@ -49,12 +49,18 @@ def note(text: str) -> None:
 def name_turns(turns: Sequence[Turn]) -> None:
     """What turns that are to be deleted say, a line each."""
     for turn in turns:
-        note(f"turn {turn.number}: {printable(opening_words(turn)[:70])}")
+        note(f"turn {turn.number}: {beginning(opening_words(turn), 70)}")
 
 
 def opening_words(turn: Turn) -> str:
     """The first message of a turn, or its kind when the text was not kept."""
     return turn.messages[0].text if turn.messages else f"({turn.kind})"
+
+
+def beginning(text: str, longest: int) -> str:
+    """As much of a text as a line has room for."""
+    line = printable(text)
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def size(number: int) -> str:

@@ -75,6 +75,15 @@ class Talk:
             progress(*self._started)
         start.result()
 
+    @property
+    def n_turns(self) -> int:
+        """Turns of the conversation, also those that are not stored; forgotten ones left gaps in their numbers."""
+        from deltamem_cli.store import conversations, turns
+
+        last = turns.last_number(self.store, self.session.conversation.id)
+        stored = conversations.get(self.store, self.session.conversation.id).n_turns if last else 0
+        return stored + self.session.n_turns - last
+
     def typed_for(self) -> tuple[str, int]:
         """The conversation and the number of the turn that what is typed now leads to."""
         return self.session.conversation.id, self.session.n_turns + 1

@@ -119,10 +119,10 @@ def is_open(text: str) -> bool:
 
 def _farewell(talk: Talk) -> None:
     session, request = talk.session, talk.request
-    if request.temporary or request.read_only or not session.n_turns:
+    if request.temporary or request.read_only or not talk.n_turns:
         return
     profile = "" if session.profile.name == "default" else f" -p {session.profile.name}"
-    note(f"{count(session.n_turns, 'turn')} saved. To continue: dmem chat{profile}")
+    note(f"{count(talk.n_turns, 'turn')} saved. To continue: dmem chat{profile}")
 
 
 def _prompt(talk: Talk, typed: _Typed) -> PromptSession[str]:

@@ -14,7 +14,7 @@ from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.session.wiping import wipe, wipe_typed
 from deltamem_cli.terminal import one_reply, transcript
 from deltamem_cli.terminal.interrupts import lines_gathered, stopping
-from deltamem_cli.terminal.output import count, name_turns, note, printable
+from deltamem_cli.terminal.output import beginning, count, name_turns, note, printable
 from deltamem_cli.terminal.questions import confirm
 from deltamem_cli.terminal.reply_view import progress_bar, tell
 from deltamem_cli.text import short
@@ -76,7 +76,7 @@ def edit(talk: Talk, argument: str) -> None:
     if not text.strip():
         note("Nothing was written, so nothing was sent.")
         return
-    note(printable(text[:200]))
+    note(beginning(text, 200))
     ask(talk, text.strip())
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from deltamem_cli import paths
+from deltamem_cli.adapter.parts import parts
 from deltamem_cli.commands.chat import slash_set
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.session.wiping import wipe
-from deltamem_cli.terminal.output import count, moment, note, opening_words, printable, size
+from deltamem_cli.terminal.output import beginning, count, moment, note, opening_words, printable, size
 from deltamem_cli.terminal.reply_view import tell
 from deltamem_cli.text import short
 
@@ -62,13 +63,14 @@ def show(talk: Talk, _argument: str) -> None:
     """/show: model, adapter, profile, conversation and how the engine runs."""
     session, loaded = talk.session, talk.loaded
     model = session.engine.model
+    n_bytes = sum(part.stat().st_size for part in parts(model.path) if part.is_file())
     adapter = printable(loaded.adapter.name) if loaded.adapter else f"none ({loaded.why_no_memory})"
     facts = {
         "model": f"{printable(model.name)}, {model.architecture}, {model.n_params / 1e6:,.0f}M parameters",
-        "file": f"{model.path} ({size(model.n_bytes)})",
+        "file": f"{model.path} ({size(n_bytes)})",
         "adapter": adapter,
         "profile": session.profile.name,
-        "conversation": f"{session.conversation.id}, {count(session.n_turns, 'turn')}",
+        "conversation": f"{session.conversation.id}, {count(talk.n_turns, 'turn')}",
         "database": str(talk.store.path) if talk.store.path else "none (temporary chat)",
         "system": printable(session.prompt.system) if session.prompt.system else "none",
         "template": str(session.prompt.used.name),
@@ -100,7 +102,7 @@ def context(talk: Talk, _argument: str) -> None:
         note(f"{len(window.head):>7,}  system prompt")
     for number in window.turns:
         note(f"{len(window.tokens(number)):>7,}  turn {number}")
-    older = talk.session.n_turns - len(window.turns)
+    older = talk.n_turns - len(window.turns)
     if older > 0:
         note(
             "The model no longer sees older turns"
@@ -171,7 +173,7 @@ def _history(talk: Talk) -> None:
     for turn in every:
         step = steps.get(turn.number)
         numbers = f"norm {step.norm:<8.4g} changed {step.change:<8.4g}" if step else f"{'memory unchanged':<29}"
-        note(f"{turn.number:>5}  {moment(turn.created)}  {numbers}  {printable(opening_words(turn))[:40]}")
+        note(f"{turn.number:>5}  {moment(turn.created)}  {numbers}  {beginning(opening_words(turn), 40)}")
 
 
 def _reset(talk: Talk) -> None:
