@@ -219,3 +219,9 @@ def test_a_default_adapter_must_fit_and_can_be_taken_back(dmem: Run, pair: tuple
     assert dmem("adapter", "default", "qwen3-4b") == (0, f"{published}\n", ""), "what a pull would bring"
     assert dmem("adapter", "default", "qwen3-4b", adapter)[1] == f"{adapter}\n"
     assert dmem("adapter", "default", "qwen3-4b", "--unset")[1] == f"{published}\n"
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_what_can_t_be_removed_is_refused_before_anything_is_said_of_it(dmem: Run, kind: str) -> None:
+    code, _, said = dmem(kind, "rm", "starter", "--dry-run")
+    assert code == 1 and said == "starter comes with the package and can't be removed alone.\n"

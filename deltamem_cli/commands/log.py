@@ -65,8 +65,9 @@ def list_(
         return
     if not found:
         note("No conversations yet; start one with: dmem chat")
+    widest = max((len(one.profile) for one in found[:limit]), default=0)
     for one in found[:limit]:
-        owner = f"{one.profile}  " if all_ else ""
+        owner = f"{one.profile:<{widest}}  " if all_ else ""
         typer.echo(f"{one.id}  {moment(one.updated)}  {owner}{count(one.n_turns, 'turn'):>9}  {printable(one.heading)}")
     if len(found) > limit:
         note(f"{len(found) - limit} more; see them with --limit {len(found)}")

@@ -92,15 +92,21 @@ def set_default(model: str, adapter: str | None) -> None:
         config.set_entry("models", model, said or None)
 
 
+def check_removable(known: KnownAdapter) -> None:
+    """Raises ModelError for what is not ours to delete."""
+    if known.origin == "packaged":
+        raise ModelError(f"{known.name} comes with the package and can't be removed alone.")
+    if known.origin not in ("registered", "converted"):
+        raise ModelError(f"{known.name} is your own file: delete {known.path}.")
+
+
 def remove(known: KnownAdapter) -> None:
-    """Deletes a converted one, forgets a registered one. Raises ModelError for what is not ours to delete."""
+    """Deletes a converted one, forgets a registered one. Raises ModelError for others."""
+    check_removable(known)
     if known.origin == "registered":
         config.set_entry("adapters", known.name, None)
-    elif known.origin == "converted":
-        known.path.unlink(missing_ok=True)
     else:
-        what = "comes with the package" if known.origin == "packaged" else f"is your own file: delete {known.path}"
-        raise ModelError(f"{known.name} {what}.")
+        known.path.unlink(missing_ok=True)
 
 
 def _named() -> Iterator[tuple[str, Path, str]]:

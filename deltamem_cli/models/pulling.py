@@ -74,12 +74,17 @@ def register(file: Path, name: str | None) -> Record:
     return record
 
 
-def remove(entry: Entry) -> None:
-    """Forgets a file of the user's, deletes one that was pulled. Raises DeltamemError."""
+def check_removable(entry: Entry) -> None:
+    """Raises ModelError for what is not the user's to remove, or not there."""
     if entry.origin == "packaged":
         raise ModelError(f"{entry.name} comes with the package and can't be removed alone.")
     if entry.record is None and entry.path is None:
         raise ModelError(f"{entry.name} is not on this machine, so there is nothing to remove; see: dmem model list")
+
+
+def remove(entry: Entry) -> None:
+    """Forgets a file of the user's, deletes one that was pulled. Raises DeltamemError."""
+    check_removable(entry)
     if entry.record is not None and entry.path is None:
         if entry.record.repo is not None:
             hub.delete(list(entry.record.files))

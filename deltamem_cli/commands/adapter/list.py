@@ -65,11 +65,12 @@ def rm(
     Examples:
       dmem adapter rm qwen3-4b --dry-run
     """
-    from deltamem_cli.models.adapters import known_adapters, remove
+    from deltamem_cli.models.adapters import check_removable, known_adapters, remove
 
     known = next((one for one in known_adapters() if one.name == name), None)
     if known is None:
         raise DeltamemError(f"There is no adapter {short(name)}; see: dmem adapter list")
+    check_removable(known)
     deletes = known.origin == "converted"
     waiting = _written_with(known, database)
     if waiting:

@@ -170,11 +170,12 @@ def rm(
       dmem model rm mistral
     """
     from deltamem_cli import config, models
-    from deltamem_cli.models.pulling import remove
+    from deltamem_cli.models.pulling import check_removable, remove
 
     entry = models.catalogue().get(name)
     if entry is None:
         raise DeltamemError(f"There is no model {short(name)}; see: dmem model list")
+    check_removable(entry)
     deletes = entry.record is not None and entry.record.repo is not None and entry.path is None
     what = f"{name} ({size(entry.size)})" if deletes and entry.size else name
     waiting = _written_with(entry, database)
