@@ -362,3 +362,20 @@ def test_store_is_imported_without_sqlite_utils_and_numpy() -> None:
 def test_ids_sort_by_age_even_within_a_millisecond() -> None:
     ids = [new_id() for _ in range(2000)]
     assert ids == sorted(set(ids)) and {len(one) for one in ids} == {26}
+
+
+def test_stores_that_open_and_close_beside_another_leave_it_its_locks(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    other = "import sys; from deltamem_cli.store.database import Store\nwith Store.open(sys.argv[1]): pass"
+    with Store.open(path) as store:
+        talk = stored.conversation(store, 2)
+        Store.open(path).close()
+        Store.read(path).close()
+        # a program that believes itself the last to close takes the WAL away
+        assert stored.run(other, path).wait() == 0
+        turns.commit(store, talk, stored.exchange(3))
+        with Store.open(path) as beside:
+            assert len(turns.all_of(beside, talk.id)) == 3
+    with Store.open(path) as store:
+        assert len(turns.all_of(store, talk.id)) == 3
+        assert store.check() == []

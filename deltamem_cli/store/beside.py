@@ -10,6 +10,8 @@ import errno
 import os
 import shutil
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,28 +24,54 @@ ENDINGS = ("-wal", "-shm", "-journal")
 _LOCKS_START, _LOCKS_LENGTH = 0x40000000, 512
 
 
+# Databases that this process has open, by how many stores. POSIX locks belong to the process: closing any handle of such a
+# file would drop them all, and another program, which then believes itself alone, would take the WAL away.
+_ours: Counter[Path] = Counter()
+_guard = threading.RLock()
+
+
+def enter(path: Path) -> bool:
+    """To be called before a store opens the database, and leave() after it has closed it. Returns has_strange_wal()."""
+    with _guard:
+        strange = has_strange_wal(path)
+        _ours[path] += 1
+        return strange
+
+
+def leave(path: Path) -> None:
+    """See enter()."""
+    with _guard:
+        _ours[path] -= 1
+        if not _ours[path]:
+            del _ours[path]
+
+
 def has_strange_wal(path: Path) -> bool:
     """Whether the WAL beside the database is another one's, left when a file was put in its place.
 
-    A database says in its header whether it has a WAL, and says so before it has one.
+    A database says in its header whether it has a WAL, and says so before it has one. One that this process has open
+    was asked before.
     """
-    try:
-        if not Path(f"{path}-wal").stat().st_size:  # asked first: a new database gets its header before its WAL
+    with _guard:
+        try:
+            # the size first: a new database gets its header before its WAL
+            if _ours[path] or not Path(f"{path}-wal").stat().st_size:
+                return False
+            with path.open("rb") as file:
+                return file.read(20)[18:20] != b"\x02\x02"
+        except OSError:
             return False
-        with path.open("rb") as file:
-            return file.read(20)[18:20] != b"\x02\x02"
-    except OSError:
-        return False
 
 
 def put_strange_wal_aside(path: Path) -> None:
     """It is kept, under a name that SQLite does not know. Raises StoreError when the database is in use, or OSError."""
-    if not has_strange_wal(path):
-        return
-    with alone(path):
-        if has_strange_wal(path):
-            os.rename(f"{path}-wal", fresh_name(Path(f"{path}-wal")))
-            forget(path)
+    with _guard:
+        if not has_strange_wal(path):
+            return
+        with alone(path):
+            if has_strange_wal(path):
+                os.rename(f"{path}-wal", fresh_name(Path(f"{path}-wal")))
+                forget(path)
 
 
 def keep(path: Path) -> Path:

@@ -43,7 +43,7 @@ class Store:
         self.locks: dict[str, ConversationLock] = {}  # conversations this store holds, see locks.py
         self._file: tuple[int, int] | None = None
         self._flusher: Flusher | None = None
-        self._opened = ExitStack()  # of a store that reads alone
+        self._opened = ExitStack()  # what is to be done after the connection is closed
         self._seen: reading.Seen | None = None  # of the files of a store that others can't tell of their writing
 
     @classmethod
@@ -60,6 +60,7 @@ class Store:
         connection = None
         with as_sentences(path):
             beside.put_strange_wal_aside(path)
+            beside.enter(path)
             file = _identity(path)
             try:
                 connection = sqlite3.connect(
@@ -72,9 +73,11 @@ class Store:
                 store._file, store._flusher = file, Flusher(path)
                 store._configure()
                 store._migrate(migrate_to)
+                store._opened.callback(beside.leave, path)
             except BaseException:
                 if connection is not None:
                     connection.close()
+                beside.leave(path)
                 raise
         return store
 
@@ -346,7 +349,8 @@ def _make_private_file(path: Path) -> None:
     with as_sentences(path):
         files.make_folder(path.parent)
         # Made before SQLite sees it: SQLite gives -wal and -shm the mode of the database file.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with suppress(FileExistsError):  # another thread's, whose locks closing a handle would drop
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _close_to_others(path: Path) -> None:

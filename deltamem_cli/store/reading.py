@@ -13,7 +13,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from deltamem_cli.store.beside import has_strange_wal
+from deltamem_cli.store.beside import enter, leave
 
 Seen = tuple[tuple[int, ...], ...]
 
@@ -25,7 +25,9 @@ def connect(path: Path, timeout: float, closing: ExitStack) -> tuple[sqlite3.Con
     """
     wal, index = Path(f"{path}-wal"), Path(f"{path}-shm")
     before = seen(path)
-    if has_strange_wal(path) or not wal.exists() or (not index.exists() and wal.stat().st_size == 0):
+    strange = enter(path)
+    closing.callback(leave, path)
+    if strange or not wal.exists() or (not index.exists() and wal.stat().st_size == 0):
         return _connect(path, "ro&immutable=1", timeout, closing), before
     if index.exists():
         connection = _connect(path, "ro", timeout, closing)
