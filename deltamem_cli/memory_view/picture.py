@@ -21,6 +21,7 @@ EMPTY: Colour = (240, 241, 243)
 CELL, GAP, COLUMNS, MARGIN = 11, 22, 6, 24
 TILE = CELL * cells.GRID
 CHART_HEIGHT = 180
+CHARACTER = 7.3  # how wide one of a label's is, at most
 
 
 def draw(
@@ -35,7 +36,7 @@ def draw(
     tiles_bottom = MARGIN + 50 + n_rows * (TILE + 40)
     picture = Picture(width, tiles_bottom + (CHART_HEIGHT + 70 if steps else 0))
     scale = cells.scale_of(state)
-    picture.shapes.append(Label(MARGIN, MARGIN + 8, title))
+    picture.shapes.append(Label(MARGIN, MARGIN + 8, _fitting(title, width - 2 * MARGIN)))
     picture.shapes.append(
         Label(MARGIN, MARGIN + 26, f"red +, blue -, full at {scale:.3g}; above each: layer and norm", PALE)
     )
@@ -48,6 +49,11 @@ def draw(
     if steps:
         _chart(picture, tiles_bottom + 20, steps)
     return picture
+
+
+def _fitting(text: str, width: int) -> str:
+    most = int(width / CHARACTER)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _tile(picture: Picture, x: int, y: int, grid: np.ndarray, scale: float) -> None:

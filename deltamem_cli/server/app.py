@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server import memory, ollama, openai, openapi
+from deltamem_cli.server import memory, ollama, openai, openapi, page
 from deltamem_cli.server.problems import Problem, of_error, problem_response
 from deltamem_cli.server.requests.service import Service
 from deltamem_cli.server.same_user import route
@@ -17,7 +17,7 @@ from deltamem_cli.server.same_user import route
 def build(service: Service) -> Starlette:
     """The ASGI application that serves `service`."""
     app = Starlette(
-        routes=[*openai.ROUTES, *ollama.ROUTES, *memory.ROUTES, *openapi.ROUTES, *route.ROUTES],
+        routes=[*openai.ROUTES, *ollama.ROUTES, *memory.ROUTES, *page.ROUTES, *openapi.ROUTES, *route.ROUTES],
         exception_handlers={
             Problem: _problem,
             DeltamemError: _error,

@@ -129,7 +129,6 @@ async def unsupported(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/", is_running),
     Route("/api/tags", tags),
     Route("/api/ps", running),
     Route("/api/show", show, methods=["POST"]),

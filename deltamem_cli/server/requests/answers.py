@@ -22,6 +22,8 @@ from deltamem_cli.session.request import replies
 from deltamem_cli.session.thinking import parted
 from deltamem_cli.session.tools import Call
 
+_YES = ("1", "true", "yes")
+
 
 def ask(
     request: Request,
@@ -49,11 +51,13 @@ def ask(
             raise Problem(403, f"This key is for the profile {bound}.", code="profile_not_allowed")
         address = address or addressing.Address(None, bound, "goes_on")
         address = addressing.Address(address.conversation, bound, address.mode)
+    if request.headers.get("x-dmem-temporary", "").lower() in _YES:  # also where the key alone means a memory
+        address = None
     _check(options)
     metadata = body.get("metadata")
-    read_only = not keep or request.headers.get("x-dmem-read-only", "").lower() in ("1", "true", "yes")
+    read_only = not keep or request.headers.get("x-dmem-read-only", "").lower() in _YES
     if isinstance(metadata, Mapping):
-        read_only = read_only or str(metadata.get("read_only", "")).lower() in ("1", "true", "yes")
+        read_only = read_only or str(metadata.get("read_only", "")).lower() in _YES
     wanted = (address and address.profile) or shared.profile
     offer = offered(body)
     if offer.tools and grammar:
