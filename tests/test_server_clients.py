@@ -79,6 +79,21 @@ def test_the_head_of_an_answer_names_the_conversation(server: Server, curl: Any)
 
 
 @pytest.mark.parametrize(
+    "half", [b'{"role": "user", "content": "a\\ud800b"}', b'{"role": "user", "content": "a", "name": "\\ud800"}']
+)
+def test_half_a_character_is_no_reason_to_fail(server: Server, half: bytes) -> None:
+    body = (
+        b'{"messages": ['
+        + half
+        + b'], "metadata": {"conversation": "\\ud800"}, "model": "'
+        + server.model.encode()
+        + b'"}'
+    )
+    assert server.ask("/v1/chat/completions", body)["choices"]
+    assert server.ask("/v1/conversations", b'{"metadata": {"a": "\\ud800"}}')["metadata"] == {"a": "\ufffd"}
+
+
+@pytest.mark.parametrize(
     ("path", "body", "status", "error"),
     [
         ("/v1/chat/completions", b"{", 400, {"type": "invalid_request_error", "param": None, "code": None}),

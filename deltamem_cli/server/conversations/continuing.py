@@ -23,7 +23,7 @@ class Continuation(Answer):
         self._text = text
 
     async def _held(self) -> Finished:
-        async with self._places.bare() as seat:
+        async with self._places.bare(self._ticket) as seat:
             return await self._places.run(lambda: self._go_on(seat))
 
     def _go_on(self, seat: Seat) -> Finished:

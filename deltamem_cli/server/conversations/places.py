@@ -148,9 +148,9 @@ class Places:
             await asyncio.shield(self._leave(place))
 
     @asynccontextmanager
-    async def bare(self) -> AsyncIterator[Seat]:
+    async def bare(self, ticket: Ticket | None = None) -> AsyncIterator[Seat]:
         """A seat without any conversation."""
-        seat = await self._take_seat(None)
+        seat = await self._take_seat(ticket)
         try:
             yield seat
         finally:

@@ -106,11 +106,10 @@ async def generate(request: Request) -> Response:
     if not isinstance(prompt, str) or not isinstance(system, (str, type(None))):
         raise invalid("prompt and system must be texts.", "prompt")
     (said, stop), grammar = _options(request, body), _grammar(body.get("format"))
-    prompt = options.encodable(prompt)
     if options.flag(body, "raw"):
         return await _told(request, body, go_on(request, body, prompt, said, stop=stop, grammar=grammar), form)
     form.exchanges, form.question = _exchanges(body.get("context")), prompt
-    history = History(prompt, tuple(form.exchanges), options.encodable(system) if system else None)
+    history = History(prompt, tuple(form.exchanges), system or None)
     answer = ask(request, body, history, said, stop=stop, grammar=grammar)
     return await _told(request, body, answer, form)
 

@@ -73,7 +73,7 @@ def _prompt(prompt: object) -> str | Sequence[int]:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
         prompt = prompt[0]
     if isinstance(prompt, str):
-        return options.encodable(prompt)
+        return prompt
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
         return prompt
     raise invalid("prompt must be one text, or the tokens of one.", "prompt")

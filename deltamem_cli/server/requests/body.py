@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from deltamem_cli.server.problems import Problem, invalid
+from deltamem_cli.text import whole
 
 LARGEST_BODY = 10_000_000  # bytes
 _BODY_SECONDS = 30.0
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair: JSON can spell half a character, and nothing can be done with it
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -26,7 +29,10 @@ async def read_json(request: Request) -> dict[str, Any]:
     except ClientDisconnect:
         raise Problem(499, "The client left.") from None
     try:
-        body = json.loads(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        body = json.loads(text)
+        if _HALF.search(text):
+            body = json.loads(whole(json.dumps(body, ensure_ascii=False)))
     except UnicodeDecodeError:
         raise invalid("The body is not UTF-8.") from None
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from deltamem_cli.server.conversations.history import History
 from deltamem_cli.server.problems import invalid
-from deltamem_cli.server.requests.options import encodable
 from deltamem_cli.session import tools
 from deltamem_cli.session.tools import Call
 
@@ -16,7 +15,7 @@ def text_of(content: object, where: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return encodable(content)
+        return content
     if not isinstance(content, Sequence):
         raise invalid(f"{where} must be a text or a list of parts.", where)
     texts = []
@@ -28,7 +27,7 @@ def text_of(content: object, where: str) -> str:
             texts.append(str(part.get("refusal", "")))
         else:
             raise invalid(f"{where} has a part of the type {str(kind)[:40]}, and this model reads text alone.", where)
-    return encodable("".join(texts))
+    return "".join(texts)
 
 
 def history_of(messages: object) -> History:

@@ -69,11 +69,6 @@ def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     return value
 
 
-def encodable(text: str) -> str:
-    """A text that can be put into bytes: JSON can spell half a character."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def usage_wanted(body: Mapping[str, Any]) -> bool:
     """Whether a stream is to end with how many tokens it took. Raises Problem."""
     wanted = body.get("stream_options") or {}
