@@ -47,6 +47,21 @@ def test_options_have_their_effect(client: Any, server: Server) -> None:
     assert said(temperature=0, num_ctx=512, num_thread=4, repeat_last_n=-1) == cold
 
 
+def test_thinking_is_switched_off_in_the_words_of_each_interface(client: Any, server: Server) -> None:
+    def said(**more: Any) -> str:
+        return str(client.chat(model=server.model, messages=[user("Tell me more.")], **more).message.content)
+
+    def openai(**more: Any) -> str:
+        body = {"model": server.model, "messages": [user("Tell me more.")], **more}
+        return str(server.ask("/v1/chat/completions", body)["choices"][0]["message"]["content"])
+
+    off = said(think=False)
+    assert said() == said(think=True) != off
+    assert openai(reasoning_effort="none") == openai(chat_template_kwargs={"enable_thinking": False}) == off
+    told = server.ask("/v1/responses", {"input": "Tell me more.", "reasoning": {"effort": "none"}, "store": False})
+    assert told["output"][0]["content"][0]["text"] == off
+
+
 def test_generate_goes_on_by_its_context(client: Any, server: Server) -> None:
     first = client.generate(model=server.model, prompt="One.")
     second = client.generate(model=server.model, prompt="Two.", context=first.context)
@@ -93,7 +108,7 @@ def test_the_models_are_described(client: Any, server: Server) -> None:
     shown = client.show(f"{server.model}:latest")
     assert shown.details.family == "qwen3"
     assert shown.modelinfo["qwen3.block_count"] == 2
-    assert shown.capabilities == ["completion", "tools"]
+    assert shown.capabilities == ["completion", "tools", "thinking"]
     (loaded,) = client.ps().models
     assert loaded.context_length == 512
 
@@ -114,7 +129,7 @@ def test_it_looks_like_ollama_to_who_asks_whether_it_is(server: Server) -> None:
         ("chat", {"messages": [{**user("a"), "images": ["x"]}]}, 400, "images"),
         ("chat", {"messages": [user("a")], "options": {"num_ctx": 100_000}}, 400, "num_ctx"),
         ("chat", {"messages": [user("a")], "options": {"mirostat": 2}}, 400, "mirostat"),
-        ("chat", {"messages": [user("a")], "think": True}, 400, "think"),
+        ("chat", {"messages": [user("a")], "think": "deeply"}, 400, "think"),
         ("chat", {"messages": [user("a")], "format": 5}, 400, "format"),
         ("generate", {"prompt": "a", "suffix": "b"}, 400, "suffix"),
         ("generate", {"prompt": "a", "context": 10**9}, 400, "context"),

@@ -69,6 +69,8 @@ def test_a_call_that_must_be_made_keeps_to_the_tool_s_schema_and_its_result_goes
     (call,) = made.message.tool_calls
     assert (made.finish_reason, call.function.name) == ("tool_calls", "weather")
     assert call.function.arguments in ('{"city": "Rome"}', '{"city": "Oslo"}')
+    alone = chat(messages=messages, parallel_tool_calls=False, **forced).choices[0].message
+    assert [each.function for each in alone.tool_calls] == [call.function]  # nothing may follow it, so it is not closed
     told = [*messages, made.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
     went_on = chat(messages=told, tools=[WEATHER], extra_headers=head)
     assert went_on.metadata["turn"] == "2"  # the call was not taken for something new

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from server_support import TOOLS_TEMPLATE
 
@@ -9,6 +11,7 @@ from deltamem_cli.engine import ChatTemplate
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.server.requests.tools import offered
 from deltamem_cli.session import tools
+from deltamem_cli.session.reply import Reply
 from deltamem_cli.session.tools import Call, Reader
 from deltamem_cli.synthetic.vocabulary import CHAT_TEMPLATE
 
@@ -82,3 +85,12 @@ def test_what_can_t_be_offered_is_refused_by_name(body: dict[str, object], param
     with pytest.raises(Problem) as raised:
         offered(body)
     assert raised.value.param == param
+
+
+@pytest.mark.parametrize(("spelled", "text"), [((), ""), (tools.MARKS, "<tool_call>")])
+def test_a_mark_that_is_a_control_token_is_text_where_tools_are_offered(spelled: tuple[str, ...], text: str) -> None:
+    model = SimpleNamespace(piece=lambda token: b"", text=lambda tokens, special: "<tool_call>")
+    seat = SimpleNamespace(model=model, has_memory=False)
+    reply = Reply(seat, begun="", first_span=0, write_answer=True, write_thinking=False, spelled=spelled)  # type: ignore[arg-type]
+    reply.take(7)
+    assert "".join([*reply.news(), *reply.finish()]) == reply.text == text
