@@ -67,9 +67,11 @@ def test_what_is_not_to_be_stored_is_not(create: Create, server: Server) -> None
 
 def test_a_conversation_is_named_by_the_client_or_the_server(create: Create, client: Any) -> None:
     named = client.conversations.create()
-    turns = [create("Hello.", conversation=named.id) for _ in range(2)]
-    turns += [create("Hello.", conversation=turns[0].conversation.id)]
-    assert [turn.metadata["turn"] for turn in turns] == ["1", "2", "3"]
+    turns = [create("Who are you?", conversation=named.id) for _ in range(2)]
+    turns += [create("Who are you?", conversation=turns[0].conversation.id)]
+    # whatever is sent is new: this would pass for a request for a title from a client that sends all of a chat
+    turns += [create(f"Why {turns[-1].output_text} to Who are you?, I wonder.", conversation=named.id)]
+    assert [turn.metadata["turn"] for turn in turns] == ["1", "2", "3", "4"]
 
 
 def test_a_stream_tells_of_every_item_in_the_order_that_the_client_expects(create: Create) -> None:
