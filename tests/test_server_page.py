@@ -341,6 +341,12 @@ def test_what_goes_wrong_is_said_in_a_sentence(server: str, user: User, place: P
     user.say("Three.")
     assert user.shown("#problem") == ["The server does not answer: see whether dmem serve is still running."]
     assert user.page.input_value("#question") == "Three."
+    user.page.set_viewport_size({"width": 400, "height": 800})
+    user.page.click("[data-opens=memory]")
+    user.page.click("button[aria-label='Forget turn 1']")
+    user.page.click("#dialog-yes")
+    user.page.wait_for_selector("#memory", state="hidden")
+    assert user.shown("#problem"), "it would stand behind the pane"
 
 
 def test_the_keyboard_is_enough_and_panes_come_over_a_narrow_page(server: str, user: User) -> None:

@@ -93,6 +93,7 @@ async function trying(work) {
 function say(sentence) {
   $("problem").textContent = sentence;
   $("problem").hidden = !sentence;
+  if (sentence) closePanes(); // it stands behind them
 }
 
 function make(tag, { text, ...properties } = {}, ...children) {
@@ -255,14 +256,16 @@ function messagesOf(turn) {
   if (turn.question) shown.push(message(turn.kind === "chat" ? "You" : "Remembered", `user${unkept}`, turn.question));
   if (turn.kind === "chat") {
     const marks = [turn.interrupted && "interrupted", !turn.kept && !$("temporary").checked && "not kept"].filter(Boolean);
-    shown.push(message(["Answer", ...marks].join(", "), `assistant${unkept}`, turn.answer ?? "", turn.thought));
+    const shownAnswer = message(["Answer", ...marks].join(", "), `assistant${unkept}`, turn.answer ?? "", turn.thought);
+    if (!turn.answer && !running) shownAnswer.body.append(make("p", { className: "pale", text: "(empty)" }));
+    shown.push(shownAnswer);
   }
   return shown;
 }
 
 function message(who, kind, text, thought = "") {
   const made = make("article", { className: `message ${kind}` }, make("h3", { text: who }));
-  made.thinking = make("details", { hidden: true }, make("summary", { text: "Thinking" }), make("p", { className: "text" }));
+  made.thinking = make("details", { hidden: true }, make("summary", { text: "Thinking" }), make("p", { className: "thought" }));
   made.body = make("div", { className: "body" });
   made.append(made.thinking, made.body);
   fill(made, text, thought);
