@@ -369,6 +369,11 @@ def test_a_field_that_makes_no_sense_is_refused_by_name(
     assert len(client.get("show")["turns"]) == 1
 
 
+def test_a_name_that_no_profile_can_have_is_the_clients_mistake(client: Client) -> None:
+    asked = client.get("list", 400, profile="a/b"), client.say("x", "Hello.", code=400, **{"X-Dmem-Profile": "a/b"})
+    assert [done["error"]["code"] for done in asked] == ["invalid_name"] * 2
+
+
 def test_fields_of_a_query_are_of_their_kind(client: Client) -> None:
     client.chat("talk", 1)
     assert "turn must be" in client.get("show", 400, turn="one")["error"]["message"]

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from deltamem_cli.engine import Cancelled, EngineError
 from deltamem_cli.errors import DeltamemError, UsageError
-from deltamem_cli.store.errors import ConversationBusy, FingerprintMismatch, NotFound, StoreError
+from deltamem_cli.store.errors import ConversationBusy, FingerprintMismatch, InvalidName, NotFound, StoreError
 
 
 class Problem(Exception):
@@ -41,6 +41,8 @@ def of_error(error: DeltamemError) -> Problem:
         return Problem(409, sentence, code="conversation_busy")
     if isinstance(error, FingerprintMismatch):
         return Problem(409, sentence, code="memory_of_another_model")
+    if isinstance(error, InvalidName):
+        return Problem(400, sentence, code="invalid_name")
     if isinstance(error, StoreError):
         return Problem(507 if "full" in sentence else 500, sentence, code="not_saved")
     if isinstance(error, Cancelled):

@@ -20,6 +20,10 @@ class NotFound(StoreError):
     """No profile, conversation or turn of that name."""
 
 
+class InvalidName(StoreError):
+    """What can't be the name of a profile."""
+
+
 class FingerprintMismatch(StoreError):
     """A state was written by another model or adapter than the loaded one."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from deltamem_cli.store import checked, wiping
 from deltamem_cli.store.database import Store
-from deltamem_cli.store.errors import NotFound, StoreError
+from deltamem_cli.store.errors import InvalidName, NotFound, StoreError
 from deltamem_cli.store.ids import now
 from deltamem_cli.store.locks import holding
 from deltamem_cli.store.records import Profile
@@ -32,7 +32,7 @@ def check_name(name: str) -> str:
     name = _composed(name)
     bare = "".join(c for c in name if c not in _JOINERS and not unicodedata.category(c).startswith("M"))
     if not _NAME.fullmatch(bare) or not name[0].isalnum() or len(name) > 64 or name.upper() == NEW:
-        raise StoreError(
+        raise InvalidName(
             f"{short(name)!r} can't be a profile's name; use up to 64 letters, digits and . _ @ + -, "
             f"starting with a letter or digit, and not {NEW}"
         )

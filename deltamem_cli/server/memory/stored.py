@@ -20,13 +20,10 @@ T = TypeVar("T")
 
 
 def profile_name(request: Request, said: Mapping[str, Any]) -> str:
-    """The profile that a request names, else the key's own, else the server's. Raises Problem."""
+    """The profile that a request names, else the key's own, else the server's. Raises Problem and InvalidName."""
     bound = bound_profile(request)
     name = said.get("profile") or bound or service(request).profile
-    try:
-        name = profiles.check_name(name)
-    except StoreError as error:
-        raise invalid(f"{error}.", "profile") from None
+    name = profiles.check_name(name)
     if bound is not None and name != bound:
         raise Problem(404, f"There is no profile {name} here.", code="not_found", param="profile")
     return name
