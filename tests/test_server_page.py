@@ -157,6 +157,8 @@ def test_what_is_said_is_answered_kept_and_drawn_turn_by_turn(server: str, user:
     user.say("My dog is Rex.")
     first = user.page.get_attribute("#picture", "src")
     assert user.shown(".message h3") == ["You", "Answer"]
+    told = user.page.text_content("#status")
+    assert told.startswith("Answered: "), "screen readers are told"
     user.say("And now?")
     assert questions(place) == ["My dog is Rex.", "And now?"]
     assert user.shown("#history .words") == ["And now?", "My dog is Rex."]
@@ -240,6 +242,7 @@ def test_escape_stops_a_reply_and_what_was_said_of_it_stays(
         user.page.press("#question", "Enter")
         user.page.wait_for_selector(".message.assistant .body .text")
         assert user.shown("#stop") and not user.shown("#send")
+        assert user.shown(".message h3") == ["You", "Answer"]
         user.page.keyboard.press("Escape")
         user.page.wait_for_selector("#history li")
         assert user.shown(".message h3") == ["You", "Answer, interrupted"]

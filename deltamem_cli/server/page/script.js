@@ -324,7 +324,7 @@ async function send() {
   const mine = visit;
   const control = (running = new AbortController());
   head();
-  const turn = { turn: null, kind: "chat", question: text, answer: "", thought: "", interrupted: true, kept: !temporary && !readOnly };
+  const turn = { turn: null, kind: "chat", question: text, answer: "", thought: "", interrupted: false, kept: !temporary && !readOnly };
   const done = await trying(async () => {
     if (!temporary && current.id) await catchUp();
     if (mine !== visit) return false;
@@ -338,7 +338,7 @@ async function send() {
   running = null;
   turn.interrupted = !done;
   const stopped = control.signal.aborted;
-  $("status").textContent = done ? "Answered" : stopped ? "Stopped" : "";
+  $("status").textContent = done ? `Answered: ${turn.answer || "empty"}` : stopped ? "Stopped" : "";
   const begun = turns.includes(turn);
   if (!done && !(turn.answer || turn.thought)) {
     turns = turns.filter((one) => one !== turn); // nothing came of it: the question can be sent again
