@@ -61,6 +61,11 @@ def test_every_command_fits_a_line_in_the_list_of_its_group(
 
 
 @each_command
+def test_values_of_options_have_names_for_people(line: str, command: Any, context: Any) -> None:
+    assert not re.findall(r"<(?:int|float|text|path|file)\b[^>|]*>", context.get_help())
+
+
+@each_command
 def test_help_ends_with_examples_that_begin_with_the_command(line: str, command: Any, context: Any) -> None:
     shown = examples(context.get_help())
     assert shown, f"{line} --help shows no examples"

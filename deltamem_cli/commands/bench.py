@@ -37,7 +37,9 @@ def bench(
             help="Use a model with random weights: qwen3-4b (2.4 GB, cached after the first time).",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; the results are medians.")] = 7,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Number of rounds; the results are medians.")
+    ] = 7,
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

@@ -35,14 +35,19 @@ def train(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Optimizer steps.  [default: 1000, or as many as --minutes allows]"),
+        typer.Option(
+            "--steps", metavar="N", min=1, help="Optimizer steps.  [default: 1000, or as many as --minutes allows]"
+        ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.01, help="Stop after this many minutes of writing and training.")
+        float | None,
+        typer.Option("--minutes", metavar="N", min=0.01, help="Stop after this many minutes of writing and training."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed for data and parameters.")] = 0,
-    rank: Annotated[int, typer.Option("--rank", min=1, max=64, help="Width of each state.")] = 8,
-    state_heads: Annotated[int, typer.Option("--state-heads", min=1, max=64, help="States per layer; 4 is MSW.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed for data and parameters.")] = 0,
+    rank: Annotated[int, typer.Option("--rank", metavar="N", min=1, max=64, help="Width of each state.")] = 8,
+    state_heads: Annotated[
+        int, typer.Option("--state-heads", metavar="N", min=1, max=64, help="States per layer; 4 is MSW.")
+    ] = 1,
     heads: Annotated[str, typer.Option("--heads", metavar="qkvo", help="Projections to correct.")] = "qo",
     layers: Annotated[str, typer.Option("--layers", metavar="A-B,…", help="Layers to give a memory.")] = "",
     granularity: Annotated[str, typer.Option("--granularity", metavar="KIND", help=f"Write per {CHOICE}.")] = "token",
@@ -53,15 +58,17 @@ def train(
         float | None,
         typer.Option(
             "--beta",
+            metavar="N",
             min=0.001,
             max=0.999,
             help="Initial mean write gate at told values.  [default: 0.5; with --from, unchanged]",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Questions per step and device.")] = 48,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = 1.5e-3,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=2, help="Questions per step and device.")] = 48,
+    lr: Annotated[float, typer.Option("--lr", metavar="N", min=0.0, help="Peak learning rate.")] = 1.5e-3,
     finish: Annotated[
-        float, typer.Option("--finish", min=0.0, max=1.0, help="Share of the run spent training end to end.")
+        float,
+        typer.Option("--finish", metavar="N", min=0.0, max=1.0, help="Share of the run spent training end to end."),
     ] = 0.1,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint beside FILE.")] = False,
     start_from: Annotated[
