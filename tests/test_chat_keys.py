@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,18 @@ def test_the_arrow_keys_no_longer_find_what_was_typed_for_a_turn_that_is_gone(
         chat.expect(PROMPT)
         chat.send("\x1b[A")
         assert chat.expect(r"\S.*").group() == "This stays."
+
+
+def test_what_is_typed_during_a_reply_is_kept_when_the_reply_is_stopped(starter: Dmem) -> None:
+    with starter.terminal(tokens=300) as chat:
+        chat.line("Write a long story about the sea.")
+        chat.expect(r"sea\.\s+(?!>>>)\S+")
+        chat.expect(r"\w+ \w+ \w+")  # the reply has begun
+        chat.send("the next message")
+        time.sleep(0.5)  # the keys are there before the signal
+        chat.send("\x03")
+        chat.expect("stopped")
+        chat.expect(r">>>\s*the next message")
 
 
 def pasted(text: str) -> str:

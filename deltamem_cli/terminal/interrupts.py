@@ -119,6 +119,8 @@ def _lines(*, gathered: bool) -> Iterator[None]:
     mode = [*old]
     for index, flags in {0: termios.ICRNL, 3: termios.ECHO | termios.ICANON}.items():
         mode[index] = mode[index] | flags if gathered else mode[index] & ~flags
+    if not gathered:
+        mode[3] |= termios.NOFLSH  # Ctrl-C stops a reply; without this, it throws away what is typed already, too
     termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)  # NOW: the others may throw away what is typed already
     try:
         with terminal_changed(sys.stdin.fileno(), old):
