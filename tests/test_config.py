@@ -14,7 +14,7 @@ import pytest
 from deltamem_cli import config, files
 from deltamem_cli.config import file
 from deltamem_cli.config.errors import ConfigError, UnknownKey, WrongValue
-from deltamem_cli.config.keys import CACHE_TYPES, KEYS
+from deltamem_cli.config.keys import KEYS
 from deltamem_cli.errors import DeltamemError, UsageError
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -342,10 +342,8 @@ def test_switches_take_the_usual_words(home: Path, text: str, meant: bool) -> No
 
 def test_presets_and_ranges_are_the_engine_s() -> None:
     from deltamem_cli.engine import EngineOptions, Sampling
-    from deltamem_cli.engine.options import CACHE_TYPES as ENGINE_TYPES
     from deltamem_cli.engine.options import FLASH_ATTENTION
 
-    assert set(CACHE_TYPES) == set(ENGINE_TYPES)
     assert set(KEYS["flash_attention"].kind.choices) == set(FLASH_ATTENTION)
     for name in ("cache_type_k", "cache_type_v", "flash_attention"):
         assert KEYS[name].default == getattr(EngineOptions(), name)

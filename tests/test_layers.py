@@ -16,7 +16,7 @@ LONGEST = 400  # lines of a file
 
 # From the floor up. What stands in one row knows nothing of the others in it.
 LAYERS = (
-    ("text",),
+    ("text", "cache_types"),
     ("errors", "ending", "reading"),
     ("files", "paths", "formats", "pictures", "episodes", "standard_streams"),
     ("config", "bindings", "build", "adapter"),

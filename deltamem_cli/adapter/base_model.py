@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltamem_cli.adapter.limits import MAX_LAYERS
 from deltamem_cli.formats.errors import AdapterError, shown
 from deltamem_cli.formats.gguf_header import Header, read_header
+from deltamem_cli.formats.head_widths import head_widths
 from deltamem_cli.text import short
 
 # Architectures whose llama.cpp converter reorders the rows of wq and wk (LlamaModel.permute in conversion/llama.py
@@ -37,8 +40,6 @@ _UNSUPPORTED = {
     "dflash": "it is a drafter that reads another model's hidden states",
     "eagle3": "it is a drafter that reads another model's hidden states",
 }
-
-_MOST_LAYERS = 4096  # llama.cpp runs no model of more than 512
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def read_base_model(path: Path) -> BaseModel:
         )
     reader = _Reader(header, architecture)
     block_count = reader.number("block_count")
-    if block_count > _MOST_LAYERS:
+    if block_count > MAX_LAYERS:
         raise AdapterError(f"{path} claims to have {block_count} layers; convert or download the model again")
     # The layers that predict further tokens are counted among the blocks but are no part of the published model.
     plain_blocks = block_count - reader.number("nextn_predict_layers", 0)
@@ -132,9 +133,7 @@ class _Reader:
         hidden = self.number("embedding_length")
         n_head = self.number("attention.head_count", layer=layer)
         n_head_kv = self.number("attention.head_count_kv", n_head, layer=layer)
-        head = hidden // n_head if n_head else 0
-        key_length = self.number("attention.key_length", head)
-        value_length = self.number("attention.value_length", head)
+        key_length, value_length = head_widths(partial(self.number, layer=layer))
         widths: dict[str, int | None] = {
             "q": n_head * key_length,
             "k": n_head_kv * key_length,

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from deltamem_cli import files
+from deltamem_cli.adapter.limits import MAX_LAYERS, MAX_RANK, MAX_STATE_HEADS
 from deltamem_cli.formats.errors import AdapterError, shown
 from deltamem_cli.formats.gguf_header import Header, TensorPlace, Value, read_header
 from deltamem_cli.formats.weight import STORAGE, Weight
 
 VERSION = 1
-MAX_RANK = 64
-MAX_STATE_HEADS = 64
-MAX_BLOCKS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 WRITE_GRANULARITIES = ("token", "message_mean", "sentence_mean")
 STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")
 DELTA_HEADS = ("q", "k", "v", "o")
@@ -80,7 +78,7 @@ class AdapterConfig:
                 f"state_heads is {self.state_heads}, not 1 to {MAX_STATE_HEADS}",
             ),
             (self.embedding_length >= 1, f"embedding_length is {self.embedding_length}"),
-            (1 <= self.block_count <= MAX_BLOCKS, f"block_count is {self.block_count}, not 1 to {MAX_BLOCKS}"),
+            (1 <= self.block_count <= MAX_LAYERS, f"block_count is {self.block_count}, not 1 to {MAX_LAYERS}"),
             (
                 self.write_granularity in WRITE_GRANULARITIES,
                 f"write_granularity {shown(self.write_granularity)!r} is none of {', '.join(WRITE_GRANULARITIES)}",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli import reading
-from deltamem_cli.adapter.format import DELTA_HEADS, MAX_RANK, MAX_STATE_HEADS, STATE_UPDATES, WRITE_GRANULARITIES
+from deltamem_cli.adapter.format import DELTA_HEADS, STATE_UPDATES, WRITE_GRANULARITIES
+from deltamem_cli.adapter.limits import MAX_RANK, MAX_STATE_HEADS
 from deltamem_cli.formats.errors import AdapterError, shown
 from deltamem_cli.formats.safetensors_file import read_safetensors_file
 from deltamem_cli.formats.torch_file import read_torch_file

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from deltamem_cli.cache_types import CACHE_TYPES
 from deltamem_cli.config.kinds import Kind, name, number, one_of, path, switch, text, whole
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 WRITES = ("all", "user")
 
 

@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from typing import Any
 
 from deltamem_cli.bindings import NativeError
+from deltamem_cli.cache_types import CACHE_TYPES
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.model import Model, cannot_chat
-from deltamem_cli.engine.options import CACHE_BLOCK, CACHE_TYPES, FLASH_ATTENTION, EngineOptions, is_quantized
+from deltamem_cli.engine.options import CACHE_BLOCK, FLASH_ATTENTION, EngineOptions, is_quantized
 from deltamem_cli.engine.room import available, bounded
 
 _BYTES_PER_TOKEN = 48  # that llama.cpp keeps of a place in any context, keys and values apart

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deltamem_cli.bindings import COMPUTE
+from deltamem_cli.cache_types import CACHE_TYPES
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.text import short
 
-# ggml_type of a KV cache
-CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
 CACHE_BLOCK = 32  # numbers that are quantized together, of every type that begins with q
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS

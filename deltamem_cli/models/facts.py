@@ -11,6 +11,7 @@ from typing import Any
 
 from deltamem_cli.adapter.parts import PART
 from deltamem_cli.adapter.parts import parts as named_parts
+from deltamem_cli.formats.head_widths import head_widths
 from deltamem_cli.models.errors import ModelError
 
 _CACHE_BYTES = 2  # of one number in an f16 KV cache
@@ -92,9 +93,7 @@ def chat_template(path: Path) -> str | None:
 
 
 def _cache_bytes(heads_kv: Any, number: Any) -> int:
-    heads = number("attention.head_count")
-    head = number("embedding_length") // heads if heads else 0
-    widths = number("attention.key_length", head) + number("attention.value_length", head)
+    widths = sum(head_widths(number))
     if isinstance(heads_kv, list):  # one for each layer
         return sum(count for count in heads_kv if isinstance(count, int)) * widths * _CACHE_BYTES
     return number("block_count") * (heads_kv if isinstance(heads_kv, int) else 0) * widths * _CACHE_BYTES

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from deltamem_cli.adapter.limits import MAX_LAYERS
 from deltamem_cli.store.errors import WAY_OUT, StoreError
 from deltamem_cli.store.records import Identity, TurnContext
 
-MAX_LAYERS, MAX_HEADS, MAX_RANK = 1024, 64, 64
 MAX_TOKEN = 2**31 - 1
 MAX_NUMBER = 2**53
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")  # they pass JSON and fail in SQLite

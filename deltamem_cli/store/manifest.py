@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltamem_cli.adapter.limits import MAX_RANK, MAX_STATE_HEADS
 from deltamem_cli.store import checked
 from deltamem_cli.store.bundle import Bundle
-from deltamem_cli.store.checked import MAX_HEADS, MAX_RANK, MAX_TOKEN, Malformed
+from deltamem_cli.store.checked import MAX_TOKEN, Malformed
 from deltamem_cli.store.records import Conversation, Identity, Message, Snapshot, Turn
 
 FORMAT, VERSION = "deltamem-memory", 1
@@ -98,7 +99,7 @@ def _state(entry: Any) -> StateShape:
         model=checked.identity(entry, "model"),
         adapter=checked.identity(entry, "adapter"),
         layers=checked.layers(entry),
-        heads=checked.count(entry, "heads", least=1, most=MAX_HEADS),
+        heads=checked.count(entry, "heads", least=1, most=MAX_STATE_HEADS),
         rank=checked.count(entry, "rank", least=1, most=MAX_RANK),
     )
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deltamem_cli.adapter.limits import MAX_RANK, MAX_STATE_HEADS
 from deltamem_cli.store import checked
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError
@@ -89,8 +90,8 @@ def from_row(row: Mapping[str, Any]) -> Snapshot:
     import numpy as np
 
     layers = checked.layers(checked.json_(row, "layers"))
-    heads = checked.count(row, "heads", least=1, most=checked.MAX_HEADS)
-    rank = checked.count(row, "rank", least=1, most=checked.MAX_RANK)
+    heads = checked.count(row, "heads", least=1, most=MAX_STATE_HEADS)
+    rank = checked.count(row, "rank", least=1, most=MAX_RANK)
     blob = checked.blob(row, "state")
     if len(blob) != 4 * len(layers) * heads * rank * rank:
         raise checked.Malformed("state has another size than its layers, heads and rank")

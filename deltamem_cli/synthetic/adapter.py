@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltamem_cli.formats.head_widths import head_widths
+
 if TYPE_CHECKING:
     from deltamem_cli.adapter.format import AdapterConfig
     from deltamem_cli.formats.gguf_header import Header
@@ -82,9 +84,7 @@ def _widths(header: Header, layer: int) -> dict[str, int]:
     """How many numbers the base's q, k and v have in a layer."""
     n_head = _number(header, "attention.head_count", layer)
     n_head_kv = _number(header, "attention.head_count_kv", layer, n_head)
-    default = _number(header, "embedding_length") // max(n_head, 1)
-    key = _number(header, "attention.key_length", layer, default)
-    value = _number(header, "attention.value_length", layer, default)
+    key, value = head_widths(lambda name, default: _number(header, name, layer, default))
     return {"delta_q.weight": n_head * key, "delta_k.weight": n_head_kv * key, "delta_v.weight": n_head_kv * value}
 
 

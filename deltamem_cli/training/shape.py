@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.formats.head_widths import head_widths
 from deltamem_cli.text import short
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3", "phi3")
@@ -115,8 +116,8 @@ def shape_of(source: Path, metadata: Mapping[str, Any]) -> BackboneShape:
     keys = _Keys(source, arch, said)
     n_head, hidden = keys.number("attention.head_count"), keys.number("embedding_length")
     n_layer = keys.number("block_count")
-    head_dim = keys.number("attention.key_length", hidden // max(1, n_head))
-    if keys.number("attention.value_length", head_dim) != head_dim:
+    head_dim, value_width = head_widths(keys.number)
+    if value_width != head_dim:
         raise keys.refused("attention.value_length")
     rope_base = keys.real("rope.freq_base", 10000.0)
     shape = BackboneShape(

@@ -7,13 +7,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from deltamem_cli.cache_types import CACHE_TYPES
 from deltamem_cli.commands.options import completion
 
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+if TYPE_CHECKING:
+    CacheType = str
+else:
+    CacheType = Literal[tuple(CACHE_TYPES)]
 
 
 def model_option(text: str) -> Any:
