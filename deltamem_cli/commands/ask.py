@@ -26,7 +26,15 @@ from deltamem_cli.commands.options.model import (
     grouped,
     key_values,
 )
-from deltamem_cli.commands.options.stored import CidOption, DatabaseOption, JsonOption, KeyValueCommand, OptionOption
+from deltamem_cli.commands.options.stored import (
+    CidOption,
+    DatabaseOption,
+    JsonOption,
+    KeyValueCommand,
+    NoLogOption,
+    OptionOption,
+    ReadOnlyOption,
+)
 from deltamem_cli.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -52,8 +60,8 @@ def ask(
         bool, typer.Option("-c", "--continue", help="Use the memory of the last conversation.  [config: profile]")
     ] = False,
     cid: CidOption = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory without changing it.")] = False,
-    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Save the memory but not the text.")] = False,
+    read_only: ReadOnlyOption = False,
+    no_log: NoLogOption = False,
     write: WriteOption = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,

@@ -34,16 +34,22 @@ def transcript(one: Conversation, every: Sequence[Turn]) -> dict[str, Any]:
         **facts(one),
         "turns": [
             {
-                "turn": turn.number,
-                "kind": turn.kind,
-                "created": turn.created,
-                "model": turn.model.name,
-                "adapter": turn.adapter.name if turn.adapter else None,
-                "interrupted": turn.interrupted,
+                **_turn(turn),
                 "messages": [{"role": message.role, "text": message.text} for message in told(turn)],
             }
             for turn in every
         ],
+    }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    return {
+        "turn": turn.number,
+        "kind": turn.kind,
+        "created": turn.created,
+        "model": turn.model.name,
+        "adapter": turn.adapter.name if turn.adapter else None,
+        "interrupted": turn.interrupted,
     }
 
 
@@ -91,12 +97,7 @@ def history(one: Conversation, every: Sequence[Turn], steps: Mapping[int | None,
 
 def _step(turn: Turn, step: Step | None) -> dict[str, Any]:
     return {
-        "turn": turn.number,
-        "kind": turn.kind,
-        "created": turn.created,
-        "model": turn.model.name,
-        "adapter": turn.adapter.name if turn.adapter else None,
-        "interrupted": turn.interrupted,
+        **_turn(turn),
         "prompt_tokens": turn.prompt_tokens,
         "reply_tokens": turn.reply_tokens,
         "written_tokens": turn.written_tokens,

@@ -26,8 +26,17 @@ from deltamem_cli.commands.options.model import (
     grouped,
     key_values,
 )
-from deltamem_cli.commands.options.stored import CidOption, DatabaseOption, KeyValueCommand, OptionOption, ProfileOption
-from deltamem_cli.errors import UsageError
+from deltamem_cli.commands.options.stored import (
+    CidOption,
+    DatabaseOption,
+    KeyValueCommand,
+    NewOption,
+    NoLogOption,
+    OptionOption,
+    ProfileOption,
+    ReadOnlyOption,
+    check_new,
+)
 
 if TYPE_CHECKING:
     from deltamem_cli.session.request import Request
@@ -41,10 +50,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def chat(
     question: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="Ask this, then exit.")] = None,
     profile: ProfileOption = None,
-    new: Annotated[bool, typer.Option("--new", help="Start a new conversation.")] = False,
+    new: NewOption = False,
     cid: CidOption = None,
     temporary: Annotated[bool, typer.Option("--temporary", help="Save nothing to disk.")] = False,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Read the memory without changing it.")] = False,
+    read_only: ReadOnlyOption = False,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Use the plain model.")] = False,
     replay: Annotated[
         int | None,
@@ -59,7 +68,7 @@ def chat(
     adapter: AdapterOption = None,
     system: SystemOption = None,
     option: OptionOption = None,
-    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Save the memory but not the text.")] = False,
+    no_log: NoLogOption = False,
     write: WriteOption = None,
     template: TemplateOption = None,
     thinking: Thinking = DEFAULT_THINKING,
@@ -77,8 +86,7 @@ def chat(
       dmem chat --profile work
       git diff | dmem chat "Explain this change"
     """
-    if new and cid is not None:
-        raise UsageError("--new and --cid can't be used together; drop one of them")
+    check_new(new, cid)
     wanted: dict[str, Any] = dict(
         profile=profile_name(profile),
         cid=cid,

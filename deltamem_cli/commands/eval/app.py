@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,10 @@ from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     from deltamem_cli.evaluation.runner import Step
+    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.session.request import Request
+
+SizeOption = Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,7 +63,7 @@ def recall(
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Draw recall as curves (.svg or .png).")
     ] = None,
-    ctx_size: Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")] = 2048,
+    ctx_size: SizeOption = 2048,
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,13 +82,10 @@ def recall(
       dmem eval recall --limit 20 --json
       dmem eval recall -m MODEL.gguf --adapter ADAPTER.gguf --image recall.svg
     """
-    from deltamem_cli.engine import Engine
     from deltamem_cli.evaluation import cases as case_files
     from deltamem_cli.evaluation import runner as running
     from deltamem_cli.evaluation.report import Report, document
-    from deltamem_cli.evaluation.subject import Subject
-    from deltamem_cli.session.loading import load
-    from deltamem_cli.session.request import Request, settle
+    from deltamem_cli.session.request import Request
 
     if image:
         check_picture(image)
@@ -93,19 +94,11 @@ def recall(
     else:
         cases = running.by_number_of_facts(case_files.read_cases(data), limit)
     report = Report()
-    with ExitStack() as stack:
-        request = settle(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware)), None)
-        loaded = load(stack, request)
-        if loaded.adapter is None:
-            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
-        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runner = running.Runner(Subject(loaded, plain, folder / "memory.db", request=request), report, seed)
-        complete = _run(runner.steps(cases))
-    who = {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter), "seed": seed, "complete": complete}
-    title = f"{loaded.model.name} with {loaded.adapter.name}"
+    with _measured(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))) as (subject, who):
+        complete = _run(running.Runner(subject, report, seed).steps(cases))
+    title = _title(who)
     if as_json:
-        print_json({**who, **document(report)})
+        print_json({**who, "seed": seed, "complete": complete, **document(report)})
     else:
         from deltamem_cli.commands.eval.recall_tables import show
 
@@ -136,7 +129,7 @@ def talk(
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Draw the shares as bars (.svg or .png).")
     ] = None,
-    ctx_size: Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")] = 2048,
+    ctx_size: SizeOption = 2048,
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
 ) -> None:
@@ -154,33 +147,19 @@ def talk(
       dmem eval talk --limit 60 --answers answers.jsonl
       dmem eval talk -m MODEL.gguf --adapter ADAPTER.gguf --json
     """
-    from deltamem_cli.engine import Engine
     from deltamem_cli.evaluation import talk as talking
-    from deltamem_cli.evaluation.subject import Subject
     from deltamem_cli.evaluation.talk_cases import conversations
-    from deltamem_cli.session.loading import load
-    from deltamem_cli.session.request import Request, settle
+    from deltamem_cli.session.request import Request
 
     if image:
         check_picture(image)
     chosen = conversations(limit)
-    with ExitStack() as stack:
-        request = settle(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware)), None)
-        loaded = load(stack, request)
-        if loaded.adapter is None:
-            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
-        about = {
-            "model": asdict(loaded.model),
-            "adapter": asdict(loaded.adapter),
-            "write": write or loaded.write,
-            "ctx_size": ctx_size,
-        }
+    request = Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
+    with _measured(request, write) as (subject, who):
+        about = {**who, "write": subject.write, "ctx_size": ctx_size}
         found = talking.Answers.kept(answers, about) if answers else talking.Answers(about)
-        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        subject = Subject(loaded, plain, folder / "memory.db", write or loaded.write, request=request)
         complete = _run_all(talking.measure(subject, chosen, found), len(chosen))
-    title = f"{loaded.model.name} with {loaded.adapter.name}"
+    title = _title(who)
     if as_json:
         print_json({**found.document(), "complete": complete})
     else:
@@ -193,6 +172,32 @@ def talk(
         write_picture(image, draw(found, title))
     if not complete:
         raise typer.Exit(130)
+
+
+@contextmanager
+def _measured(request: Request, write: str | None = None) -> Iterator[tuple[Subject, dict[str, Any]]]:
+    """What is measured, with a database that is gone afterwards, and which model and adapter it is, for JSON.
+
+    write: as Subject takes it. Raises DeltamemError for a model without a memory.
+    """
+    from deltamem_cli.engine import Engine
+    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.session.loading import load
+    from deltamem_cli.session.request import settle
+
+    with ExitStack() as stack:
+        request = settle(request, None)
+        loaded = load(stack, request)
+        if loaded.adapter is None:
+            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
+        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        subject = Subject(loaded, plain, folder / "memory.db", write, request=request)
+        yield subject, {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter)}
+
+
+def _title(who: dict[str, Any]) -> str:
+    return f"{who['model']['name']} with {who['adapter']['name']}"
 
 
 _MOST_FACTS = 20

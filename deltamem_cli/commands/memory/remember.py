@@ -24,7 +24,10 @@ from deltamem_cli.commands.options.stored import (
     CidOption,
     DatabaseOption,
     JsonOption,
+    NewOption,
+    NoLogOption,
     ProfileOption,
+    check_new,
 )
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.terminal.output import count, note, print_json
@@ -37,10 +40,10 @@ def remember(
     file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Remember a file's text.")] = None,
     profile: ProfileOption = None,
     cid: CidOption = None,
-    new: Annotated[bool, typer.Option("--new", help="Start a new conversation.")] = False,
+    new: NewOption = False,
     model: ModelOption = None,
     adapter: AdapterOption = None,
-    no_log: Annotated[bool, typer.Option("-n", "--no-log", help="Save the memory but not the text.")] = False,
+    no_log: NoLogOption = False,
     template: TemplateOption = None,
     ctx_size: ContextOption = None,
     hardware: Hardware = DEFAULT_HARDWARE,
@@ -62,8 +65,7 @@ def remember(
     from deltamem_cli.session.request import Request
     from deltamem_cli.terminal import one_reply
 
-    if new and cid is not None:
-        raise UsageError("--new and --cid can't be used together; drop one of them")
+    check_new(new, cid)
     wanted = _text(text, file)
     with ExitStack() as stack:
         store = stack.enter_context(open_store(database, create=True))

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from deltamem_cli.commands.options import completion
+from deltamem_cli.errors import UsageError
 
 ProfileOption = Annotated[
     str | None,
@@ -29,6 +30,9 @@ CidOption = Annotated[
         autocompletion=completion.conversations,
     ),
 ]
+NewOption = Annotated[bool, typer.Option("--new", help="Start a new conversation.")]
+ReadOnlyOption = Annotated[bool, typer.Option("--read-only", help="Read the memory without changing it.")]
+NoLogOption = Annotated[bool, typer.Option("-n", "--no-log", help="Save the memory but not the text.")]
 DatabaseOption = Annotated[
     Path | None, typer.Option("-d", "--database", metavar="FILE", help="Database file.  [config: database]")
 ]
@@ -48,6 +52,12 @@ OptionOption = Annotated[
         autocompletion=completion.options,
     ),
 ]
+
+
+def check_new(new: bool, cid: str | None) -> None:
+    """Raises UsageError where --new and --cid are both given."""
+    if new and cid is not None:
+        raise UsageError("--new and --cid can't be used together; drop one of them")
 
 
 class KeyValueCommand(TyperCommand):
