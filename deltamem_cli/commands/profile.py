@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ import typer
 from deltamem_cli import paths
 from deltamem_cli.commands.finding import open_store, read_store
 from deltamem_cli.commands.options import completion
-from deltamem_cli.commands.options.model import adapter_option, model_option
+from deltamem_cli.commands.options.model import adapter_option, grouped, model_option
 from deltamem_cli.commands.options.stored import (
     DatabaseOption,
     DryRunOption,
@@ -36,16 +37,26 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Profile.", autocompletion=completion.profiles)]
 NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name for the profile.")]
-ModelOption = Annotated[str | None, model_option("Model to use: a name, or a GGUF file.")]
-AdapterOption = Annotated[str | None, adapter_option("Adapter to use: a name, or a GGUF file.")]
-TemplateOption = Annotated[
-    Path | None,
-    typer.Option("--template", metavar="FILE", help="Chat template (jinja) to use instead of the model's own."),
-]
-WriteOption = Annotated[
-    Literal["all", "user"] | None, typer.Option("--write", help="What to remember: everything, or only what you say.")
-]
-SystemOption = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a profile can be given, sampling options apart; None: it is not named."""
+
+    model: Annotated[str | None, model_option("Model to use: a name, or a GGUF file.")] = None
+    adapter: Annotated[str | None, adapter_option("Adapter to use: a name, or a GGUF file.")] = None
+    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System prompt.")] = None
+    template: Annotated[
+        Path | None,
+        typer.Option("--template", metavar="FILE", help="Chat template (jinja) to use instead of the model's own."),
+    ] = None
+    write: Annotated[
+        Literal["all", "user"] | None,
+        typer.Option("--write", help="What to remember: everything, or only what you say."),
+    ] = None
+
+
+NONE = Settings()
 
 
 @app.callback()
@@ -107,13 +118,10 @@ def show(name: NameArgument, as_json: JsonOption = False, database: DatabaseOpti
 
 
 @app.command(cls=KeyValueCommand)
+@grouped
 def create(
     name: NewNameArgument,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    system: SystemOption = None,
-    template: TemplateOption = None,
-    write: WriteOption = None,
+    settings: Settings = NONE,
     option: OptionOption = None,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
@@ -126,20 +134,17 @@ def create(
     """
     from deltamem_cli.store import profiles
 
-    options, given = parse_options(option or []), _texts(model, adapter, system, template, write)
+    options, given = parse_options(option or []), _texts(settings)
     with open_store(database, create=True) as store:
         made = profiles.create(store, name, **given, options=options)
     _report(made, as_json)
 
 
 @app.command("set", cls=KeyValueCommand)
+@grouped
 def set_(
     name: NameArgument,
-    model: ModelOption = None,
-    adapter: AdapterOption = None,
-    system: SystemOption = None,
-    template: TemplateOption = None,
-    write: WriteOption = None,
+    settings: Settings = NONE,
     option: OptionOption = None,
     unset: Annotated[
         list[str] | None,
@@ -156,7 +161,7 @@ def set_(
     """
     from deltamem_cli.store import profiles
 
-    given = _texts(model, adapter, system, template, write)
+    given = _texts(settings)
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changes and not option and not unset:
         raise UsageError(f"There is nothing to set for profile {name}; see: dmem profile set --help")
@@ -245,21 +250,20 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _texts(
-    model: str | None, adapter: str | None, system: str | None, template: Path | None, write: str | None
-) -> dict[str, str | None]:
+def _texts(settings: Settings) -> dict[str, str | None]:
     """The settings as a profile keeps them, see store.profiles.SETTINGS. Raises EngineError for what is no template."""
+    template = settings.template
     if template is not None:
         from deltamem_cli.engine import ChatTemplate
 
         template = paths.expanded(template).absolute()
         ChatTemplate.from_file(template)
     return {
-        "model": _from_anywhere(model),
-        "adapter": _from_anywhere(adapter),
-        "system": system,
+        "model": _from_anywhere(settings.model),
+        "adapter": _from_anywhere(settings.adapter),
+        "system": settings.system,
         "template": str(template) if template else None,
-        "write": write,
+        "write": settings.write,
     }
 
 
