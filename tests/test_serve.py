@@ -119,6 +119,9 @@ def test_a_key_bound_to_a_profile_reaches_no_other(server: Server) -> None:
         (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', 400),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}', 400),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": -1}', 400),
+        (b'{"messages": [{"role": "user", "content": "x"}], "seed": -Infinity}', 400),
+        (b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}', 400),
+        (b'{"messages": [{"role": "user", "content": "x"}], "metadata": {"a": NaN}}', 400),
         (b'{"messages": [{"role": "user", "content": "x"}], "n": 2}', 400),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt"}', 404),
         (b'{"messages": [{"role": "user", "content": "' + b"x" * 10_000_000 + b'"}]}', 413),
@@ -141,6 +144,18 @@ def test_what_makes_no_sense_is_told_in_a_sentence_and_the_rest_goes_on(
 
 def test_half_a_character_in_a_message_is_no_error(server: Server) -> None:
     assert server.ask(CHAT, message("half \ud83d"), {**MINE, "X-Dmem-Conversation": "half"})["choices"]
+
+
+def test_half_a_character_is_no_error_where_an_answer_repeats_it(server: Server) -> None:
+    body = {
+        "input": "Hi",
+        "max_output_tokens": 2,
+        "store": False,
+        "metadata": {"\ude00": "whole \U0001f600, half \ud83d"},
+    }
+    repeated = server.ask("/v1/responses", body, MINE)["metadata"]
+    assert repeated == {"?": "whole \U0001f600, half ?"}
+    assert "no model ? here" in server.ask("/api/generate", {"model": "\ud83d"}, MINE, code=404)["error"]
 
 
 def test_a_long_message_leaves_the_window_and_is_answered(server: Server) -> None:

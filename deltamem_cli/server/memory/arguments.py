@@ -55,7 +55,7 @@ class Field:
         for number in numbers:
             if isinstance(number, bool) or not isinstance(number, int) or not self.least <= number <= _LARGEST:
                 raise invalid(f"{self.name}: {str(number)[:20]} is not a whole number from {self.least} on.", self.name)
-        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        return value
 
     def of_query(self, text: str) -> Any:
         """The value that a text of the query means. Raises Problem."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.text import whole
 
 LARGEST_BODY = 10_000_000  # bytes
 _BODY_SECONDS = 30.0
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair: JSON can spell half a character, and nothing can be done with it
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; alone it can't be put into bytes
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -29,10 +29,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     except ClientDisconnect:
         raise Problem(499, "The client left.") from None
     try:
-        text = data.decode("utf-8-sig")
-        body = json.loads(text)
-        if _HALF.search(text):
-            body = json.loads(whole(json.dumps(body, ensure_ascii=False)))
+        body = _parsed(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise invalid("The body is not UTF-8.") from None
     except (ValueError, RecursionError) as error:
@@ -40,6 +37,21 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise invalid("The body must be a JSON object.")
     return body
+
+
+def _parsed(text: str) -> Any:
+    """What `text` says, all of which can be said again as JSON. Raises ValueError and RecursionError."""
+    body = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    if _HALF.search(text):
+        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+    return body
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a number")
+    return number
 
 
 async def _read(request: Request) -> bytearray:
