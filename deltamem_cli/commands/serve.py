@@ -53,7 +53,7 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free one.")
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port to listen on; 0: any free one.")
     ] = DEFAULT_PORT,
     parallel: Annotated[
         int, typer.Option("--parallel", metavar="N", min=1, max=64, help="Conversations answered at the same time.")
