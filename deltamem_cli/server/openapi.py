@@ -17,7 +17,8 @@ import deltamem_cli
 from deltamem_cli.server.memory.routes import OPERATIONS, Operation
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
-_TAGS = (("/v1/memory/", "memory"), ("/v1/", "openai"), ("/api/", "ollama"), ("/", "page"))
+_REPEATED = re.compile(r"^[A-Z]+ /\S*\s*")  # method and path, which stand beside it
+_TAGS = (("/v1/memory/", "Memory"), ("/v1/", "OpenAI"), ("/api/", "Ollama"), ("/", "Page"))
 _HIDDEN = "/v1/dmem/"  # for dmem's own commands
 _PROBLEM = {
     "description": "What could not be done, in a sentence.",
@@ -75,13 +76,14 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
 
 
 def _described(route: Route, method: str, operation: Operation | None) -> dict[str, Any]:
-    lines = [line.strip() for line in (route.endpoint.__doc__ or "").strip().splitlines()]
-    tag = next(tag for start, tag in _TAGS if route.path.startswith(start))
+    said = (route.endpoint.__doc__ or "").strip().partition("\n")[0]
+    start, tag = next(pair for pair in _TAGS if route.path.startswith(pair[0]))
+    summary = _REPEATED.sub("", said) or f"{tag}'s {route.path.removeprefix(start)}"
     gives = operation.gives if operation else ["application/json"]
     content: dict[str, Any] = {kind: {"schema": {"type": "object"}} if kind.endswith("json") else {} for kind in gives}
     described: dict[str, Any] = {
         "operationId": "_".join([method.lower(), *re.findall(r"\w+", _PARAMETER.sub(r"\1", route.path))]),
-        "summary": lines[0] if lines else route.path,
+        "summary": f"{summary[0].upper()}{summary[1:]}",
         "tags": [tag],
         "responses": {"200": {"description": "Done.", "content": content}, "default": _PROBLEM},
     }
