@@ -94,9 +94,15 @@ def test_what_is_not_here_names_the_next_step(tmp_path: Path) -> None:
         "owner/repo:Q4_0": "dmem model pull owner/repo:Q4_0",
         "qwen-4b": "did you mean qwen3-4b",
         "./none.gguf": "./none.gguf does not exist",
+        "mistral": "There is no model mistral, and no file of that name",
     }.items():
         with pytest.raises(ModelError, match=part):
             models.resolve(said)
+
+
+def test_an_adapter_that_is_neither_a_name_nor_a_file_is_told_so() -> None:
+    with pytest.raises(ModelError, match="There is no adapter mine, and no file of that name"):
+        models.adapter_file("mine")
 
 
 def test_an_imported_file_that_is_gone_says_so(tiny_model: MakeModel, tmp_path: Path) -> None:

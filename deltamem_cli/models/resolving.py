@@ -71,6 +71,8 @@ def adapter_file(said: str | Path) -> Path:
         converted = converted_adapter(text) if not _is_path(text) else path
         path = converted if converted.is_file() else path
     if why := why_no_file(path):
+        if _is_bare(text) and path == Path(text) and not path.exists():  # no name's file that is gone
+            raise ModelError(f"There is no adapter {short(text)}, and no file of that name; see: dmem adapter list")
         raise ModelError(f"The adapter file {path} {why}: check the path, or see: dmem adapter list")
     return path
 
@@ -101,6 +103,11 @@ def is_repository(adapter: str) -> bool:
 
 def _is_path(text: str) -> bool:
     return text.endswith(".gguf") and ":" not in text or text.startswith(("/", "./", "../", "~", ".\\", "..\\"))
+
+
+def _is_bare(text: str) -> bool:
+    """A word that may be meant as a name or as a file here."""
+    return not _is_path(text) and Path(text).name == text
 
 
 def _model_file(entry: Entry) -> ModelFile:
@@ -151,5 +158,9 @@ def _absent(text: str, entries: dict[str, Entry]) -> str:
     near = get_close_matches(text, entries, n=1)
     if near:
         return f"There is no model {short(text)}: did you mean {near[0]}? See: dmem model list"
+    if _is_bare(text) and not paths.expanded(text).exists():
+        return (
+            f"There is no model {short(text)}, and no file of that name: choose one with --model; see: dmem model list"
+        )
     why = why_no_file(paths.expanded(text)) or "can't be read"
     return f"The model file {text} {why}: check the path or choose another with --model; see: dmem model list"
