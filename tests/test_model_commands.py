@@ -140,6 +140,10 @@ def test_the_default_model_is_the_one_that_talks(dmem: Run, pair: tuple[Path, Pa
         "without mine, 1 conversation with a memory that it wrote can't continue"
         in dmem("model", "rm", "mine", "--dry-run")[2]
     )
+    copy = pair[0].with_name("copy.gguf")
+    copy.write_bytes(pair[0].read_bytes())
+    dmem("model", "import", copy, "--name", "copy")
+    assert dmem("model", "rm", "mine", "--dry-run")[2] == "would forget mine\n", "the copy can continue"
 
 
 def test_a_name_is_not_pointed_at_another_file_unasked(dmem: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def test_search_stays_in_its_profile_unless_asked(home: Path, dmem: Dmem) -> Non
     found = json.loads(dmem("log", "search", "heron", "-p", "work", "--json"))
     assert [(hit["profile"], hit["excerpt"]) for hit in found] == [("work", "heron by the lake 1")]
     assert len(json.loads(dmem("log", "search", "heron", "--all", "--json"))) == 2
+    assert "nothing to search for" in dmem("log", "search", " ", code=2)
     assert json.loads(dmem("log", "search", "heron", "--json")) == []
     assert json.loads(dmem("log", "search", "lake", "heron", "--all", "--json"))[0]["profile"] == "work"
     assert "heron by the lake" in dmem("log", "search", '"the lake"', "-p", "work")

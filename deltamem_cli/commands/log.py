@@ -14,7 +14,7 @@ from deltamem_cli.commands.output_file import refuse_existing, write_file
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.terminal import transcript
 from deltamem_cli.terminal.output import as_json, count, moment, note, print_document, print_json, printable
-from deltamem_cli.text import whole
+from deltamem_cli.text import short, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +126,8 @@ def search(
     from deltamem_cli.store.search import search as search_store
 
     text = whole(" ".join(words))
+    if not text.strip():
+        raise UsageError("There is nothing to search for: give a word, such as: dmem log search lisbon")
     with read_store(database) as store:
         hits = search_store(store, text, _scope(store, profile, all_), limit)
     if as_json:
@@ -133,7 +135,7 @@ def search(
         print_json([{**vars(hit), "excerpt": hit.excerpt.translate(plain)} for hit in hits])
         return
     if not hits:
-        note(f"Nothing found for {text}" + ("" if all_ else "; search every profile with --all"))
+        note(f"Nothing found for {short(text)}" + ("" if all_ else "; search every profile with --all"))
     for hit in hits:
         owner = f"{hit.profile}  " if all_ else ""
         typer.secho(

@@ -204,14 +204,19 @@ def _make_default(name: str) -> None:
 
 
 def _written_with(entry: Entry, database: Path | None) -> int:
-    """How many conversations have a memory that this model wrote."""
+    """How many conversations have a memory that this model wrote, and no other one here can read."""
     if entry.model is None:
         return 0
     from deltamem_cli.engine.fingerprint import fingerprint
+    from deltamem_cli.models import catalogue
     from deltamem_cli.store import conversations
 
+    digest, n_bytes = fingerprint(entry.model), entry.model.stat().st_size
+    others = [one.model for one in catalogue().values() if one.model and one.model != entry.model]
+    if any(other.stat().st_size == n_bytes and fingerprint(other) == digest for other in others):
+        return 0
     with read_store(database) as store:
-        return len(conversations.written_with(store, model=fingerprint(entry.model)))
+        return len(conversations.written_with(store, model=digest))
 
 
 def _where(entry: Entry) -> str:
