@@ -81,6 +81,8 @@ def test_pages_of_other_origins_are_refused_and_allowed_ones_are_told(server: Se
         refused = server.ask(CHAT, message("Hi"), {**MINE, "Origin": origin}, code=403)
         assert refused["error"]["code"] == "wrong_origin"
     assert server.ask("/v1/models", headers={**MINE, "Origin": server.url})["data"]
+    two = f"GET /v1/models HTTP/1.1\r\nHost: {host(server)}\r\nOrigin: {server.url}\r\nOrigin: http://evil.example\r\n"
+    assert " 403 " in raw(server, f"{two}Connection: close\r\n\r\n").splitlines()[0]
     asked = "authorization, content-type, x-stainless-os, x-dmem-profile, cookie"
     said = raw(
         server,
@@ -124,6 +126,8 @@ def test_a_key_bound_to_a_profile_reaches_no_other(server: Server) -> None:
         (b'{"messages": [{"role": "user", "content": "x"}], "metadata": {"a": NaN}}', 400),
         (b'{"messages": [{"role": "user", "content": "x"}], "n": 2}', 400),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "gpt"}', 404),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": "' + b"x" * 10_000 + b'"}', 404),
+        (b'{"messages": [{"role": "user", "content": "x"}], "metadata": {"profile": "no/such"}}', 400),
         (b'{"messages": [{"role": "user", "content": "' + b"x" * 10_000_000 + b'"}]}', 413),
     ],
 )
@@ -139,7 +143,16 @@ def test_what_makes_no_sense_is_told_in_a_sentence_and_the_rest_goes_on(
     assert f" {status} " in said.splitlines()[0]
     error = json.loads(said.partition("\r\n\r\n")[2])["error"]
     assert error["message"].endswith((".", ")")) and "Traceback" not in error["message"]
+    assert len(error["message"]) < 500
     assert server.ask(CHAT, message("Hi"), MINE)["choices"]
+
+
+def test_a_profile_whose_name_is_spelled_in_two_ways_is_one(server: Server) -> None:
+    told = [
+        server.ask(CHAT, message("Hi", model=f"{server.model}@{name}", conversation="mine"), MINE)["metadata"]
+        for name in ("Ren\u00e9", "Rene\u0301")
+    ]
+    assert told[0]["conversation"] == told[1]["conversation"]
 
 
 def test_half_a_character_in_a_message_is_no_error(server: Server) -> None:

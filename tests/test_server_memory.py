@@ -377,6 +377,7 @@ def test_a_name_that_no_profile_can_have_is_the_clients_mistake(client: Client) 
 def test_fields_of_a_query_are_of_their_kind(client: Client) -> None:
     client.chat("talk", 1)
     assert "turn must be" in client.get("show", 400, turn="one")["error"]["message"]
+    assert "not a whole number" in client.get("show", 400, turn="9" * 5000)["error"]["message"]
     assert "after is missing" in client.get("diff", 400, before=0)["error"]["message"]
     assert "no layer 77" in client.get("inspect", 400, layer=77)["error"]["message"]
     assert "must stand in the body" in client.http.post("/v1/memory/undo?turns=1", json={}).json()["error"]["message"]

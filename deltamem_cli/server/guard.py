@@ -57,7 +57,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        origin = headers.get("origin")
+        origin = ", ".join(headers.getlist("origin")) if "origin" in headers else None
         try:
             self._check_host(headers)
             elsewhere = self._from_elsewhere(origin, headers["host"])

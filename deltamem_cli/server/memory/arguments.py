@@ -61,7 +61,7 @@ class Field:
         """The value that a text of the query means. Raises Problem."""
         if self.kind == "boolean":
             return True if text.lower() in _YES else False if text.lower() in _NO else self.checked(text)
-        return self.checked(int(text) if self.kind == "integer" and text.isascii() and text.isdigit() else text)
+        return self.checked(int(text[:20]) if self.kind == "integer" and text.isascii() and text.isdigit() else text)
 
 
 async def read(request: Request, fields: Sequence[Field], *, in_query: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.store import profiles
 from deltamem_cli.store.database import Store
+from deltamem_cli.store.errors import StoreError
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Service:
         model, profile = addressing.model_and_profile(name)
         if model not in (self.model, *self.aliases):
             raise Problem(
-                404, f"There is no model {model} here: use {self.model}.", code="model_not_found", param="model"
+                404, f"There is no model {model[:100]} here: use {self.model}.", code="model_not_found", param="model"
             )
         return profile
 
@@ -39,6 +40,14 @@ def service(request: Request) -> Service:
     """That of the application that got the request."""
     found: Service = request.app.state.service
     return found
+
+
+def profile_named(name: str) -> str:
+    """A profile's name, in the one form that is stored. Raises Problem for what can't be one."""
+    try:
+        return profiles.check_name(name)
+    except StoreError as error:
+        raise invalid(f"{error}.", "profile") from None
 
 
 def bound_profile(request: Request) -> str | None:
