@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import MakeModel
 
 from deltamem_cli.errors import DeltamemError
@@ -54,6 +55,48 @@ def test_every_architecture_gives_llama_cpps_logits(arch: str, tiny_model: MakeM
     # ggml looks GELU up in a table of float16
     rough = 30 if arch in ("gemma2", "gemma3") else 1
     assert (there - here).abs().max() < rough * 1e-4
+
+
+def test_padding_goes_through_no_weights_and_changes_nothing(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone(tiny_model("qwen2"))
+    h = backbone.embed(torch.tensor([TOKENS[:9], [*TOKENS[20:24], 0, 0, 0, 0, 0]]))
+    linear, tokens = F.linear, set()
+
+    def counted(x: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        tokens.add(x.shape[:-1].numel())
+        return linear(x, *args)
+
+    monkeypatch.setattr(F, "linear", counted)
+    both, past = backbone.run(h, torch.tensor([9, 4]))
+    assert tokens == {9 + 4}
+    for row, size in enumerate((9, 4)):
+        alone, own = backbone.run(h[row : row + 1, :size], torch.tensor([size]))
+        torch.testing.assert_close(both[row, :size], alone[0], atol=1e-5, rtol=1e-4)
+        assert not both[row, size:].any()
+        for n in range(backbone.shape.n_layer):
+            torch.testing.assert_close(past.keys[n][row, :, :size], own.keys[n][0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_pass_for_keys_and_values_alone_leaves_out_what_follows_the_last_ones(tiny_model: MakeModel) -> None:
+    backbone = Backbone(tiny_model("qwen2"))
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    found = {}
+    for whole, inputs in seen.items():
+
+        def keep(layer: int, x: torch.Tensor, inputs: list[torch.Tensor] = inputs) -> dict[str, torch.Tensor]:
+            inputs.append(x)
+            return {}
+
+        h = backbone.embed(torch.tensor([TOKENS[:9]]))
+        found[whole] = backbone.run(h, torch.tensor([9]), correct=keep, to_the_end=whole)
+    assert all(torch.equal(a, b) for a, b in zip(seen[True], seen[False], strict=True))
+    for n in range(backbone.shape.n_layer):
+        assert torch.equal(found[True][1].values[n], found[False][1].values[n])
+    last = backbone.shape.n_layer - 1
+    before, _ = backbone.run(backbone.embed(torch.tensor([TOKENS[:9]])), torch.tensor([9]), layers=range(last))
+    assert torch.equal(found[False][0], before)
 
 
 @pytest.mark.parametrize("arch", SUPPORTED)

@@ -38,6 +38,27 @@ class Past:
         return Past(keys, values, self.lengths.new_full((rows,), size))
 
 
+class _Packing:
+    """Rows of a padded batch without their padding, side by side: products with weights are then of real tokens only."""
+
+    def __init__(self, lengths: Tensor, tokens: int) -> None:
+        self.shape = (len(lengths), tokens)
+        real = torch.arange(tokens, device=lengths.device) < lengths[:, None]
+        self.places = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, T, width] -> [tokens, width]"""
+        x = x.flatten(0, 1)
+        return x if self.places is None else x[self.places]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[tokens, width] -> [B, T, width], zero where padding is"""
+        batch, tokens = self.shape
+        if self.places is not None:
+            x = x.new_zeros(batch * tokens, x.shape[-1]).index_copy(0, self.places, x)
+        return x.view(batch, tokens, -1)
+
+
 class Backbone:
     """Weights are in the basis of the GGUF, so that corrections learned on them fit it without permuting."""
 
@@ -109,10 +130,12 @@ class Backbone:
         past: Past | None = None,
         correct: Correct | None = None,
         layers: range | None = None,
+        to_the_end: bool = True,
     ) -> tuple[Tensor, Past]:
         """h [B, T, hidden], right-padded -> hidden after the last of layers (all unless given), and the keys and values.
 
         correct(layer, x) returns what to add to q, k, v and o; x is the layer's attention input, float32.
+        to_the_end: False where only inputs, keys and values are wanted: the last layer stops at them, and hidden is its input
         """
         tokens = h.shape[1]
         start = torch.zeros_like(lengths) if past is None else past.lengths
@@ -122,9 +145,15 @@ class Backbone:
         if self.shape.window:
             views[True] = (_turns(positions, self.window_frequencies), seen + self._beyond_window(positions, past))
         new = Past({}, {}, lengths if past is None else past.lengths + lengths)
-        for n in layers or range(self.shape.n_layer):
-            h, new.keys[n], new.values[n] = self._layer(n, h, *views[self.shape.slides(n)], past, correct)
-        return h, new
+        layers = layers or range(self.shape.n_layer)
+        packing = _Packing(lengths, tokens)
+        h = packing.pack(h)
+        for n in layers:
+            whole = to_the_end or n != layers[-1]
+            h, new.keys[n], new.values[n] = self._layer(
+                n, h, packing, *views[self.shape.slides(n)], past, correct, whole
+            )
+        return packing.unpack(h), new
 
     def logits(self, hidden: Tensor, vocabulary: Tensor | None = None) -> Tensor:
         """Of all tokens, or of those of vocabulary: [..., tokens]"""
@@ -172,16 +201,25 @@ class Backbone:
         return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
 
     def _layer(
-        self, n: int, h: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: Past | None, correct: Correct | None
+        self,
+        n: int,
+        h: Tensor,
+        packing: _Packing,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor,
+        past: Past | None,
+        correct: Correct | None,
+        whole: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """h: packed; whole: False leaves it as it is, for the keys and values alone."""
         s, w = self.shape, self.layers[n]
-        batch, tokens, _ = h.shape
+        batch, tokens = packing.shape
         x = self._norm(h, w["attn_norm"])
-        deltas = correct(n, x) if correct else {}
+        deltas = correct(n, packing.unpack(x)) if correct else {}
         qkv = F.linear(x.to(self.dtype), w["qkv"]).float()
         if w["qkv_bias"] is not None:
             qkv = qkv + w["qkv_bias"]
-        q, k, v = qkv.split([self.widths["q"], self.widths["k"], self.widths["v"]], -1)
+        q, k, v = packing.unpack(qkv).split([self.widths["q"], self.widths["k"], self.widths["v"]], -1)
         q, k, v = (t + deltas[name] if name in deltas else t for name, t in (("q", q), ("k", k), ("v", v)))
         q, k, v = (t.view(batch, tokens, -1, s.head_dim).transpose(1, 2) for t in (q, k, v))
         if w["q_norm"] is not None:
@@ -191,8 +229,12 @@ class Backbone:
         q, k, v = (t.to(self.dtype) for t in (q, k, v))
         if past is not None:
             k, v = torch.cat([past.keys[n], k], 2), torch.cat([past.values[n], v], 2)
-        o = F.linear(self._attend(q, k, v, mask), w["o"]).float()
-        h = h + self._post_norm(o + deltas["o"] if "o" in deltas else o, w["attn_post_norm"])
+        if not whole:
+            return h, k, v
+        o = F.linear(packing.pack(self._attend(q, k, v, mask)), w["o"]).float()
+        if "o" in deltas:
+            o = o + packing.pack(deltas["o"])
+        h = h + self._post_norm(o, w["attn_post_norm"])
         gate, up = F.linear(self._norm(h, w["ffn_norm"]).to(self.dtype), w["up"]).chunk(2, -1)
         gate = F.gelu(gate, approximate="tanh") if s.gemma else F.silu(gate)
         return h + self._post_norm(F.linear(gate * up, w["down"]).float(), w["ffn_post_norm"]), k, v

@@ -99,7 +99,7 @@ def write_sessions(
     spans, _ = pad([s.spans for s in sessions], backbone.device, fill=-1)
     mask, _ = pad([s.writes for s in sessions], backbone.device)
     session = Session(memory, states, mask.bool(), spans, keep_inputs)
-    _, past = backbone.run(backbone.embed(ids), lengths, correct=session)
+    _, past = backbone.run(backbone.embed(ids), lengths, correct=session, to_the_end=False)
     return session.stacked, session, past
 
 
@@ -312,15 +312,6 @@ def _joined(asked: Sequence[Asked], layers: range) -> Past:
         })  # fmt: skip
     sizes = [next(iter(a.keys.values())).shape[1] for a in asked]
     return Past(sides[0], sides[1], torch.tensor(sizes, device=asked[0].inputs.device))
-
-
-def joined(reads: Sequence[Read]) -> Read:
-    """The answers of several batches as one."""
-    return Read(
-        torch.cat([r.logits for r in reads]),
-        torch.cat([r.labels for r in reads]),
-        [n for r in reads for n in r.lengths],
-    )
 
 
 @torch.no_grad()

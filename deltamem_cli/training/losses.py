@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from deltamem_cli.training.batch import (
     Read,
     Written,
     frozen_answers,
-    joined,
     read_answers,
     replay_answers,
     replay_writes,
@@ -23,8 +21,6 @@ from deltamem_cli.training.batch import (
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.objective import KL_WEIGHT, answer_loss, exact, gate_loss, kl_loss
-
-LENGTHS = (3, 6)  # tokens of an answer up to which it is read among short ones, and among longer ones
 
 # with gradients; and beta, exact (share of answers), tokens, kl where ordinary talk was asked for
 Loss = tuple[Tensor, dict[str, Any]]
@@ -72,14 +68,9 @@ def _loss(
     own = torch.tensor([i for i, e in enumerate(episodes) for _ in e.questions], device=states.device)
     questions = [q for e in episodes for q in e.questions]
     plain = [i for i, q in enumerate(questions) if q.plain]
-    # answers of like length are read together: a short one beside a long one is mostly padding
-    groups: list[list[int]] = [[] for _ in range(len(LENGTHS) + 1)]
-    for i, q in enumerate(questions):
-        if not q.plain:
-            groups[bisect_left(LENGTHS, len(q.answer))].append(i)
-    facts = [i for group in groups for i in group]
+    facts = [i for i, q in enumerate(questions) if not q.plain]
     asked = [questions[i] for i in facts]
-    read = joined([answer(group, states[own[group]], [questions[i] for i in group]) for group in groups if group])
+    read = answer(facts, states[own[facts]], asked)
     loss = answer_loss(read, asked) + gate_loss(beta)
     hits = exact(read, asked)
     parts = {
