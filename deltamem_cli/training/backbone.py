@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ class Past:
         keys, values = ({n: t[row : row + 1].clone() for n, t in side.items()} for side in (self.keys, self.values))
         return Past(keys, values, self.lengths[row : row + 1])
 
-    def begun(self, size: int, rows: int) -> Past:
-        """The first `size` tokens of one row, before each of `rows` ways to go on."""
+    def begun(self, sizes: Sequence[int]) -> Past:
+        """The first tokens of one row, so many before each way to go on."""
         keys, values = (
-            {n: t[:, :, :size].expand(rows, -1, -1, -1) for n, t in side.items()} for side in (self.keys, self.values)
+            {n: t[:, :, : max(sizes)].expand(len(sizes), -1, -1, -1) for n, t in side.items()}
+            for side in (self.keys, self.values)
         )
-        return Past(keys, values, self.lengths.new_full((rows,), size))
+        return Past(keys, values, torch.tensor(sizes, device=self.lengths.device))
 
 
 class _Packing:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from deltamem_cli.episodes import Fact, Message
 from deltamem_cli.episodes.conversation import other_values
@@ -43,26 +44,39 @@ def retell(
     for i, w in enumerate(written):
         done(i, len(written))
         past, w.past = w.past, None
+        if past is None:
+            continue
         messages = w.episode.sessions[0].messages
         taken = {f.value for m in messages for f in m.facts}
-        for n, message in enumerate(messages if past is not None else ()):
+        again = []
+        for n, message in enumerate(messages):
             for fact in message.facts:
-                others = other_values(rng, by_name(fact.kind), taken, count)
-                if others and past is not None:
-                    w.retold += _retold(encoder, backbone, memory, w, past, n, fact, others)
+                if others := other_values(rng, by_name(fact.kind), taken, count):
+                    again.append(_again(encoder, memory, w, n, fact, others))
+        _run(backbone, memory, w, past, again)
 
 
-def _retold(
-    encoder: Encoder,
-    backbone: Backbone,
-    memory: Memory,
-    w: Written,
-    past: Past,
-    n: int,
-    fact: Fact,
-    others: Sequence[str],
-) -> list[Retelling]:
-    """Message n of the conversation with each of other values of one of its facts."""
+@dataclass
+class _Again:
+    """Message n with each of other values of one of its facts, before it was run: what goes on behind the words that all share.
+
+    at: how many tokens of the session these are; state: that of the memory after them, [1, L, H, r, r]
+    messages, tails, kept: each telling, the tokens that differ, and how many behind them are the session's own
+    first, split, end: of the message, of what differs and of what follows, among the session's tokens that write
+    """
+
+    n: int
+    at: int
+    state: Tensor
+    messages: list[Message]
+    tails: list[list[int]]
+    kept: list[int]
+    first: int
+    split: int
+    end: int
+
+
+def _again(encoder: Encoder, memory: Memory, w: Written, n: int, fact: Fact, others: Sequence[str]) -> _Again:
     session = w.episode.sessions[0]
     messages = [_with_value(session.messages[n], fact, value) for value in others]
     # the reply too, since what leads to it belongs to the message
@@ -76,21 +90,29 @@ def _retold(
     tails = [tokens[at : len(tokens) - k] for tokens, k in zip(again, kept, strict=True)]
     first = bisect_left(w.spans.tolist(), n)  # of the message's tokens, among those that write
     split = first + at - begin
-    mask = torch.ones(1, split, dtype=torch.bool, device=backbone.device)
+    device = memory.proj.device
+    mask = torch.ones(1, split, dtype=torch.bool, device=device)
     state = memory.zero_states(1)
     if split:
-        state, _ = memory.write(w.inputs[None, :, :split].to(backbone.device), state, mask)
-    ids, lengths = pad(tails, backbone.device)
-    states = state.expand(len(tails), *state.shape[1:])
+        state, _ = memory.write(w.inputs[None, :, :split].to(device), state, mask)
+    return _Again(n, at, state, messages, tails, kept, first, split, first + len(told) - begin)
+
+
+def _run(backbone: Backbone, memory: Memory, w: Written, past: Past, again: Sequence[_Again]) -> None:
+    """Tells them in one batch: each telling is a few tokens, and few tokens at once do not keep a processor busy."""
+    if not again:
+        return
+    ids, lengths = pad([tail for a in again for tail in a.tails], backbone.device)
+    states = torch.cat([a.state.expand(len(a.tails), *a.state.shape[1:]) for a in again])
     run = Session(memory, states, length_mask(lengths, ids.shape[1]), keep_inputs=True)
-    backbone.run(backbone.embed(ids), lengths, past.begun(at, len(tails)), run)
-    new = torch.stack(run.inputs, 1)  # [B, L, T, hidden]
-    end = first + len(told) - begin
-    found = []
-    for i, (message, tail, k) in enumerate(zip(messages, tails, kept, strict=True)):
-        parts = [w.inputs[:, first:split], new[i, :, : len(tail)].clone(), w.inputs[:, end - k : end]]
-        found.append(Retelling(n, parts, message.facts))
-    return found
+    begun = past.begun([a.at for a in again for _ in a.tails])
+    backbone.run(backbone.embed(ids), lengths, begun, run, to_the_end=False)
+    new = iter(torch.stack(run.inputs, 1))  # [L, T, hidden] each
+    for a in again:
+        for message, tail, k in zip(a.messages, a.tails, a.kept, strict=True):
+            told = next(new)[:, : len(tail)].clone()
+            parts = [w.inputs[:, a.first : a.split], told, w.inputs[:, a.end - k : a.end]]
+            w.retold.append(Retelling(a.n, parts, message.facts))
 
 
 def _with_value(message: Message, fact: Fact, value: str) -> Message:
