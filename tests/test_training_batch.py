@@ -7,6 +7,7 @@ need("torch", "faker", "accelerate")
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from deltamem_cli.training.batch import (
     read_answers,
     replay_answers,
     replay_writes,
+    run_prompts,
     run_writes,
     written_episodes,
 )
@@ -79,6 +81,47 @@ def test_replay_equals_the_real_passes_in_states_and_answers(
     real = read_answers(backbone, memory, states[own], [u.question for u in unknown])
     again = replay_answers(backbone, memory, states[own], [u.asked for u in unknown], [u.question for u in unknown])
     torch.testing.assert_close(again.logits, real.logits, atol=2e-2, rtol=5e-2)
+
+
+def test_what_all_questions_of_a_conversation_begin_with_is_read_once(
+    base: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Openings of all lengths, and a text with none, beside each other give what each prompt gives alone."""
+    backbone = Backbone(base)
+    memory = memory_for(backbone)
+    rng = random.Random(0)
+    systems = ("", "Be kind.", "You are a helpful assistant who likes long answers.")
+    told = [encoder.episode(generate_episode(rng, 3, system=system)) for system in systems]
+    told[1].questions.append(encoder.text("Tea is a drink. It is made of leaves and hot water."))
+    written = written_episodes(backbone, memory, told)
+    ran: list[int] = []
+    run = backbone.run
+
+    def counted(h: torch.Tensor, lengths: torch.Tensor, *args: Any, **settings: Any) -> Any:
+        ran.append(int(lengths.sum()))
+        return run(h, lengths, *args, **settings)
+
+    monkeypatch.setattr(backbone, "run", counted)
+    ask(backbone, memory, written)
+    openings = [e.sessions[0].opening for e in told]
+    assert len(set(openings)) == 3
+    prompts = [q.at_value().prompt for e in told for q in e.questions]
+    frozen = sum(len(q.prompt + q.head + q.answer[:-1]) for e in told for q in e.questions if q.plain)
+    saved = sum(
+        opening * (sum(not q.plain for q in e.questions) - 1) for opening, e in zip(openings, told, strict=True)
+    )
+    assert sum(ran) - frozen == sum(map(len, prompts)) - saved
+    for w in written:
+        for q, asked in zip(w.episode.questions, w.asked, strict=True):
+            assert asked is not None
+            past, session = run_prompts(
+                backbone, memory, w.state[None], [q.at_value().prompt], [q.written], keep_inputs=True
+            )
+            for n in range(backbone.shape.n_layer):
+                torch.testing.assert_close(asked.keys[n], past.keys[n][0], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(asked.values[n], past.values[n][0], atol=1e-5, rtol=1e-4)
+            alone = torch.stack(session.inputs, 1)[0, :, slice(*q.written)]
+            torch.testing.assert_close(asked.inputs, alone, atol=1e-2, rtol=1e-2)  # kept in bfloat16
 
 
 def test_only_what_the_user_says_changes_the_state(base: Path, encoder: Encoder) -> None:

@@ -38,6 +38,11 @@ class Past:
         )
         return Past(keys, values, torch.tensor(sizes, device=self.lengths.device))
 
+    def of_rows(self, rows: Tensor, lengths: Tensor) -> Past:
+        """Those rows, one may stand several times, and what counts of each."""
+        keys, values = ({n: t[rows] for n, t in side.items()} for side in (self.keys, self.values))
+        return Past(keys, values, lengths)
+
 
 class _Packing:
     """Rows of a padded batch without their padding, side by side: products with weights are then of real tokens only."""

@@ -190,20 +190,30 @@ def ask(
 ) -> None:
     """Runs the prompts of all questions, up to the value of the answer, with today's memory and keeps in each episode
     what answers need."""
-    todo = [(w.state, q, q.at_value()) for w in written for q in w.episode.questions]
+    todo = [(i, q, q.at_value()) for i, w in enumerate(written) for q in w.episode.questions]
     todo.sort(key=lambda item: len(item[2].prompt))
     found: dict[int, Asked] = {}
+    openings = _openings(backbone, memory, written)
     for at in range(0, len(todo), rows):
         part = todo[at : at + rows]
-        states = torch.stack([state for state, _, _ in part]).to(backbone.device)
-        _, past, session = run_prompts(
-            backbone, memory, states, [at_value for _, _, at_value in part], keep_inputs=True
-        )
+        own = torch.tensor([i for i, _, _ in part])
+        states = torch.stack([written[i].state for i, _, _ in part]).to(backbone.device)
+        opened = [_opened(written[i], q) for i, q, _ in part]
+        lengths = torch.tensor(opened, device=backbone.device)
+        before = None if openings is None else openings.of_rows(own.to(backbone.device), lengths)
+        prompts = [at_value.prompt[begin:] for begin, (_, _, at_value) in zip(opened, part, strict=True)]
+        places = [(q.written[0] - begin, q.written[1] - begin) for begin, (_, q, _) in zip(opened, part, strict=True)]
+        past, session = run_prompts(backbone, memory, states, prompts, places, before, keep_inputs=True)
         seen = torch.stack(session.inputs, 1)
-        for row, (_, q, at_value) in enumerate(part):
-            size = len(at_value.prompt)
-            keys, values = ({n: t[row, :, :size].clone() for n, t in side.items()} for side in (past.keys, past.values))
-            found[id(q)] = Asked(seen[row, :, slice(*q.written)].clone(), keys, values)
+        # behind an opening comes the padding of shorter ones
+        behind = 0 if before is None else next(iter(before.keys.values())).shape[2]
+        for row, (_, q, _) in enumerate(part):
+            own_part, rest = slice(opened[row]), slice(behind, behind + len(prompts[row]))
+            keys, values = (
+                {n: torch.cat([t[row, :, own_part], t[row, :, rest]], 1) for n, t in side.items()}
+                for side in (past.keys, past.values)
+            )
+            found[id(q)] = Asked(seen[row, :, slice(*places[row])].clone(), keys, values)
         done(min(at + rows, len(todo)), len(todo))
     plain = [q for _, q, _ in todo if q.plain]
     for q, frozen in zip(plain, frozen_answers(backbone, plain), strict=True):
@@ -212,15 +222,38 @@ def ask(
         w.asked = [found.get(id(q)) for q in w.episode.questions]
 
 
+def _openings(backbone: Backbone, memory: Memory, written: Sequence[Written]) -> Past | None:
+    """What all questions of an episode begin with, its system prompt, read once with its state. None: with nothing."""
+    ids, lengths = pad([s.tokens[: s.opening] for s in (w.episode.sessions[0] for w in written)], backbone.device)
+    if not ids.shape[1]:
+        return None
+    session = Session(memory, torch.stack([w.state for w in written]).to(backbone.device))
+    _, past = backbone.run(backbone.embed(ids), lengths, correct=session, to_the_end=False)
+    return past
+
+
+def _opened(written: Written, question: EncodedQuestion) -> int:
+    """How many tokens of a question's prompt are its episode's opening: none of a text with no chat around it."""
+    first = written.episode.sessions[0]
+    begins = question.prompt[: first.opening] == first.tokens[: first.opening]
+    return first.opening if begins and question.written[0] >= first.opening else 0
+
+
 def run_prompts(
-    backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion], keep_inputs: bool = False
-) -> tuple[Tensor, Past, Session]:
-    """The prompts read with these states: hidden [Q, T, hidden], keys and values, and the session that corrected them."""
-    ids, lengths = pad([q.prompt for q in questions], backbone.device)
-    mask = places_mask([q.written for q in questions], ids.shape[1], backbone.device)
-    session = Session(memory, states, mask, keep_inputs=keep_inputs)
-    h, past = backbone.run(backbone.embed(ids), lengths, correct=session)
-    return h, past, session
+    backbone: Backbone,
+    memory: Memory,
+    states: Tensor,
+    prompts: Sequence[list[int]],
+    written: Sequence[tuple[int, int]],
+    past: Past | None = None,
+    keep_inputs: bool = False,
+) -> tuple[Past, Session]:
+    """The prompts, or what follows their past, read with these states: keys and values, and the session that corrected
+    them. written: [begin, end) of the tokens of each that the memory writes"""
+    ids, lengths = pad(prompts, backbone.device)
+    session = Session(memory, states, places_mask(written, ids.shape[1], backbone.device), keep_inputs=keep_inputs)
+    _, past = backbone.run(backbone.embed(ids), lengths, past, session, to_the_end=False)
+    return past, session
 
 
 @dataclass
@@ -257,7 +290,7 @@ def _answers(
 
 def read_answers(backbone: Backbone, memory: Memory, states: Tensor, questions: Sequence[EncodedQuestion]) -> Read:
     """Asks each question in a fresh context against its row of states, as inference does: the question writes."""
-    _, past, session = run_prompts(backbone, memory, states, questions)
+    past, session = run_prompts(backbone, memory, states, [q.prompt for q in questions], [q.written for q in questions])
     ids, lengths = pad([q.head + q.answer[:-1] for q in questions], backbone.device)
     answering = Session(memory, session.stacked)
     return _answers(backbone, backbone.embed(ids), lengths, past, answering, questions, 0)
