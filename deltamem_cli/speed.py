@@ -24,7 +24,7 @@ class Speeds:
 
 
 @dataclass
-class Report:
+class Comparison:
     """Medians of both, and the medians of the rounds' ratios: neighbours in time share the machine's mood."""
 
     stock: Speeds
@@ -50,7 +50,7 @@ def measure(
     rounds: int = 7,
     gpu_layers: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> Report:
+) -> Comparison:
     """Runs `rounds` rounds of prefill and decode on both contexts. progress is called with the rounds done.
 
     Raises DeltamemError when the model or the adapter can't be used.
@@ -65,7 +65,7 @@ def measure(
         Engine(model, adapter, options) as deltamem,
     ):
         seats = Seat(stock), Seat(deltamem)
-        report = Report(Speeds(), Speeds(), deltamem.chosen(), 0)
+        report = Comparison(Speeds(), Speeds(), deltamem.chosen(), 0)
         # any tokens do: the arithmetic is the same for all
         prompt = [1 + i * 7919 % (model.n_vocab - 1) for i in range(PREFILL_TOKENS)]
         for index in range(-1, rounds):

@@ -14,9 +14,9 @@ from deltamem_cli import cli
 from deltamem_cli.engine import Engine
 from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation import runner as running
-from deltamem_cli.evaluation.report import Report
+from deltamem_cli.evaluation.report import RecallReport
+from deltamem_cli.evaluation.respondent import Respondent
 from deltamem_cli.evaluation.runner import Runner
-from deltamem_cli.evaluation.subject import Subject
 from deltamem_cli.session.loading import load
 from deltamem_cli.session.request import Request, settle
 
@@ -132,12 +132,12 @@ def test_image_is_written(run: Run, tmp_path: Path) -> None:
 
 def test_the_shipped_adapter_recalls_and_it_is_the_memory_that_does(home: Path) -> None:
     cases = running.Cases(running.invented(12, 0, (1, 3)).facts)
-    report = Report()
+    report = RecallReport()
     with ExitStack() as stack:
         loaded = load(stack, settle(Request(), None))
         plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
         # what follows, perplexity and distances, is another matter
-        steps = Runner(Subject(loaded, plain, home / "memory.db"), report).steps(cases)
+        steps = Runner(Respondent(loaded, plain, home / "memory.db"), report).steps(cases)
         for name, step in takewhile(lambda named: named[0] != "plain text", steps):
             if not name.endswith((r.REPLAY, r.CONTEXT)):
                 step()

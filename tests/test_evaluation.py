@@ -22,7 +22,7 @@ from deltamem_cli.evaluation import cases as made
 from deltamem_cli.evaluation import recall_picture, report
 from deltamem_cli.evaluation.cases import Case
 from deltamem_cli.evaluation.matching import recalls, sentence_is_over
-from deltamem_cli.evaluation.report import Record, Report, document
+from deltamem_cli.evaluation.report import RecallReport, RecordedAnswer, document
 from deltamem_cli.evaluation.shares import Share
 from deltamem_cli.pictures.png import png
 from deltamem_cli.pictures.svg import svg
@@ -117,7 +117,7 @@ def test_wilson_intervals_hold_the_truth_in_95_of_100_cases() -> None:
 # cases
 
 
-def told(case: Case) -> list[made.Exchange]:
+def told(case: Case) -> list[made.ToldTurn]:
     return [exchange for session in case.sessions for exchange in session]
 
 
@@ -193,7 +193,7 @@ def test_cases_of_a_file_are_its_validation_lines_or_all_where_none_is_marked(tm
     file = write_lines(tmp_path / "a.jsonl", line("one"), line("two", validation=True, system="Be kind."))
     (only,) = made.read_cases(file)
     assert (only.questions[0].value, only.system, only.facts) == ("two", "Be kind.", 1)
-    assert only.sessions == [[made.Exchange("It is two.", "Okay.")]]
+    assert only.sessions == [[made.ToldTurn("It is two.", "Okay.")]]
     assert len(made.read_cases(write_lines(tmp_path / "b.jsonl", line("one"), line("two")))) == 2
 
 
@@ -218,12 +218,14 @@ def test_reading_and_drawing_cases_needs_no_torch() -> None:
 # report
 
 
-def record(test: str, mode: str, recalled: bool, facts: int = 1, distance: int = 0, kind: str = "city") -> Record:
-    return Record(test, mode, facts, distance, kind, "Where?", "Rome", "In Rome.", recalled, 40 + distance)
+def record(
+    test: str, mode: str, recalled: bool, facts: int = 1, distance: int = 0, kind: str = "city"
+) -> RecordedAnswer:
+    return RecordedAnswer(test, mode, facts, distance, kind, "Where?", "Rome", "In Rome.", recalled, 40 + distance)
 
 
-def filled() -> Report:
-    made = Report()
+def filled() -> RecallReport:
+    made = RecallReport()
     for mode in report.MODES:
         for facts in (1, 3):
             made.records += [record("facts", mode, recalled, facts) for recalled in (True, True, False, False)]
@@ -256,16 +258,16 @@ def test_the_document_has_every_table_with_its_cases_intervals_and_tokens() -> N
 
 
 def test_an_empty_report_is_a_document_too() -> None:
-    found = document(Report())
+    found = document(RecallReport())
     assert found["facts"] == {} and found["perplexity"]["ratio"] is None and found["relative"] == {}
 
 
 def test_nothing_is_relative_to_a_memory_that_recalled_nothing() -> None:
-    made = Report([record("facts", "memory", False, 3), record("distance", "memory", True, 3, 500)])
+    made = RecallReport([record("facts", "memory", False, 3), record("distance", "memory", True, 3, 500)])
     assert made.relative(500) is None
 
 
-@pytest.mark.parametrize("of", [filled, Report])
+@pytest.mark.parametrize("of", [filled, RecallReport])
 def test_the_picture_has_a_mark_and_an_interval_for_every_share_inside_its_frame(of: object) -> None:
     made = of()  # type: ignore[operator]
     drawn = recall_picture.draw(made, 'a <b> & "c"')
@@ -287,7 +289,7 @@ def test_the_picture_has_a_mark_and_an_interval_for_every_share_inside_its_frame
 
 
 def test_half_recalled_is_drawn_half_way_up() -> None:
-    made = Report([record("facts", "memory", recalled) for recalled in (True, False)])
+    made = RecallReport([record("facts", "memory", recalled) for recalled in (True, False)])
     marks = [s for s in recall_picture.draw(made, "").shapes if isinstance(s, recall_picture.Rect)]
     middle = recall_picture._TOP + recall_picture._HEIGHT // 2
     assert any(s.y + s.height // 2 == middle for s in marks)

@@ -17,11 +17,11 @@ from deltamem_cli.episodes.kinds import HELD_OUT_KINDS
 from deltamem_cli.evaluation import cases as made
 from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation import runner as running
-from deltamem_cli.evaluation.cases import Asked, Case, Exchange
+from deltamem_cli.evaluation.cases import Asked, Case, ToldTurn
 from deltamem_cli.evaluation.perplexity import perplexity
-from deltamem_cli.evaluation.report import Report
+from deltamem_cli.evaluation.report import RecallReport
+from deltamem_cli.evaluation.respondent import Answer, Respondent
 from deltamem_cli.evaluation.runner import Cases, Runner
-from deltamem_cli.evaluation.subject import Answer, Subject
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.loading import load
 from deltamem_cli.session.request import Request, settle
@@ -30,27 +30,29 @@ from deltamem_cli.store.database import Store
 
 Q = Asked("Where?", "Rome", "city")
 ROW = [
-    Case(1, [[Exchange("I live in Rome.", "Fine."), Exchange("How are you?", "Well, thank you.")]], [Q, Q]),
+    Case(1, [[ToldTurn("I live in Rome.", "Fine."), ToldTurn("How are you?", "Well, thank you.")]], [Q, Q]),
     Case(
-        1, [[Exchange("I live in Oslo.", "Okay.")], [Exchange("It is cold.", None)]], [Asked("Where?", "Oslo", "city")]
+        1, [[ToldTurn("I live in Oslo.", "Okay.")], [ToldTurn("It is cold.", None)]], [Asked("Where?", "Oslo", "city")]
     ),
 ]
 UPDATE = Case(
     1,
-    [[Exchange("I live in Rome.", "Fine.")]],
+    [[ToldTurn("I live in Rome.", "Fine.")]],
     [Asked("Where?", "Bonn", "city", "Rome")],
-    update=[Exchange("Now Bonn.", "Okay.")],
+    update=[ToldTurn("Now Bonn.", "Okay.")],
 )
 
 
 @pytest.fixture
-def subject(tmp_path: Path, tiny_model: Any, tiny_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
+def subject(
+    tmp_path: Path, tiny_model: Any, tiny_adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Respondent]:
     monkeypatch.setenv("DMEM_HOME", str(tmp_path / "home"))
     model = tiny_model("qwen3")
     with ExitStack() as stack:
         loaded = load(stack, Request(model=model, adapter=tiny_adapter(model), ctx_size=1024, threads=1))
         plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
-        yield Subject(loaded, plain, tmp_path / "memory.db")
+        yield Respondent(loaded, plain, tmp_path / "memory.db")
 
 
 @dataclass
@@ -79,15 +81,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     return found
 
 
-def run(subject: Subject, cases: Cases) -> tuple[Report, Runner]:
-    report = Report()
+def run(subject: Respondent, cases: Cases) -> tuple[RecallReport, Runner]:
+    report = RecallReport()
     runner = Runner(subject, report)
     for _, step in runner.steps(cases):
         step()
     return report, runner
 
 
-def by_mode(report: Report, seen: list[Seen], test: str = r.FACTS) -> dict[str, list[Seen]]:
+def by_mode(report: RecallReport, seen: list[Seen], test: str = r.FACTS) -> dict[str, list[Seen]]:
     assert len(report.records) == len(seen)
     found: dict[str, list[Seen]] = {}
     for record, moment in zip(report.records, seen, strict=True):
@@ -96,7 +98,7 @@ def by_mode(report: Report, seen: list[Seen], test: str = r.FACTS) -> dict[str, 
     return found
 
 
-def told(subject: Subject, cid: str) -> tuple[bytes, list[int]]:
+def told(subject: Respondent, cid: str) -> tuple[bytes, list[int]]:
     """The state that a conversation was left with, before any talk, and the tokens that wrote it."""
     with Store.open(subject.database) as store:
         said = [turn for turn in turns.all_of(store, cid) if turn.number <= 2]
@@ -107,7 +109,7 @@ def told(subject: Subject, cid: str) -> tuple[bytes, list[int]]:
         ]
 
 
-def test_each_mode_has_the_state_and_the_context_that_it_is_named_for(subject: Subject, seen: list[Seen]) -> None:
+def test_each_mode_has_the_state_and_the_context_that_it_is_named_for(subject: Respondent, seen: list[Seen]) -> None:
     report, runner = run(subject, Cases({1: ROW}, {r.SEEN: {1: ROW[:1]}, r.NEW_KINDS: {1: ROW[1:], 2: []}}))
     modes = by_mode(report, seen)
     rome, oslo = (told(subject, runner._ids[id(case)]) for case in ROW)
@@ -127,7 +129,7 @@ def test_each_mode_has_the_state_and_the_context_that_it_is_named_for(subject: S
 
 
 def test_only_the_conversation_itself_changes_with_distance(
-    subject: Subject, seen: list[Seen], monkeypatch: pytest.MonkeyPatch
+    subject: Respondent, seen: list[Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "DISTANCES", (400, 500))
     report, runner = run(subject, Cases({1: ROW}))
@@ -148,8 +150,8 @@ def test_only_the_conversation_itself_changes_with_distance(
     assert replayed.visible[-1] == far.visible[-1] and 0 < len(replayed.shown) <= 1024 // 4
 
 
-def test_telling_starts_with_an_empty_context_and_writes_no_head(subject: Subject) -> None:
-    exchanges = [Exchange("I live in Rome.", "Fine.")]
+def test_telling_starts_with_an_empty_context_and_writes_no_head(subject: Respondent) -> None:
+    exchanges = [ToldTurn("I live in Rome.", "Fine.")]
     cid = subject.tell(exchanges)
     subject.tell(exchanges, cid=cid)
     with Store.open(subject.database) as store:
@@ -167,7 +169,7 @@ def test_telling_starts_with_an_empty_context_and_writes_no_head(subject: Subjec
     assert state is not None and np.allclose(seat.state(), state.state, atol=1e-5)
 
 
-def test_questions_do_not_disturb_each_other(subject: Subject) -> None:
+def test_questions_do_not_disturb_each_other(subject: Respondent) -> None:
     cid = subject.tell(ROW[0].sessions[0])
     with subject.session(cid) as session:
         before, n_past = session.seat.state().tobytes(), session.window.n_past
@@ -180,7 +182,7 @@ def test_questions_do_not_disturb_each_other(subject: Subject) -> None:
     assert first.tokens > n_past
 
 
-def test_an_update_is_asked_about_where_the_old_value_was_recalled(subject: Subject, seen: list[Seen]) -> None:
+def test_an_update_is_asked_about_where_the_old_value_was_recalled(subject: Respondent, seen: list[Seen]) -> None:
     lost = Case(1, UPDATE.sessions, [Asked("Where?", "Bonn", "city", "Lima")], update=UPDATE.update)
     report, _ = run(subject, Cases({1: ROW}, updates=[UPDATE, lost]))
     found = [(x.test, x.value, x.recalled) for x in report.records if x.test in (r.BEFORE, r.AFTER)]
@@ -189,7 +191,7 @@ def test_an_update_is_asked_about_where_the_old_value_was_recalled(subject: Subj
     assert before[0].state == before[1].state != after[0].state
 
 
-def test_plain_text_is_read_with_filled_memories_and_with_none(subject: Subject) -> None:
+def test_plain_text_is_read_with_filled_memories_and_with_none(subject: Respondent) -> None:
     cid = subject.tell(ROW[0].sessions[0])
     stock, memory = subject.perplexity("The old mill."), subject.with_memory.seat
     own = memory.state()
@@ -210,7 +212,7 @@ def test_plain_text_is_read_with_filled_memories_and_with_none(subject: Subject)
     assert stock == pytest.approx(np.exp(total / (len(tokens) - 1)), rel=1e-3)
 
 
-def test_a_donor_tells_none_of_the_values_that_are_asked_for(subject: Subject, seen: list[Seen]) -> None:
+def test_a_donor_tells_none_of_the_values_that_are_asked_for(subject: Respondent, seen: list[Seen]) -> None:
     same = [Case(1, ROW[0].sessions, [Q]), Case(1, ROW[0].sessions, [Q])]
     report, _ = run(subject, Cases({1: same}))
     assert r.DONOR not in report.facts[1]
@@ -239,7 +241,7 @@ def test_invented_cases_ask_in_each_mode_what_the_limit_says() -> None:
 
 
 def test_a_template_configured_for_one_model_is_not_used_to_measure_another(
-    tmp_path: Path, subject: Subject, tiny_model: Any
+    tmp_path: Path, subject: Respondent, tiny_model: Any
 ) -> None:
     template = tmp_path / "other.jinja"
     template.write_text("{% for m in messages %}OTHER {{ m.content }}{% endfor %}")
@@ -247,6 +249,6 @@ def test_a_template_configured_for_one_model_is_not_used_to_measure_another(
     config.set_value("template", str(template))
     named = settle(Request(model=tiny_model("qwen3")), None)
     for request, is_used in ((named, False), (settle(Request(), None), True)):
-        measured = Subject(subject.with_memory, subject.without_memory.engine, tmp_path / "x.db", request=request)
+        measured = Respondent(subject.with_memory, subject.without_memory.engine, tmp_path / "x.db", request=request)
         with measured.session() as session:
             assert (str(template) in session.prompt.used.name) == is_used

@@ -15,7 +15,7 @@ from deltamem_cli.terminal.output import print_json
 from deltamem_cli.text import short
 
 if TYPE_CHECKING:
-    from deltamem_cli.speed import Report
+    from deltamem_cli.speed import Comparison
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -95,7 +95,7 @@ def bench(
         _print_table(file, report)
 
 
-def _facts(report: Report) -> dict[str, Any]:
+def _facts(report: Comparison) -> dict[str, Any]:
     facts: dict[str, Any] = {
         which: {phase: report.median(which, phase) for phase in _PHASES} for which in ("stock", "deltamem")
     }
@@ -103,7 +103,7 @@ def _facts(report: Report) -> dict[str, Any]:
     return facts | {"unit": "tokens/s", "added_bytes": report.added_bytes, **report.chosen}
 
 
-def _print_table(model: Path, report: Report) -> None:
+def _print_table(model: Path, report: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -42,10 +42,10 @@ def doctor(
       dmem doctor --model qwen3-4b
       dmem doctor --json | jq '.checks[] | select(.verdict != "ok")'
     """
-    from deltamem_cli.diagnosis import Subject, diagnose, worst
+    from deltamem_cli.diagnosis import Flags, diagnose, worst
 
     checks = []
-    for check in diagnose(Subject(profile, model, adapter, database)):
+    for check in diagnose(Flags(profile, model, adapter, database)):
         checks.append(check)
         if not as_json:
             _print(check)

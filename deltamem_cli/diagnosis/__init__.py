@@ -7,12 +7,12 @@ from contextlib import ExitStack
 
 from deltamem_cli.config.errors import ConfigError
 from deltamem_cli.diagnosis import installation, network
-from deltamem_cli.diagnosis.checks import Check, Subject, worst
+from deltamem_cli.diagnosis.checks import Check, Flags, worst
 
-__all__ = ["Check", "Subject", "diagnose", "worst"]
+__all__ = ["Check", "Flags", "diagnose", "worst"]
 
 
-def diagnose(subject: Subject) -> Iterator[Check]:
+def diagnose(subject: Flags) -> Iterator[Check]:
     """Every check, as each is done."""
     listener = network.Listener()
     yield from _looked("install", lambda: [installation.package()])
@@ -29,7 +29,7 @@ def diagnose(subject: Subject) -> Iterator[Check]:
     yield listener.check()
 
 
-def _storage(subject: Subject) -> Iterator[Check]:
+def _storage(subject: Flags) -> Iterator[Check]:
     from deltamem_cli.diagnosis import storage
     from deltamem_cli.store.location import default_path
 
@@ -40,7 +40,7 @@ def _storage(subject: Subject) -> Iterator[Check]:
     yield storage.database(path)
 
 
-def _running(subject: Subject, *, readable: bool) -> Iterator[Check]:
+def _running(subject: Flags, *, readable: bool) -> Iterator[Check]:
     from deltamem_cli.diagnosis import running
     from deltamem_cli.store import migrations
     from deltamem_cli.store.database import Store

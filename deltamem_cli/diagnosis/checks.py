@@ -21,7 +21,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Flags:
     """What is looked at: what a chat with these flags would use."""
 
     profile: str | None = None

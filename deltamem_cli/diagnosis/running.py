@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from deltamem_cli import config, models
 from deltamem_cli.bindings import COMPUTE
-from deltamem_cli.diagnosis.checks import Check, Subject
+from deltamem_cli.diagnosis.checks import Check, Flags
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import facts, ram
 from deltamem_cli.session import opening
@@ -24,7 +24,7 @@ from deltamem_cli.store.records import Identity, Profile
 _WORD = "Hello"
 
 
-def checks(subject: Subject, store: Store | None) -> Iterator[Check]:
+def checks(subject: Flags, store: Store | None) -> Iterator[Check]:
     """Model, memory of the machine, hardware, adapter, and whether what is remembered is theirs.
 
     store: of what is remembered; None when nothing is, or when it can't be read.

@@ -21,7 +21,7 @@ QUESTIONS_PER_CASE = 3
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ToldTurn:
     """reply None: what is said is not answered."""
 
     said: str
@@ -43,10 +43,10 @@ class Case:
     """facts: how many were told. update: what is said later, after which the questions have their values."""
 
     facts: int
-    sessions: Sequence[Sequence[Exchange]]
+    sessions: Sequence[Sequence[ToldTurn]]
     questions: Sequence[Asked]
     system: str = ""
-    update: Sequence[Exchange] = field(default=())
+    update: Sequence[ToldTurn] = field(default=())
 
     def tells(self, value: str) -> bool:
         """Whether any message holds `value`."""
@@ -107,14 +107,14 @@ def case_of(episode: Episode, facts: int) -> Case:
     return Case(facts, [exchanges(session) for session in episode.sessions], asked, episode.system)
 
 
-def exchanges(messages: Sequence[Message]) -> list[Exchange]:
+def exchanges(messages: Sequence[Message]) -> list[ToldTurn]:
     """The messages of one session as turns. Raises DeltamemError for a reply to nothing."""
-    turns: list[Exchange] = []
+    turns: list[ToldTurn] = []
     for message in messages:
         if message.role == "user":
-            turns.append(Exchange(message.content, None))
+            turns.append(ToldTurn(message.content, None))
         elif message.role == "assistant" and turns and turns[-1].reply is None:
-            turns[-1] = Exchange(turns[-1].said, message.content)
+            turns[-1] = ToldTurn(turns[-1].said, message.content)
         else:
             raise DeltamemError(
                 f"A conversation has a message of the {message.role} that follows no message of the user: "
@@ -123,7 +123,7 @@ def exchanges(messages: Sequence[Message]) -> list[Exchange]:
     return turns
 
 
-def unrelated_talk(seed: str) -> Iterator[Exchange]:
+def unrelated_talk(seed: str) -> Iterator[ToldTurn]:
     """Small talk without end that tells no fact."""
     rng = random.Random(f"talk {seed}")
     while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltamem_cli.evaluation import report as r
-from deltamem_cli.evaluation.report import Report, Table
+from deltamem_cli.evaluation.report import RecallReport, Table
 from deltamem_cli.evaluation.shares import Share
 from deltamem_cli.pictures.shapes import INK, PALE, Colour, Label, Line, Picture, Rect
 
@@ -23,7 +23,7 @@ _MARGIN, _LEFT, _WIDTH, _HEIGHT, _GAP, _TOP = 24, 44, 300, 220, 70, 70
 _LINE = 18  # of the legend
 
 
-def draw(report: Report, title: str) -> Picture:
+def draw(report: RecallReport, title: str) -> Picture:
     """Two charts beside each other, and what the colours mean below."""
     bottom = _TOP + _HEIGHT
     picture = Picture(2 * _MARGIN + 2 * (_LEFT + _WIDTH) + _GAP, bottom + 60 + _LINE * len(COLOURS))

@@ -27,7 +27,7 @@ FACTS, DISTANCE, BEFORE, AFTER = "facts", "distance", "before update", "after up
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordedAnswer:
     """One answer. facts: how many were told; distance: tokens of unrelated talk between telling and asking."""
 
     test: str
@@ -43,18 +43,18 @@ class Record:
 
 
 # by what the row is about, then by mode
-Table = dict[Any, dict[str, list[Record]]]
+Table = dict[Any, dict[str, list[RecordedAnswer]]]
 
 
 @dataclass
-class Report:
+class RecallReport:
     """Filled while it is measured, so that what there is can be shown at any time."""
 
-    records: list[Record] = field(default_factory=list)
+    records: list[RecordedAnswer] = field(default_factory=list)
     stock_perplexity: float | None = None
     perplexities: list[float] = field(default_factory=list)  # of filled memories
 
-    def table(self, row: Callable[[Record], Hashable | None]) -> Table:
+    def table(self, row: Callable[[RecordedAnswer], Hashable | None]) -> Table:
         """Records by what `row` says of them (None: none of this table), then by mode, both in order."""
         found: Table = {}
         for record in self.records:
@@ -102,21 +102,21 @@ class Report:
         return sum(self.perplexities) / len(self.perplexities) / self.stock_perplexity
 
 
-def share(records: list[Record]) -> Share:
+def share(records: list[RecordedAnswer]) -> Share:
     """How many of the answers recalled the value."""
     return Share.of(r.recalled for r in records)
 
 
-def mean_tokens(records: list[Record]) -> float:
+def mean_tokens(records: list[RecordedAnswer]) -> float:
     """Tokens processed per answer, on average. `records` must not be empty."""
     return sum(r.tokens for r in records) / len(records)
 
 
-def document(report: Report) -> dict[str, Any]:
+def document(report: RecallReport) -> dict[str, Any]:
     """Everything as one JSON document. `cases`, `intervals` and `tokens` are laid out as the tables they belong to."""
     tables: dict[str, Table] = {"facts": report.facts, "distance": report.distances, "kinds": report.kinds}
 
-    def each(of: Callable[[list[Record]], Any]) -> dict[str, Any]:
+    def each(of: Callable[[list[RecordedAnswer]], Any]) -> dict[str, Any]:
         return {
             name: {str(key): {mode: of(records) for mode, records in row.items()} for key, row in table.items()}
             for name, table in tables.items()

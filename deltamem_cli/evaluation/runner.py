@@ -1,4 +1,4 @@
-"""Which cases are told, and in which modes they are asked about; fills a Report."""
+"""Which cases are told, and in which modes they are asked about; fills a RecallReport."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation.cases import Asked, Case
 from deltamem_cli.evaluation.matching import recalls
 from deltamem_cli.evaluation.perplexity import PLAIN_TEXT
-from deltamem_cli.evaluation.report import Record, Report
-from deltamem_cli.evaluation.subject import Answer, Subject, answer
+from deltamem_cli.evaluation.report import RecallReport, RecordedAnswer
+from deltamem_cli.evaluation.respondent import Answer, Respondent, answer
 
 FACTS = (1, 3, 6)
 DISTANCES = (100, 500)  # tokens
 EVERYTHING = 1_000_000  # tokens: more than fit
 FILLED = 3  # memories with which plain text is read
 
-Step = Callable[[], None]
+Task = Callable[[], None]
 
 
 @dataclass
@@ -58,7 +58,7 @@ def by_number_of_facts(cases: Sequence[Case], limit: int) -> Cases:
 class Runner:
     """Asks the questions of cases in every mode and adds the answers to a report."""
 
-    def __init__(self, subject: Subject, report: Report, seed: int = 0) -> None:
+    def __init__(self, subject: Respondent, report: RecallReport, seed: int = 0) -> None:
         self.subject = subject
         replayed = subject.with_memory.engine.n_ctx_seq // 4  # as a chat does by itself
         # what a session of the conversation itself is given, per mode
@@ -71,7 +71,7 @@ class Runner:
         self.seed = seed
         self._ids: dict[int, str] = {}  # conversation of each case
 
-    def steps(self, cases: Cases) -> Iterator[tuple[str, Step]]:
+    def steps(self, cases: Cases) -> Iterator[tuple[str, Task]]:
         """What there is to do, in order, with a word about each."""
         for facts, row in cases.facts.items():
             name = f"{facts} facts" if facts > 1 else "1 fact"
@@ -102,7 +102,7 @@ class Runner:
                     for mode in (r.REPLAY, r.CONTEXT):
                         yield name, partial(self._ask, r.DISTANCE, mode, case, distance=distance)
 
-    def _telling(self, name: str, row: Sequence[Case]) -> Iterator[tuple[str, Step]]:
+    def _telling(self, name: str, row: Sequence[Case]) -> Iterator[tuple[str, Task]]:
         for case in row:
             yield f"{name}, telling", partial(self._tell, case)
 
@@ -143,7 +143,7 @@ class Runner:
         found = recalls(said.text, asked.value)
         kind, question, value = asked.kind, asked.content, asked.value
         self.report.records.append(
-            Record(test, mode, case.facts, distance, kind, question, value, said.text, found, said.tokens)
+            RecordedAnswer(test, mode, case.facts, distance, kind, question, value, said.text, found, said.tokens)
         )
         return found
 

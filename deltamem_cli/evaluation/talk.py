@@ -11,8 +11,8 @@ from typing import Any
 from deltamem_cli import reading
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.evaluation import report as r
+from deltamem_cli.evaluation.respondent import Respondent
 from deltamem_cli.evaluation.shares import Share
-from deltamem_cli.evaluation.subject import Subject
 from deltamem_cli.evaluation.talk_cases import CATEGORIES, NEVER, Asked, Conversation, is_over, is_right
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.thinking import Thought
@@ -123,7 +123,7 @@ class Answers:
         }
 
 
-def measure(subject: Subject, chosen: Sequence[Conversation], answers: Answers) -> Iterator[str]:
+def measure(subject: Respondent, chosen: Sequence[Conversation], answers: Answers) -> Iterator[str]:
     """Adds to `answers` what they lack. Yields after each conversation, with its name."""
     donor: tuple[Conversation, str] | None = None
     for conversation in chosen:
@@ -140,7 +140,7 @@ def measure(subject: Subject, chosen: Sequence[Conversation], answers: Answers) 
         yield conversation.id
 
 
-def _tell(subject: Subject, conversation: Conversation) -> str:
+def _tell(subject: Respondent, conversation: Conversation) -> str:
     with subject.session(None, max_tokens=REPLY_TOKENS) as session:
         for said in (*conversation.told, *conversation.talk):
             for _ in session.ask(said):
@@ -149,7 +149,7 @@ def _tell(subject: Subject, conversation: Conversation) -> str:
 
 
 def _ask(
-    subject: Subject,
+    subject: Respondent,
     conversation: Conversation,
     mode: str,
     questions: Sequence[Asked],

@@ -29,7 +29,7 @@ class LayerMetrics:
 
 
 @dataclass(frozen=True)
-class Step:
+class MemoryAfter:
     """The memory after one turn: its norm over all layers, per layer, and how far it moved."""
 
     turn: int | None
@@ -83,14 +83,14 @@ def per_layer(state: np.ndarray, layers: Sequence[int], before: np.ndarray | Non
     return [LayerMetrics(*column) for column in columns]
 
 
-def course(snapshots: Iterable[Snapshot]) -> list[Step]:
+def course(snapshots: Iterable[Snapshot]) -> list[MemoryAfter]:
     """How the memory went from state to state."""
-    steps: list[Step] = []
+    steps: list[MemoryAfter] = []
     before = None
     for snapshot in snapshots:
         layer_norms = norms(snapshot.state)
         steps.append(
-            Step(
+            MemoryAfter(
                 turn=snapshot.turn,
                 norm=float((layer_norms**2).sum() ** 0.5),
                 change=total_norm(difference(snapshot.state, before)),

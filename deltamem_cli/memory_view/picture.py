@@ -11,7 +11,7 @@ from deltamem_cli.pictures.shapes import PALE, Colour, Label, Line, Picture, Rec
 if TYPE_CHECKING:
     import numpy as np
 
-    from deltamem_cli.memory_view.metrics import LayerMetrics, Step
+    from deltamem_cli.memory_view.metrics import LayerMetrics, MemoryAfter
 
 
 POSITIVE: Colour = (178, 24, 43)
@@ -25,7 +25,7 @@ CHARACTER = 7.3  # how wide one of a label's is, at most
 
 
 def draw(
-    title: str, state: np.ndarray, metrics: Sequence[LayerMetrics], steps: Sequence[Step], columns: int = COLUMNS
+    title: str, state: np.ndarray, metrics: Sequence[LayerMetrics], steps: Sequence[MemoryAfter], columns: int = COLUMNS
 ) -> Picture:
     """All layers as heat maps, `columns` beside each other, and, when there are `steps`, the course of their norms over
     the turns.
@@ -63,7 +63,7 @@ def _tile(picture: Picture, x: int, y: int, grid: np.ndarray, scale: float) -> N
             picture.shapes.append(Rect(x + j * size, y + i * size, size - 1, size - 1, _shade(value, scale)))
 
 
-def _chart(picture: Picture, top: int, steps: Sequence[Step]) -> None:
+def _chart(picture: Picture, top: int, steps: Sequence[MemoryAfter]) -> None:
     left, right, bottom = MARGIN + 50, picture.width - MARGIN, top + CHART_HEIGHT
     highest = max((norm for step in steps for norm in step.layer_norms), default=0.0) or 1.0
     picture.shapes.append(Label(MARGIN, top - 4, "norm of each layer by turn (pale: first, dark: last)"))

@@ -13,7 +13,7 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import registry
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.facts import Facts
-from deltamem_cli.models.registry import Record
+from deltamem_cli.models.registry import ModelRecord
 from deltamem_cli.text import short
 
 STARTER = "starter"
@@ -35,7 +35,7 @@ class Entry:
     size: int | None = None
     sha256: str | None = None  # of its file, when it is one that was tried
     facts: Facts | None = None
-    record: Record | None = None  # of what was pulled or imported
+    record: ModelRecord | None = None  # of what was pulled or imported
     options: Mapping[str, float | int] = field(default_factory=dict)  # of replies, that suit it; see session.opening
 
     @property
@@ -131,7 +131,7 @@ def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
     return replace(entry, **{key: value for key, value in said.items() if key != "path"})
 
 
-def _with_record(entry: Entry | None, record: Record) -> Entry:
+def _with_record(entry: Entry | None, record: ModelRecord) -> Entry:
     if entry is not None and (entry.repo or entry.path) and entry.repo != record.repo:
         return entry  # it means another file by now
     if entry is None or entry.repo is None:  # at most the adapter stands in the configuration

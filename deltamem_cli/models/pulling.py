@@ -12,7 +12,7 @@ from deltamem_cli.models import choosing, hub, ram, registry
 from deltamem_cli.models.entries import Entry, catalogue, known_adapter
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.facts import Facts, parts, read_facts, stem
-from deltamem_cli.models.registry import Record
+from deltamem_cli.models.registry import ModelRecord
 from deltamem_cli.models.resolving import converted_adapter, is_repository
 from deltamem_cli.text import short
 
@@ -20,7 +20,7 @@ Tell = Callable[[str], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def pull(said: str, *, name: str | None, tell: Tell) -> Record:
+def pull(said: str, *, name: str | None, tell: Tell) -> ModelRecord:
     """Downloads the model that a name of the catalogue or `owner/repo[:file]` means, and the adapter known for it.
 
     Raises DeltamemError; when only the adapter fails, the model stays.
@@ -51,13 +51,13 @@ def pull(said: str, *, name: str | None, tell: Tell) -> Record:
     if machine and machine.verdict(needed) == "no":
         tell(f"it needs about {needed / 1e9:.1f} GB of RAM and this machine has {machine.total / 1e9:.1f} GB")
     files = tuple(hub.download(repository, names))
-    record = Record(name, files, size, read_facts(files), entry.repo, license)
+    record = ModelRecord(name, files, size, read_facts(files), entry.repo, license)
     before = entries[name].record if name in entries else None
     registry.write(replace(record, adapter=before.adapter if before else None))
     return _with_adapter(record, entry, tell)
 
 
-def register(file: Path, name: str | None) -> Record:
+def register(file: Path, name: str | None) -> ModelRecord:
     """Gives a file that stays where it is a name. Raises DeltamemError."""
     file = paths.expanded(file).absolute()
     files = tuple(parts(file))
@@ -69,7 +69,7 @@ def register(file: Path, name: str | None) -> Record:
     # a file that was moved is followed
     if known is not None and known.files[0].exists() and known.files[0].absolute() != file.absolute():
         raise _taken(name)
-    record = Record(name, files, sum(part.stat().st_size for part in files), facts, license=facts.license)
+    record = ModelRecord(name, files, sum(part.stat().st_size for part in files), facts, license=facts.license)
     registry.write(record)
     return record
 
@@ -94,7 +94,7 @@ def remove(entry: Entry) -> None:
         config.set_entry("models", entry.name, None)
 
 
-def _with_adapter(record: Record, entry: Entry, tell: Tell) -> Record:
+def _with_adapter(record: ModelRecord, entry: Entry, tell: Tell) -> ModelRecord:
     known = known_adapter(record.facts) if entry.adapter is None else entry
     if known is None or known.adapter is None or not is_repository(known.adapter):
         return record
@@ -106,7 +106,7 @@ def _with_adapter(record: Record, entry: Entry, tell: Tell) -> Record:
     return record
 
 
-def _only_its_adapter(entry: Entry, tell: Tell) -> Record:
+def _only_its_adapter(entry: Entry, tell: Tell) -> ModelRecord:
     if entry.origin == "packaged":
         raise ModelError(f"{entry.name} comes with the package, so there is nothing to pull.")
     record = _with_adapter(entry.record, entry, tell) if entry.record and entry.model else None
@@ -115,7 +115,7 @@ def _only_its_adapter(entry: Entry, tell: Tell) -> Record:
     return record
 
 
-def _converted(repository: hub.Repository, record: Record, license: str | None) -> Path:
+def _converted(repository: hub.Repository, record: ModelRecord, license: str | None) -> Path:
     """The published adapter in `repository` as a file for the model."""
     from deltamem_cli.adapter.convert import convert
     from deltamem_cli.adapter.published import CONFIG_FILE, WEIGHT_FILES

@@ -14,7 +14,7 @@ from deltamem_cli.models.facts import Facts
 
 
 @dataclass(frozen=True)
-class Record:
+class ModelRecord:
     """A model whose files are on this machine, as they were when it came."""
 
     name: str
@@ -26,7 +26,7 @@ class Record:
     adapter: Path | None = None  # made for it when it was pulled
 
 
-def read_all() -> dict[str, Record]:
+def read_all() -> dict[str, ModelRecord]:
     """By name. A file that can't be read counts as absent: pulling or importing again makes it anew."""
     found = {}
     for file in sorted(_folder().glob("*.json")):
@@ -35,7 +35,7 @@ def read_all() -> dict[str, Record]:
     return found
 
 
-def write(record: Record) -> None:
+def write(record: ModelRecord) -> None:
     """Raises ModelError."""
     file = _folder() / f"{record.name}.json"
     document = {key: value for key, value in asdict(record).items() if key != "name"}
@@ -58,11 +58,11 @@ def _folder() -> Path:
     return paths.data_dir() / "models"
 
 
-def _record(name: str, said: dict[str, Any]) -> Record:
+def _record(name: str, said: dict[str, Any]) -> ModelRecord:
     known = {field.name for field in fields(Facts)}
     facts = Facts(**{key: value for key, value in said["facts"].items() if key in known})
     adapter = Path(said["adapter"]) if said.get("adapter") else None
     files = tuple(Path(file) for file in said["files"])
     if not files:
         raise ValueError(name)
-    return Record(name, files, int(said["size"]), facts, said.get("repo"), said.get("license"), adapter)
+    return ModelRecord(name, files, int(said["size"]), facts, said.get("repo"), said.get("license"), adapter)

@@ -9,7 +9,7 @@ from deltamem_cli.store.records import THINKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deltamem_cli.memory_view.metrics import Step
+    from deltamem_cli.memory_view.metrics import MemoryAfter
     from deltamem_cli.session.forgetting import Forgotten
     from deltamem_cli.session.looking import Difference, Look
     from deltamem_cli.store.bundle import Bundle
@@ -86,7 +86,7 @@ def inspected(look: Look, chosen: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def history(one: Conversation, every: Sequence[Turn], steps: Mapping[int | None, Step]) -> dict[str, Any]:
+def history(one: Conversation, every: Sequence[Turn], steps: Mapping[int | None, MemoryAfter]) -> dict[str, Any]:
     """Every turn, and what it did to the memory."""
     return {
         "profile": one.profile,
@@ -95,7 +95,7 @@ def history(one: Conversation, every: Sequence[Turn], steps: Mapping[int | None,
     }
 
 
-def _step(turn: Turn, step: Step | None) -> dict[str, Any]:
+def _step(turn: Turn, step: MemoryAfter | None) -> dict[str, Any]:
     return {
         **_turn(turn),
         "prompt_tokens": turn.prompt_tokens,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.memory_view import metrics, picture
-from deltamem_cli.memory_view.metrics import LayerMetrics, Step
+from deltamem_cli.memory_view.metrics import LayerMetrics, MemoryAfter
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import Conversation, Snapshot, Turn
@@ -28,7 +28,7 @@ class Look:
     turns: Sequence[Turn]  # without texts
     snapshot: Snapshot | None
     layers: Sequence[LayerMetrics]
-    steps: Sequence[Step]
+    steps: Sequence[MemoryAfter]
 
     @property
     def written(self) -> int:
@@ -86,7 +86,7 @@ def inspect(store: Store, conversation: Conversation, *, course: bool = False) -
     return Look(conversation, every, snapshot, layers, steps)
 
 
-def history(store: Store, conversation: Conversation) -> tuple[list[Turn], dict[int | None, Step]]:
+def history(store: Store, conversation: Conversation) -> tuple[list[Turn], dict[int | None, MemoryAfter]]:
     """Every turn, and by its number what it did to the memory, if it wrote."""
     with store.reading():
         every = turns.all_of(store, conversation.id)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deltamem_cli import files
-from deltamem_cli.store import beside, migrations, reading
+from deltamem_cli.store import beside, migrations, read_only
 from deltamem_cli.store.errors import StoreError, as_sentences, sentence
 from deltamem_cli.store.flush import Flusher
 from deltamem_cli.text import whole
@@ -44,7 +44,7 @@ class Store:
         self._file: tuple[int, int] | None = None
         self._flusher: Flusher | None = None
         self._opened = ExitStack()  # what is to be done after the connection is closed
-        self._seen: reading.Seen | None = None  # of the files of a store that others can't tell of their writing
+        self._seen: read_only.Seen | None = None  # of the files of a store that others can't tell of their writing
 
     @classmethod
     def open(cls, path: Path | str, *, create: bool = True, migrate_to: int = migrations.LATEST) -> Store:
@@ -95,7 +95,7 @@ class Store:
         path = _real(path)
         _exists(path)
         with as_sentences(path), ExitStack() as opened:
-            connection, seen = reading.connect(path, BUSY_SECONDS, opened)
+            connection, seen = read_only.connect(path, BUSY_SECONDS, opened)
             _check_is_ours(connection, path)
             store = cls(connection, path)
             store._seen, store._opened = seen, opened.pop_all()
@@ -271,13 +271,13 @@ class Store:
             assert self.path
             inside = self.connection.in_transaction
             self._opened.close()
-            self.connection, self._seen = reading.connect(self.path, BUSY_SECONDS, self._opened)
+            self.connection, self._seen = read_only.connect(self.path, BUSY_SECONDS, self._opened)
             self.connection.row_factory = sqlite3.Row
             if inside:
                 self.connection.execute("BEGIN")
 
     def _overtaken(self) -> bool:
-        return self._seen is not None and self.path is not None and reading.seen(self.path) != self._seen
+        return self._seen is not None and self.path is not None and read_only.seen(self.path) != self._seen
 
     def _configure(self) -> None:
         for pragma in (

@@ -26,8 +26,8 @@ from deltamem_cli.terminal.output import print_json
 from deltamem_cli.text import short
 
 if TYPE_CHECKING:
-    from deltamem_cli.evaluation.runner import Step
-    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.evaluation.respondent import Respondent
+    from deltamem_cli.evaluation.runner import Task
     from deltamem_cli.session.request import Request
 
 SizeOption = Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")]
@@ -84,7 +84,7 @@ def recall(
     """
     from deltamem_cli.evaluation import cases as case_files
     from deltamem_cli.evaluation import runner as running
-    from deltamem_cli.evaluation.report import Report, document
+    from deltamem_cli.evaluation.report import RecallReport, document
     from deltamem_cli.session.request import Request
 
     if image:
@@ -93,7 +93,7 @@ def recall(
         cases = running.invented(limit, seed, _numbers(facts))
     else:
         cases = running.by_number_of_facts(case_files.read_cases(data), limit)
-    report = Report()
+    report = RecallReport()
     with _measured(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))) as (subject, who):
         complete = _run(running.Runner(subject, report, seed).steps(cases))
     title = _title(who)
@@ -175,13 +175,13 @@ def talk(
 
 
 @contextmanager
-def _measured(request: Request, write: str | None = None) -> Iterator[tuple[Subject, dict[str, Any]]]:
+def _measured(request: Request, write: str | None = None) -> Iterator[tuple[Respondent, dict[str, Any]]]:
     """What is measured, with a database that is gone afterwards, and which model and adapter it is, for JSON.
 
-    write: as Subject takes it. Raises DeltamemError for a model without a memory.
+    write: as Respondent takes it. Raises DeltamemError for a model without a memory.
     """
     from deltamem_cli.engine import Engine
-    from deltamem_cli.evaluation.subject import Subject
+    from deltamem_cli.evaluation.respondent import Respondent
     from deltamem_cli.session.loading import load
     from deltamem_cli.session.request import settle
 
@@ -192,7 +192,7 @@ def _measured(request: Request, write: str | None = None) -> Iterator[tuple[Subj
             raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
         plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        subject = Subject(loaded, plain, folder / "memory.db", write, request=request)
+        subject = Respondent(loaded, plain, folder / "memory.db", write, request=request)
         yield subject, {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter)}
 
 
@@ -210,7 +210,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def _run(steps: Iterable[tuple[str, Step]]) -> bool:
+def _run(steps: Iterable[tuple[str, Task]]) -> bool:
     """Takes the steps, with a bar on stderr. False when Ctrl-C ended that."""
     planned = list(steps)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from deltamem_cli.evaluation import report as r
 
 if TYPE_CHECKING:
-    from deltamem_cli.evaluation.report import Record, Report, Table
+    from deltamem_cli.evaluation.report import RecallReport, RecordedAnswer, Table
     from deltamem_cli.evaluation.shares import Share
 
 
-def show(report: Report, title: str) -> None:
+def show(report: RecallReport, title: str) -> None:
     """Prints the tables of a report; those that nothing was measured for are left out."""
     from deltamem_cli.terminal.heat_map import console
 
@@ -54,7 +54,7 @@ def _table(title: str, table: Table) -> Any:
     return shown
 
 
-def _cell(records: list[Record]) -> str:
+def _cell(records: list[RecordedAnswer]) -> str:
     """The share and its 95 % interval."""
     if not records:
         return ""

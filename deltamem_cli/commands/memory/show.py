@@ -15,7 +15,7 @@ from deltamem_cli.terminal.output import count, moment, note, print_json, printa
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deltamem_cli.memory_view.metrics import Step
+    from deltamem_cli.memory_view.metrics import MemoryAfter
     from deltamem_cli.session.looking import Look
     from deltamem_cli.store.records import Conversation, Turn
 
@@ -146,7 +146,7 @@ def _print_heading(look: Look) -> None:
     typer.echo(f"memory        norm {norm:.4g}, the last turn that wrote changed it by {change:.4g}\n")
 
 
-def _print_history(conversation: Conversation, every: Sequence[Turn], steps: dict[int | None, Step]) -> None:
+def _print_history(conversation: Conversation, every: Sequence[Turn], steps: dict[int | None, MemoryAfter]) -> None:
     from deltamem_cli.terminal import heat_map
 
     if not every:

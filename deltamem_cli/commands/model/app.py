@@ -20,7 +20,7 @@ from deltamem_cli.text import short
 if TYPE_CHECKING:
     from deltamem_cli.models.entries import Entry
     from deltamem_cli.models.listing import Listed
-    from deltamem_cli.models.registry import Record
+    from deltamem_cli.models.registry import ModelRecord
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -246,7 +246,7 @@ def _listed(one: Listed) -> dict[str, Any]:
     }
 
 
-def _report(record: Record, done: str, as_json: bool) -> None:
+def _report(record: ModelRecord, done: str, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -275,7 +275,7 @@ def _report(record: Record, done: str, as_json: bool) -> None:
     note(f"talk to it with: dmem chat -m {printable(record.name)}")
 
 
-def _way_to_adapter(record: Record) -> str:
+def _way_to_adapter(record: ModelRecord) -> str:
     from deltamem_cli.models.entries import known_adapter, remembering
 
     if known_adapter(record.facts):

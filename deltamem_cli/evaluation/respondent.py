@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltamem_cli.engine import Engine, Seat
-from deltamem_cli.evaluation.cases import Asked, Exchange
+from deltamem_cli.evaluation.cases import Asked, ToldTurn
 from deltamem_cli.evaluation.matching import sentence_is_over
 from deltamem_cli.evaluation.perplexity import perplexity
 from deltamem_cli.session import opening
@@ -30,7 +30,7 @@ class Answer:
     tokens: int
 
 
-class Subject:
+class Respondent:
     """A model with its adapter, the same model without, and the database of their conversations."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Subject:
         self.database = database
 
     def tell(
-        self, exchanges: Iterable[Exchange], *, cid: str | None = None, system: str = "", tokens: int | None = None
+        self, exchanges: Iterable[ToldTurn], *, cid: str | None = None, system: str = "", tokens: int | None = None
     ) -> str:
         """Holds a session that begins with an empty context, commits and closes it. Returns the conversation's id.
 
