@@ -42,7 +42,7 @@ def of_error(error: DeltamemError) -> Problem:
     if isinstance(error, FingerprintMismatch):
         return Problem(409, sentence, code="memory_of_another_model")
     if isinstance(error, InvalidName):
-        return Problem(400, sentence, code="invalid_name")
+        return Problem(400, f"{sentence}.", code="invalid_name", param="profile")
     if isinstance(error, StoreError):
         return Problem(507 if "full" in sentence else 500, sentence, code="not_saved")
     if isinstance(error, Cancelled):

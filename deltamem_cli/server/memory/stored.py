@@ -10,7 +10,7 @@ from starlette.requests import Request
 from deltamem_cli.server.conversations.addressing import Address
 from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.problems import Problem, invalid
-from deltamem_cli.server.requests.service import bound_profile, profile_named, service
+from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.store import conversations, profiles
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound, StoreError
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def profile_name(request: Request, said: Mapping[str, Any]) -> str:
     """The profile that a request names, else the key's own, else the server's. Raises Problem and InvalidName."""
     bound = bound_profile(request)
-    name = profile_named(said.get("profile") or bound or service(request).profile)
+    name = profiles.check_name(said.get("profile") or bound or service(request).profile)
     if bound is not None and name != bound:
         raise Problem(404, f"There is no profile {name} here.", code="not_found", param="profile")
     return name

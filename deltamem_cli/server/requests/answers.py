@@ -16,11 +16,12 @@ from deltamem_cli.server.conversations.continuing import Continuation
 from deltamem_cli.server.conversations.history import History
 from deltamem_cli.server.problems import Problem, invalid, of_error
 from deltamem_cli.server.requests.options import thinking
-from deltamem_cli.server.requests.service import bound_profile, profile_named, service
+from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.server.requests.tools import offered
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.thinking import parted
 from deltamem_cli.session.tools import Call
+from deltamem_cli.store import profiles
 
 _YES = ("1", "true", "yes")
 
@@ -58,7 +59,7 @@ def ask(
     read_only = not keep or request.headers.get("x-dmem-read-only", "").lower() in _YES
     if isinstance(metadata, Mapping):
         read_only = read_only or str(metadata.get("read_only", "")).lower() in _YES
-    wanted = profile_named((address and address.profile) or shared.profile)
+    wanted = profiles.check_name((address and address.profile) or shared.profile)
     offer = offered(body)
     if offer.tools and grammar:
         raise invalid("tools and a format for the reply can't be used together: leave one out.", "tools")

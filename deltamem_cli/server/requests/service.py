@@ -11,7 +11,6 @@ from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.store import profiles
 from deltamem_cli.store.database import Store
-from deltamem_cli.store.errors import StoreError
 
 
 @dataclass
@@ -40,14 +39,6 @@ def service(request: Request) -> Service:
     """That of the application that got the request."""
     found: Service = request.app.state.service
     return found
-
-
-def profile_named(name: str) -> str:
-    """A profile's name, in the one form that is stored. Raises Problem for what can't be one."""
-    try:
-        return profiles.check_name(name)
-    except StoreError as error:
-        raise invalid(f"{error}.", "profile") from None
 
 
 def bound_profile(request: Request) -> str | None:
