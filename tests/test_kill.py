@@ -23,8 +23,8 @@ from deltamem_cli.session.replay import replay
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.records import Turn
 
-# Reads lines "PROFILE SECONDS FILE". For each a child, forked so that nothing has to be imported again, chats until it
-# is killed that many seconds after it was ready. What it did goes to FILE: one line per step, written when it is over.
+# Reads lines "PROFILE STEPS SECONDS FILE". For each a child, forked so that nothing has to be imported again, chats until
+# it is killed so many seconds after so many steps. What it did goes to FILE: one line per step, written when it is over.
 SCRIPT = """
 import json, os, signal, sys, time
 from contextlib import ExitStack
@@ -56,7 +56,7 @@ def chat(profile, done, ready):
             os.write(done, json.dumps(said).encode() + b"\\n")
 
 for line in sys.stdin:
-    profile, seconds, file = line.split()
+    profile, steps, seconds, file = line.split()
     done = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     ended, ready = os.pipe()
     child = os.fork()
@@ -68,6 +68,9 @@ for line in sys.stdin:
         os._exit(1)
     os.close(ready)
     os.read(ended, 1)
+    late = time.monotonic() + 60
+    while open(file).read().count("\\n") < int(steps) and time.monotonic() < late:
+        time.sleep(0.001)
     time.sleep(float(seconds))
     os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -101,7 +104,9 @@ def test_killed_at_any_moment_no_turn_is_lost_and_state_and_transcript_agree(
         for kill in range(kills):
             if kill % 3 == 0:  # some begin anew, some in what the last one left
                 transcript = []
-            server.stdin.write(f"p{kill // 3} {moments.uniform(0, 0.4)} {tmp_path / 'done'}\n")
+            # a step takes a few hundredths of a second where the machine has nothing else to do
+            moment = f"{moments.randrange(8)} {moments.uniform(0, 0.08)}"
+            server.stdin.write(f"p{kill // 3} {moment} {tmp_path / 'done'}\n")
             server.stdin.flush()
             assert server.stdout.readline() == "-9\n"
             told = (tmp_path / "done").read_text().splitlines(keepends=True)
