@@ -117,6 +117,46 @@ def test_an_edited_message_leaves_the_state_of_a_conversation_that_never_had_it(
     run(work)
 
 
+def test_an_edit_that_is_not_answered_takes_nothing_back(settings: dict[str, Any], database: Path) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+            first, done = await talk.ask("chat", "My dog is Rex.")
+            second, _ = await talk.ask("chat", "He is old.", ("My dog is Rex.", first))
+            before = state_of(database, done.conversation)
+            with pytest.raises(Problem):
+                await talk.ask("chat", "He is young.", ("My dog is Rex.", first), grammar="root ::= (")
+            left = talk.begin("chat", "He is young. " * 500, ("My dog is Rex.", first))
+            session = talk.places.warm[0].session
+            filled = session.context_filled
+            while session.context_filled == filled:  # until it is being read
+                await asyncio.sleep(0)
+            left.stop()
+            with pytest.raises(Problem):
+                await left.begin()
+            assert texts_of(database, done.conversation) == ["My dog is Rex.", "He is old."]
+            assert state_of(database, done.conversation) == before
+            _, third = await talk.ask("chat", "Third.", ("My dog is Rex.", first), ("He is old.", second))
+            assert third.turn == 3
+
+    run(work)
+
+
+def test_an_edit_that_is_only_to_be_read_is_answered_and_takes_nothing_back(
+    settings: dict[str, Any], database: Path
+) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+            first, done = await talk.ask("chat", "My dog is Rex.")
+            await talk.ask("chat", "He is old.", ("My dog is Rex.", first))
+            before = state_of(database, done.conversation)
+            text, _ = await talk.ask("chat", "He is young.", ("My dog is Rex.", first), settings={"read_only": True})
+            assert texts_of(database, done.conversation) == ["My dog is Rex.", "He is old."]
+            assert state_of(database, done.conversation) == before
+            assert text
+
+    run(work)
+
+
 def test_a_request_for_a_title_leaves_the_memory_alone(settings: dict[str, Any], database: Path) -> None:
     async def work() -> None:
         async with talking(database, settings) as talk:

@@ -6,7 +6,7 @@ the moment at which it has happened. Bringing the model to it comes last, and ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 
@@ -27,6 +27,7 @@ from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import Conversation, Identity, Message, NewTurn, Profile, Snapshot, TurnContext
 from deltamem_cli.store.reset import reset
 
+Replacing = Mapping[str, int | None]  # what turns.commit() takes of it
 _LARGEST_NORM = 1e12  # of trained adapters it is below a thousand
 
 
@@ -102,15 +103,25 @@ class ChatSession:
         return self.engine.has_memory and not self.settings.read_only and self.settings.write != "none"
 
     def ask(
-        self, text: str, *, progress: Progress | None = None, reply: Sequence[int] | None = None
+        self,
+        text: str,
+        *,
+        progress: Progress | None = None,
+        reply: Sequence[int] | None = None,
+        undo: int | None = None,
     ) -> Generator[str, None, None]:
         """Streams the reply to `text`, what is thought as Thoughts; at its end, or when stopped by stop() or by closing the iterator, commits.
 
         progress: called with tokens done and to do while a long message is read. reply: tokens to take for the model's.
+        undo: number of the first stored turn of those that are taken back in the moment in which this one is committed.
         Raises engine.Cancelled when stopped before the reply began, and StoreError when the turn could not be saved;
         then everything is as it was before.
         """
-        yield from self._ask(self._view, text, progress, reply)
+        before = self._view
+        if undo is not None:
+            before = before.before(undo, self._state(states.before(self.store, self.conversation.id, undo)))
+            before = replace(before, last=turns.last_number(self.store, self.conversation.id, below=undo))
+        yield from self._ask(before, text, progress, reply, undo=undo)
 
     def remember(self, text: str, *, progress: Progress | None = None) -> None:
         """Writes `text` into the memory as a message that nobody answers, and commits it as a turn.
@@ -122,7 +133,7 @@ class ChatSession:
             before = self._apply(self._view, progress)
             context = self._turn_context(before)
             exchange.tell(text)
-            self._commit(before, context, exchange.messages, None, kind="remember")
+            self._commit(before, context, exchange.messages, {}, kind="remember")
         except BaseException as error:
             self._fall_back(error)
             raise
@@ -163,11 +174,10 @@ class ChatSession:
         Raises as ask() does; then the old turn still stands.
         """
         last = self._view.last
-        text = self._question(last)
         state = self._view.state
         if not self.settings.read_only:
             state = self._state(states.before(self.store, self.conversation.id, last))
-        yield from self._ask(self._view.before(last, state), text, progress, instead_of=last)
+        yield from self._ask(self._view.before(last, state), self._question(last), progress, instead_of=last)
 
     def forget(self, numbers: Collection[int], *, progress: Progress | None = None) -> Forgotten:
         """Takes turns out of transcript and memory, see forgetting.py; the visible turns that stay stay visible.
@@ -253,8 +263,7 @@ class ChatSession:
         text: str,
         progress: Progress | None,
         given: Sequence[int] | None = None,
-        *,
-        instead_of: int | None = None,
+        **replacing: int | None,
     ) -> Generator[str, None, None]:
         exchange = self._exchange(before, progress, given)
         try:
@@ -262,7 +271,7 @@ class ChatSession:
             context = self._turn_context(before)
             with suppress(GeneratorExit):  # closed: what was shown is kept
                 yield from exchange.ask(text)
-            self._commit(before, context, exchange.messages, instead_of)
+            self._commit(before, context, exchange.messages, replacing)
             self._asked[self._view.last] = text
         except BaseException as error:
             self._fall_back(error)
@@ -284,7 +293,7 @@ class ChatSession:
         }
 
     def _commit(
-        self, before: View, context: TurnContext, messages: list[Message], instead_of: int | None, kind: str = "chat"
+        self, before: View, context: TurnContext, messages: list[Message], replacing: Replacing, kind: str = "chat"
     ) -> None:
         stats = self.stats
         after = replace(before, turns=self.window.shown, last=before.last + 1)
@@ -319,7 +328,7 @@ class ChatSession:
             written_tokens=stats.written_tokens,
             timings={"prompt": stats.prompt_seconds, "reply": stats.reply_seconds},
         )
-        number = turns.commit(self.store, self.conversation, turn, instead_of=instead_of).number
+        number = turns.commit(self.store, self.conversation, turn, **replacing).number
         self._view = self._applied.view = replace(after, last=number)
 
     def _how(self) -> dict[str, int | str]:

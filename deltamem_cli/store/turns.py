@@ -29,15 +29,22 @@ class Replayed:
     context: TurnContext | None = None
 
 
-def commit(store: Store, conversation: Conversation, turn: NewTurn, *, instead_of: int | None = None) -> Turn:
+def commit(
+    store: Store, conversation: Conversation, turn: NewTurn, *, instead_of: int | None = None, undo: int | None = None
+) -> Turn:
     """Append a turn with its state; both are stored or neither. Stores the conversation too if it is new.
 
     instead_of: number of the last turn, deleted in the same transaction (a regenerated or edited turn).
+    undo: number of the first turn of those that are taken back in the same transaction.
     """
     with holding(store, conversation.id):
         with store.transaction():
             conversations.insert(store, conversation)
             conversations.touch(store, conversation.id)
+            if undo is not None:
+                _take_back(
+                    store, conversation.id, [old for old in all_of(store, conversation.id) if old.number >= undo]
+                )
             number = last_number(store, conversation.id) + 1
             if instead_of is not None:
                 if instead_of != number - 1:
@@ -87,9 +94,10 @@ def insert(store: Store, conversation: str, number: int, created: str, turn: New
         states.insert(store, conversation, turn_id, turn.snapshot)
 
 
-def last_number(store: Store, conversation: str) -> int:
-    """The number of the last turn; 0: none."""
-    row = store.row("SELECT max(number) AS number FROM turns WHERE conversation_id = ?", [conversation])
+def last_number(store: Store, conversation: str, *, below: int = 2**62) -> int:
+    """The number of the last turn, or of the last one before `below`; 0: none."""
+    sql = "SELECT max(number) AS number FROM turns WHERE conversation_id = ? AND number < ?"
+    row = store.row(sql, [conversation, below])
     with checked.rows_of(store.name, "turns"):
         return checked.count_or_none(row, "number") or 0
 
@@ -120,11 +128,15 @@ def undo(store: Store, conversation: str, count: int = 1) -> list[Turn]:
             raise StoreError(
                 f"Can't undo {count} of {len(every)} turns in conversation {conversation}; see: dmem memory history"
             )
-        wiping.mark(store, conversation, [turn.number for turn in every[-count:]])
-        for turn in every[-count:]:
-            store.execute("DELETE FROM turns WHERE id = ?", [turn.id])
+        _take_back(store, conversation, every[-count:])
         conversations.touch(store, conversation)
     return every[-count:]
+
+
+def _take_back(store: Store, conversation: str, gone: Sequence[Turn]) -> None:
+    wiping.mark(store, conversation, [turn.number for turn in gone])
+    for turn in gone:
+        store.execute("DELETE FROM turns WHERE id = ?", [turn.id])
 
 
 def replace_after_forgetting(

@@ -167,24 +167,27 @@ class Answer:
             grammar=question.grammar,
             **({} if place.is_anonymous else question.settings),
         )
-        self._prepare(place, todo)
-        chat = todo.chat
+        if todo.show is not None:
+            session.show(todo.show)
+        chat, undo = todo.chat, todo.undo
         for asked, answered in todo.feed:
-            for _ in session.ask(asked, reply=session.engine.model.tokenize(answered)):
+            for _ in session.ask(asked, reply=session.engine.model.tokenize(answered), undo=undo):
                 pass
             if not session.settings.read_only:  # then there is nothing stored of it
-                chat = place.note(chat).chat
+                chat = place.note(chat, undo).chat
+            undo = None
             self._check()
         if not place.is_anonymous and not session.settings.read_only:
-            self.turn = session.n_turns + 1
-        reply = session.ask(question.history.question)
+            kept = session.n_turns if undo is None else turns.last_number(place.store, place.key, below=undo)
+            self.turn = kept + 1
+        reply = session.ask(question.history.question, undo=undo)
         pieces = []
         for piece in reply:
             pieces.append(piece)
             self._tell([piece])
             if self._is_unwanted:
                 reply.close()
-        turn = None if session.settings.read_only else place.note(chat).number
+        turn = None if session.settings.read_only else place.note(chat, undo).number
         kept = not place.is_anonymous
         thought, answered = parted(pieces)
         return Finished(
@@ -204,15 +207,6 @@ class Answer:
                 load_seconds=0,
             ),
         )
-
-    def _prepare(self, place: Place, todo: Plan) -> None:
-        session = place.session
-        if todo.undo is not None:
-            every = turns.all_of(place.store, session.conversation.id, messages=False)
-            session.undo(sum(turn.number >= todo.undo for turn in every))
-            place.forget_from(todo.undo)
-        if todo.show is not None:
-            session.show(todo.show)
 
     def _say(self, place: Place) -> None:
         """What the model is told beside the turns. Raises EngineError for what its template has no place for."""

@@ -62,17 +62,15 @@ class Place:
         """Whether nothing of it is kept."""
         return self.store.path is None
 
-    def note(self, chat: int | None) -> Said:
-        """Takes in the turn that was just committed. chat: the turn that its chat began with; None: this one."""
+    def note(self, chat: int | None, undo: int | None) -> Said:
+        """Takes in the turn that was just committed. chat: the turn that its chat began with; None: this one. undo: the
+        first of those that it took back.
+        """
         turn = turns.get(self.store, self.session.conversation.id, self.session.n_turns)
         self.last = (turn.number, turn.created)
+        self.said = [said for said in self.said if undo is None or said.number < undo]
         self.said.append(_said(turn, chat or turn.number))
         return self.said[-1]
-
-    def forget_from(self, number: int) -> None:
-        """Turns from `number` on were taken back."""
-        self.said = [said for said in self.said if said.number < number]
-        self.last = _last(self.store, self.session.conversation)
 
 
 class Ticket:
