@@ -285,6 +285,21 @@ def test_what_another_program_changed_in_between_is_seen(settings: dict[str, Any
     run(work)
 
 
+def test_a_database_that_took_the_place_of_another_is_gone_on_with(settings: dict[str, Any], database: Path) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+            await talk.ask("chat", "Old one.")
+            for file in database.parent.glob("memory.db*"):
+                if file.is_file():
+                    file.unlink()
+            for turn, question in enumerate(["One.", "Two."], 1):
+                _, done = await talk.ask("chat", question, mode="append")
+                assert done.turn == turn
+        assert texts_of(database, done.conversation) == ["One.", "Two."]
+
+    run(work)
+
+
 def test_two_chats_of_one_profile_share_its_memory_and_take_nothing_from_each_other(
     settings: dict[str, Any], database: Path
 ) -> None:

@@ -307,9 +307,14 @@ class Store:
     def _version(self) -> int:
         return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the file that was opened is still the one at its path."""
+        return self.path is None or _identity(self.path) == self._file
+
     def _check_still_there(self) -> None:
         # SQLite would go on writing into a deleted file, and the turn would be lost without a word.
-        if self.path and _identity(self.path) != self._file:
+        if not self.is_there:
             raise StoreError(
                 f"{self.path} was removed or replaced while in use, so this was not saved; "
                 "put it back or start dmem again"

@@ -332,7 +332,9 @@ def _wipe(database: Path) -> None:
 
 
 def _take_up(place: Place) -> bool:
-    """Holds the conversation again. False when others have changed it in between."""
+    """Holds the conversation again. False when others have changed it, or put another database there, in between."""
+    if not place.store.is_there:
+        return False
     locks.hold(place.store, place.session.conversation.id, brief=True)
     return _last(place.store, place.session.conversation) == place.last
 
