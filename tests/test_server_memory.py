@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,8 @@ OPTIONS = {"max_tokens": 8, "temperature": 0}
 class Client:
     """Asks a real application, with a tiny model, through Starlette's client."""
 
-    def __init__(self, http: TestClient, database: Path) -> None:
-        self.http, self.database = http, database
+    def __init__(self, http: TestClient, database: Path, places: Places) -> None:
+        self.http, self.database, self.places = http, database, places
 
     def get(self, word: str, code: int = 200, key: str = "", **fields: Any) -> Any:
         done = self.http.get(f"/v1/memory/{word}", params=fields, headers=_key(key))
@@ -91,7 +93,7 @@ def serving(home: Path, model: Path, adapter: Path | None, keys: dict[str, str |
         places = Places(load(stack, request, seats=2), request, home / "memory.db")
         service = Service(places, "tiny", "default", 0)
         http = stack.enter_context(TestClient(Guard(build(service), Rules({"testserver"}, keys=keys))))
-        yield Client(http, home / "memory.db")
+        yield Client(http, home / "memory.db", places)
         http.portal.call(places.close)
 
 
@@ -195,6 +197,17 @@ def test_forgetting_takes_a_turn_out_of_text_and_memory_and_the_model_goes_on_wi
     kept = said[:2] + said[4:]
     assert client.say("talk", *kept, "And now?")["metadata"] == {"conversation": id_, "turn": "4"}
     assert client.post("forget", 404, turns=[2])["error"]["code"] == "not_found"
+
+
+def test_forgetting_the_last_turn_replays_what_was_said_while_it_waited(client: Client) -> None:
+    _, said = client.chat("talk", 2)
+    with ThreadPoolExecutor() as pool:
+        speaking = pool.submit(client.say, "talk", *said, "walrus " * 1000)
+        while not any(place.busy for place in client.places.warm):
+            time.sleep(0.001)
+        assert client.post("forget", turns=[2])["replayed"] == [3]
+        speaking.result(120)
+    assert [turn["turn"] for turn in client.get("show")["turns"]] == [1, 3]
 
 
 def test_reset_clears_the_memory_and_keeps_the_transcript_unless_told(client: Client) -> None:

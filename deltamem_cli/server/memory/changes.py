@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ Document = dict[str, Any]
 
 LARGEST_FILE = 256_000_000  # bytes, of one to import
 _FILE_SECONDS = 300.0
+
+
+class _MoreWasSaid(Exception):
+    """While a change waited for the conversation, turns came that it has to replay."""
 
 
 async def undo(request: Request, said: Said) -> Document:
@@ -115,13 +119,14 @@ async def forget(request: Request, said: Said) -> Document:
     def describe(result: Forgotten) -> Document:
         return documents.forgotten(found.id, result, dry_run=dry_run)
 
+    def without_model(store: Store) -> Document:
+        if forgetting.plan(store, found.id, numbers).later:
+            raise _MoreWasSaid
+        return describe(forgetting.forget(store, found.id, None, numbers, dry_run=dry_run))
+
     if not planned.later:
-        return await _alone(
-            request,
-            [found],
-            lambda store: describe(forgetting.forget(store, found.id, None, numbers, dry_run=dry_run)),
-            dry_run=dry_run,
-        )
+        with suppress(_MoreWasSaid):
+            return await _alone(request, [found], without_model, dry_run=dry_run)
     places = service(request).places
     _check_memory(places, "The later turns can't be replayed")
     async with _seated(request, places, found, profile) as (place, unwanted):
