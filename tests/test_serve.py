@@ -21,6 +21,8 @@ import pytest
 from chat_support import as_if_tried, dmem, environment
 from server_support import Server
 
+from deltamem_cli import config
+from deltamem_cli.server.same_user.meeting import ASK, CONFIGURED, connect
 from deltamem_cli.store import conversations, states, turns
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and Unix sockets")
@@ -232,6 +234,34 @@ def own(tmp_path: Path, folder: Path, options: list[object]) -> Iterator[Server]
     running.database = tmp_path / "own.db"  # type: ignore[attr-defined]
     yield running
     running.stop(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"text": "Hi", "request": None},
+        {"text": None, "request": {}},
+        {"text": "Hi", "request": {"profile": 7}},
+        {"text": "Hi", "request": {"model": []}},
+        {"text": "Hi", "request": {"options": "hot"}},
+        {"text": "Hi", "request": {"of_next_year": True}},
+        {"text": "Hi", "request": {"model": "x" * 5000}},
+    ],
+)
+def test_a_command_of_another_version_is_sent_to_load_its_own_model(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any]
+) -> None:
+    for name, value in environment(folder).items():
+        monkeypatch.setenv(name, value)
+    connection = connect(folder / "memory.db")
+    assert connection
+    with connection:
+        configured = {name: config.value(name) for name in CONFIGURED}
+        data = json.dumps({"configured": configured, **body}, default=str).encode()
+        connection.sendall(f"POST {ASK} HTTP/1.0\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+        said = connection.makefile("rb").read()
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "other"
 
 
 def test_sigterm_ends_soon_with_what_was_said_committed(own: Server) -> None:

@@ -31,22 +31,34 @@ from deltamem_cli.store.database import Store
 # How a model is run: of a settled request, what must be as the server has it.
 _HARDWARE = ("ctx_size", "gpu_layers", "threads", "cache_type_k", "cache_type_v", "flash_attention", "template")
 
+# What JSON has of the kinds of Request's fields; a template's path is never sent.
+_KINDS: Mapping[str, type] = {
+    "str": str,
+    "Path": str,
+    "bool": bool,
+    "int": int,
+    "Mapping[str, Any]": dict,
+    "None": type(None),
+}
+
 
 async def ask(http: HttpRequest) -> Response:
     """POST: {text, configured, request}, as meeting.py sends them. Answers with lines of JSON."""
     if not getattr(http.state, SAME_USER, False):
         raise Problem(404, f"There is nothing at {ASK}.")
     shared, body = service(http), await read_json(http)
-    said: Mapping[str, Any] = body["request"]
-    request = Request(**{field.name: said[field.name] for field in fields(Request) if field.name in said})
-    if body["configured"] != {name: _plain(config.value(name)) for name in CONFIGURED}:
+    text, request = _said(body)
+    if body.get("configured") != {name: _plain(config.value(name)) for name in CONFIGURED}:
         raise _other("configuration")
-    settled = await shared.places.run(lambda: _settled(shared, request))
+    try:
+        settled = await shared.places.run(lambda: _settled(shared, request))
+    except OSError:  # of a path that can be none: the command says so in its own words
+        raise _other("model") from None
     named = not request.temporary
     answer = Answer(
         shared.places,
         Question(
-            History(body["text"], system=settled.system),
+            History(text, system=settled.system),
             settled.profile,
             Address(None, settled.profile, "append") if named else None,
             settled.options,
@@ -60,6 +72,18 @@ async def ask(http: HttpRequest) -> Response:
     )
     await answer.begin()
     return StreamingResponse(_lines(answer), media_type="application/x-ndjson")
+
+
+def _said(body: Mapping[str, Any]) -> tuple[str, Request]:
+    """Raises Problem for what this version of dmem does not say."""
+    text, said = body.get("text"), body.get("request")
+    if not isinstance(text, str) or not isinstance(said, dict):
+        raise _other("version of dmem")
+    types = {field.name: str(field.type).split(" | ") for field in fields(Request)}
+    for name, value in said.items():
+        if not any(isinstance(value, _KINDS[kind]) for kind in types.get(name, ())):
+            raise _other("version of dmem")
+    return text, Request(**said)
 
 
 async def _lines(answer: Answer) -> AsyncIterator[str]:
