@@ -118,6 +118,11 @@ def test_a_key_bound_to_a_profile_reaches_no_other(server: Server) -> None:
         (b'{"messages": "\xff\xfe"}', 400),
         (b"[" * 100_000, 400),
         (b'{"messages": []}', 400),
+        (
+            b'{"messages": [{"role": "user", "content": "x"}], "tool_choice": "required", "tools": [{"type": "function", '
+            b'"function": {"name": "f", "parameters": ' + b'{"items": ' * 600 + b"{}" + b"}" * 600 + b"}}]}",
+            400,
+        ),
         (b'{"messages": [{"role": "user", "content": " "}]}', 400),
         (b'{"messages": [{"role": "robot", "content": "x"}]}', 400),
         (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', 400),

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server import memory, ollama, openai, openapi, page
-from deltamem_cli.server.problems import Problem, of_error, problem_response
+from deltamem_cli.server.problems import Problem, invalid, of_error, problem_response
 from deltamem_cli.server.requests.service import Service
 from deltamem_cli.server.same_user import route
 
@@ -22,6 +22,7 @@ def build(service: Service) -> Starlette:
             Problem: _problem,
             DeltamemError: _error,
             HTTPException: _http,
+            RecursionError: _nested,
             Exception: _unexpected,
         },
     )
@@ -43,6 +44,10 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentence = {404: f"There is nothing at {request.url.path[:200]}.", 405: f"{request.method} is not allowed here."}
     return problem_response(request, Problem(error.status_code, sentence.get(error.status_code, str(error.detail))))
+
+
+async def _nested(request: Request, error: Exception) -> Response:
+    return problem_response(request, invalid("The request is nested too deeply."))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
