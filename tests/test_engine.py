@@ -315,8 +315,8 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, path: Path, adapter
         with pytest.raises(EngineError, match=f"{file.name} can't be loaded") as error:
             Model(file)
         assert "\n" not in str(error.value)
-    for file in (tmp_path / "none.gguf", tmp_path):
-        with pytest.raises(EngineError, match="does not exist"):
+    for file, why in ((tmp_path / "none.gguf", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(EngineError, match=why):
             Model(file)
 
 
