@@ -53,7 +53,8 @@ def test_a_looping_reply_ends_and_is_kept_as_it_was_shown(make_chats: MakeChats)
         assert session.stats.reply_tokens == 3 * len(SENTENCE)
         assert turns.get(session.store, session.conversation.id, 1).messages[1].text == shown
         assert_agree(session)
-        assert "-o loop_guard 0" in (warn_of_loop(session) or "")
+        told = warn_of_loop(session) or ""
+        assert "-o loop_guard 0" in told and "/set loop_guard 0" in told
 
 
 @pytest.mark.usefixtures("circling")

@@ -73,7 +73,10 @@ def warn_of_loop(session: ChatSession | WarmTurn) -> str | None:
     """What to tell when the last reply was ended because it repeated itself."""
     if not session.stats.looped:
         return None
-    return "The reply kept repeating itself, so it was cut off here. To let replies run on: -o loop_guard 0"
+    return (
+        "The reply kept repeating itself, so it was cut off here. To let replies run on: -o loop_guard 0, or in a chat: "
+        "/set loop_guard 0"
+    )
 
 
 def warn_of_dropped(session: ChatSession | WarmTurn) -> str | None:
