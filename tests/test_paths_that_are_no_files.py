@@ -54,3 +54,19 @@ def test_a_folder_that_could_be_a_repository_s_name_is_called_a_folder(
     (tmp_path / "owner/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert "owner/model is a folder" in dmem("model", "show", "owner/model", code=1)
+
+
+@pytest.mark.parametrize("arguments", [["log", "list"], ["config", "set", "threads", "2"], ["memory", "remember", "x"]])
+def test_a_home_that_is_no_folder_is_named(
+    dmem: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DMEM_HOME", str(tmp_path / "file"))
+    assert f"{tmp_path / 'file'} is not a folder" in dmem(*arguments, code=1)
+
+
+def test_the_reason_why_conversations_can_t_be_read_is_no_error_number(
+    dmem: Callable[..., str], tmp_path: Path
+) -> None:
+    said = dmem("eval", "recall", "--data", str(tmp_path), code=1)
+    assert f"{tmp_path} cannot be read (Is a directory)" in said

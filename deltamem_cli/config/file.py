@@ -79,6 +79,8 @@ def write(make: Callable[[], str]) -> None:
         files.make_folder(path.parent)
         with _alone(path):
             files.write(path, _utf8(make(), path).encode())
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _no_folder(path.parent) from error
     except OSError as error:
         raise ConfigError(
             f"{path} could not be written ({error.strerror}): make its folder writable, or set DMEM_HOME to another one."
@@ -108,5 +110,11 @@ def _alone(path: Path) -> Iterator[None]:
         files.drop_lock(lock, file)
 
 
+def _no_folder(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is not a folder, so dmem can't keep its files there: set DMEM_HOME to a folder.")
+
+
 def _unreadable(path: Path, error: OSError) -> ConfigError:
+    if isinstance(error, NotADirectoryError):
+        return _no_folder(path.parent)
     return ConfigError(f"{path} could not be read ({error.strerror}): make it a readable file, or remove it.")

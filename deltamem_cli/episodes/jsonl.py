@@ -29,7 +29,8 @@ def read_episodes(path: Path) -> tuple[list[Episode], list[Episode]]:
         # not splitlines(): JSON may hold U+2028 and the like as they are
         lines = decoded(reading.whole_file(path, _MOST), "strict").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DeltamemError(f"{path} cannot be read ({error}); check the path of --data") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DeltamemError(f"{path} cannot be read ({reason}); check the path of --data") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
