@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 
-_LONGEST_WORD, _LONGEST_SENTENCE = 300, 900  # characters; most systems end a file's name at 255
+_LONGEST_WORD, _LONGEST_SENTENCE = 500, 900  # characters; a path that is refused for its length is told whole
 _LONG_WORDS = re.compile(rf"\S{{{_LONGEST_WORD},}}")
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 # Control characters, line and paragraph separators, what turns the direction of writing.

@@ -157,8 +157,11 @@ def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, raw: bytes) 
 
 
 def test_a_folder_that_is_no_adapter_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="not a folder"):
+    with pytest.raises(AdapterError, match="missing does not exist"):
         read_published(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AdapterError, match="file is not a folder"):
+        read_published(tmp_path / "file")
     with pytest.raises(AdapterError, match="has no delta_mem_config.json"):
         read_published(tmp_path)
     (tmp_path / "delta_mem_config.json").write_text("{}")
