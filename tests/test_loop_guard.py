@@ -36,7 +36,9 @@ def test_few_short_repeats_are_no_loop() -> None:
 def circling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the model say one sentence again and again."""
 
-    def reply(self: Window, turn: int, sampling: Any, *, write: bool, take: Any, max_tokens: int) -> Iterator[int]:
+    def reply(
+        self: Window, turn: int, sampling: Any, *, write: bool, take: Any, max_tokens: int, **_: Any
+    ) -> Iterator[int]:
         for count in range(max_tokens):
             token = SENTENCE[count % len(SENTENCE)]
             self.feed(turn, [token], write=write, spans=[take(token)])
