@@ -118,4 +118,4 @@ def test_a_name_that_can_be_none_is_refused(body: dict[str, Any]) -> None:
 
 def test_equal_names_in_two_profiles_are_two_conversations() -> None:
     address = addressing.Address("chat", None, "mirror")
-    assert address.derived_id("a") != address.derived_id("b")
+    assert next(address.derived_ids("a")) != next(address.derived_ids("b"))

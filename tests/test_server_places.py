@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from server_places import Talk, run, talking
 
+from deltamem_cli.server.conversations.addressing import Address
+from deltamem_cli.server.conversations.asking import Answer, Question
+from deltamem_cli.server.conversations.history import History
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.store import conversations, locks, profiles, states, turns
 from deltamem_cli.store.database import Store
@@ -281,6 +284,31 @@ def test_what_another_program_changed_in_between_is_seen(settings: dict[str, Any
             _, after = await talk.ask("chat", "Other two.", mode="append")
             assert after.turn == 2
         assert texts_of(database, done.conversation) == ["One.", "Other two."]
+
+    run(work)
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_profile_that_was_renamed_is_not_reached_by_its_old_name(
+    settings: dict[str, Any], database: Path, name: str | None
+) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+
+            async def said(text: str) -> str:
+                question = Question(History(text), "work", Address(name, "work", "goes_on"))
+                answer = Answer(talk.places, question)
+                await answer.begin()
+                assert [piece async for piece in answer.pieces()]
+                return str(answer.conversation)
+
+            first = await said("My dog is Rex.")
+            with Store.open(database) as store:
+                profiles.rename(store, "work", "home")
+            second = await said("Who is my dog?")
+            assert second == await said("Really?") != first
+        assert texts_of(database, first) == ["My dog is Rex."]
+        assert texts_of(database, second) == ["Who is my dog?", "Really?"]
 
     run(work)
 

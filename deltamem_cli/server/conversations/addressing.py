@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,15 @@ class Address:
     profile: str | None
     mode: Mode
 
-    def derived_id(self, profile: str) -> str:
-        """The id of a conversation that nobody but the client has a name for."""
-        return hashlib.sha256(f"{profile}\0{self.conversation}".encode("utf-8", "replace")).hexdigest()[:26]
+    def derived_ids(self, profile: str) -> Iterator[str]:
+        """What the id of a conversation may be that nobody but the client has a name for.
+
+        It is the first that no conversation of another profile has: a profile that is renamed takes its own along.
+        """
+        name = f"last of {profile}\0" if self.conversation is None else f"{profile}\0{self.conversation}"
+        while True:
+            yield hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:26]
+            name += "\0"
 
 
 def model_and_profile(name: str) -> tuple[str, str | None]:

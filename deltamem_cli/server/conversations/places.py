@@ -162,13 +162,13 @@ class Places:
             profile = profile or Profile(id=0, name=profiles.check_name(profile_name))
             if address.conversation is None:
                 found = conversations.latest(store, profile)
-                return found or _new(
-                    profile, Address("", None, "goes_on").derived_id(f"last of {profile.name}")
-                ), profile
-            for id_ in (address.conversation.lower(), address.derived_id(profile_name)):
-                if (found := conversations.find(store, id_)) and (not address.profile or found.profile == profile_name):
-                    return found, profiles.get(store, found.profile)
-            return _new(profile, address.derived_id(profile_name)), profile
+            else:
+                found = conversations.find(store, address.conversation.lower())
+                if found and address.profile not in (None, found.profile):
+                    found = None
+            if found is None:
+                id_, found = derived(store, address, profile.name)
+            return (found, profiles.get(store, found.profile)) if found else (_new(profile, id_), profile)
 
     def branch(self, conversation: Conversation, profile: Profile, at: int) -> Conversation:
         """A copy that ends with turn `at`; in a thread. Raises NotFound."""
@@ -323,6 +323,19 @@ class Places:
         options = {**self.loaded.options, **settle(request, profile).options}
         prompt = session.prompt
         return Place(key, seat, store, session, session.settings, options, prompt.system, prompt.think)
+
+
+def derived(store: Store, address: Address, profile: str) -> tuple[str, Conversation | None]:
+    """The id that a client's name for a conversation of `profile` comes to, and the conversation if there is one.
+
+    One of another profile, which took it along when it was renamed, is meant only where none was named.
+    """
+    may_move = address.profile is None and address.conversation is not None
+    for id_ in address.derived_ids(profile):
+        found = conversations.find(store, id_)
+        if found is None or may_move or found.profile == profile:
+            break
+    return id_, found
 
 
 def _wipe(database: Path) -> None:

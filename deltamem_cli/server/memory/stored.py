@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from deltamem_cli.server.conversations.addressing import Address
-from deltamem_cli.server.conversations.places import Places
+from deltamem_cli.server.conversations.places import Places, derived
 from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.store import conversations, profiles
@@ -41,10 +41,11 @@ def find(request: Request, said: Mapping[str, Any], store: Store) -> Conversatio
         if found is None:
             raise Problem(404, f"Profile {name} has no conversation yet.", code="not_found", param="profile")
         return found
-    for id_ in (reference.lower(), Address(reference, None, "goes_on").derived_id(name)):
-        found = conversations.find(store, id_)
-        if found and bound in (None, found.profile):
-            return found
+    found = conversations.find(store, reference.lower())
+    if found is None or bound not in (None, found.profile):
+        _, found = derived(store, Address(reference, said.get("profile") or bound, "goes_on"), name)
+    if found:
+        return found
     if bound is None:
         try:
             return conversations.get(store, reference)
