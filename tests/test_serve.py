@@ -207,6 +207,29 @@ def test_a_thousand_connections_are_told_and_the_rest_goes_on(server: Server) ->
             time.sleep(0.2)
 
 
+def test_connections_that_say_nothing_leave_databases_their_files_and_the_log_empty(
+    options: list[object], tmp_path: Path
+) -> None:
+    own = Server(tmp_path, *options, "--parallel", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    opened: list[socket.socket] = []
+    own.start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096) if hard > 0 else 4096, hard))
+    try:
+        address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
+        opened += [socket.create_connection(address, timeout=10) for _ in range(500)]
+        own.ask(CHAT, message("Hi", conversation="talk"))
+        opened += [socket.create_connection(address, timeout=10) for _ in range(200)]
+        assert b" 503 " in opened[-1].recv(100)
+    finally:
+        for each in opened:
+            each.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        own.stop()
+    assert len(own.log.read_text().splitlines()) == 1
+
+
 def test_ask_uses_the_model_that_the_server_has_loaded(folder: Path, options: list[object], server: Server) -> None:
     model = [*options[:4]]
     environ = environment(folder)

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -21,6 +23,11 @@ MOST_CONNECTIONS = 512  # more are told that the server is busy
 _HEAD_SECONDS = 30.0  # for a request's first line and headers
 _QUIET = 2.0  # seconds without a request, to do what would keep one waiting
 _LARGEST_HEAD = 64 * 1024  # bytes
+_FILES, _FILES_PER_SEAT = 64, 12  # kept free for model and databases
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 5\r\nConnection: close\r\n"
+    b"Content-Length: 20\r\n\r\nService Unavailable\n"
+)
 
 
 class _Protocol(H11Protocol):
@@ -33,6 +40,10 @@ class _Protocol(H11Protocol):
         super().connection_made(transport)
         if transport.get_extra_info("socket").family not in (socket.AF_INET, socket.AF_INET6):
             self.app_state: dict[str, Any] = {**self.app_state, SAME_USER: True}
+        if len(self.connections) > (self.limit_concurrency or MOST_CONNECTIONS):
+            # also one that says nothing takes an open file, of which databases need some
+            transport.write(_BUSY)
+            transport.close()
         self._patience = self.loop.call_later(_HEAD_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,7 +60,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, guard: Guard, places: Places, *, idle: float | None = None) -> None:
         """idle: seconds without a request after which it ends by itself."""
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would tell what requests say
+        for name in ("uvicorn.error", "asyncio"):  # they would tell what requests say, and of every client that leaves
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         super().__init__(
             uvicorn.Config(
                 guard,
@@ -60,7 +72,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=MOST_CONNECTIONS,
+                limit_concurrency=_room_for_connections(places.n_seats),
                 h11_max_incomplete_event_size=_LARGEST_HEAD,
                 timeout_keep_alive=30,
             )
@@ -94,3 +106,19 @@ class Server(uvicorn.Server):
             if self._idle is not None and not self._guard.n_running and unused > self._idle:
                 self.should_exit = True
         self._places.stop_all()
+
+
+def _room_for_connections(seats: int) -> int:
+    """How many may be open at once, with as many open files as the system lets this process have."""
+    if sys.platform == "win32":
+        return MOST_CONNECTIONS
+    import resource
+
+    kept, (soft, hard) = _FILES + _FILES_PER_SEAT * seats, resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + kept
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # macOS has a lower limit than it tells
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, soft - kept))
