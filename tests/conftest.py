@@ -18,7 +18,7 @@ LoadModel = Callable[[Path], Any]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--many", type=int, default=120, help="mutated files of each kind that tests/fuzz tries")
+    parser.addoption("--many", type=int, default=300, help="mutated files of each kind that tests/fuzz tries")
     parser.addoption("--kills", type=int, default=12, help="times that each test of kill -9 kills")
 
 

@@ -28,7 +28,6 @@ from deltamem_cli.store import conversations, states, turns
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and Unix sockets")
 
 CHAT = "/v1/chat/completions"
-KILLS = int(os.environ.get("DMEM_TEST_KILLS", "6"))
 
 
 def message(text: str, **more: Any) -> dict[str, Any]:
@@ -323,8 +322,8 @@ def test_a_turn_that_was_taken_back_is_wiped_when_nobody_asks(own: Server) -> No
         time.sleep(0.2)
 
 
-def test_kill_under_load_loses_no_acknowledged_turn(own: Server) -> None:
-    """DMEM_TEST_KILLS asks for another number of kills; the moments are drawn from a fixed seed."""
+def test_kill_under_load_loses_no_acknowledged_turn(own: Server, pytestconfig: pytest.Config) -> None:
+    """The moments are drawn from a fixed seed."""
     moments = random.Random(11)
     acknowledged: dict[str, int] = {}
 
@@ -339,7 +338,7 @@ def test_kill_under_load_loses_no_acknowledged_turn(own: Server) -> None:
             acknowledged[said["conversation"]] = int(said["turn"])
             answered.add(name)
 
-    for _ in range(KILLS):
+    for _ in range(int(pytestconfig.getoption("--kills")) // 3):
         answered: set[str] = set()
         own.start()
         talking = [threading.Thread(target=talk, args=(name,)) for name in ("one", "two", "three")]
