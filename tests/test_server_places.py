@@ -17,6 +17,7 @@ from deltamem_cli.server.conversations.history import History
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.store import conversations, locks, profiles, states, turns
 from deltamem_cli.store.database import Store
+from deltamem_cli.store.reset import reset
 
 OPTIONS = {"max_tokens": 12, "temperature": 0}
 
@@ -284,6 +285,28 @@ def test_what_another_program_changed_in_between_is_seen(settings: dict[str, Any
             _, after = await talk.ask("chat", "Other two.", mode="append")
             assert after.turn == 2
         assert texts_of(database, done.conversation) == ["One.", "Other two."]
+
+    run(work)
+
+
+def test_a_memory_that_another_program_reset_or_made_anew_is_seen(settings: dict[str, Any], database: Path) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+            _, done = await talk.ask("chat", "One.", mode="append")
+            await talk.ask("chat", "Two.", mode="append")
+            id_ = str(done.conversation)
+            with Store.open(database) as store:
+                first = states.after(store, id_, 1)
+                reset(store, [conversations.get(store, id_)], transcript=False)
+            assert not state_of(database, id_)
+            _, third = await talk.ask("chat", "Third.", mode="append")
+            assert third.turn == 3
+            assert state_of(database, id_) == state_of(database, (await talk.ask("other", "Third."))[1].conversation)
+            with Store.open(database) as store:  # as a replay does that leaves out turn 2
+                turns.replace_after_forgetting(store, id_, [2], {3: turns.Replayed(first)})
+            (place,) = (place for place in talk.places.warm if place.key == id_)
+            await talk.ask("chat", "Fourth.", mode="append")
+            assert place not in talk.places.warm
 
     run(work)
 

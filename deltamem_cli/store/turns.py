@@ -102,6 +102,13 @@ def last_number(store: Store, conversation: str, *, below: int = 2**62) -> int:
         return checked.count_or_none(row, "number") or 0
 
 
+def version(store: Store, conversation: str) -> tuple[object, ...]:
+    """What differs once turns were added, taken back or forgotten, or the memory was reset, by whomever."""
+    sql = "SELECT count(*) AS n, max(number) AS number, max(created) AS created FROM turns WHERE conversation_id = ?"
+    latest = states.latest(store, conversation)
+    return *(store.row(sql, [conversation]) or {}).values(), latest.state.tobytes() if latest else b""
+
+
 def get(store: Store, conversation: str, number: int) -> Turn:
     """One turn of a conversation. Raises NotFound."""
     rows = store.rows(_SELECT + " AND number = ?", [conversation, number])

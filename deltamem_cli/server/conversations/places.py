@@ -52,7 +52,7 @@ class Place:
     system: str | None
     think: bool | None
     said: list[Said] = field(default_factory=list)
-    last: tuple[int, str] = (0, "")  # number and time of the last turn that this knows of
+    version: tuple[object, ...] = ()  # of what is stored, as far as this knows
     stale: bool = False  # it holds what is not stored, so nobody else may have it
     busy: bool = True
     used: int = 0
@@ -67,7 +67,7 @@ class Place:
         first of those that it took back.
         """
         turn = turns.get(self.store, self.session.conversation.id, self.session.n_turns)
-        self.last = (turn.number, turn.created)
+        self.version = turns.version(self.store, turn.conversation)
         self.said = [said for said in self.said if undo is None or said.number < undo]
         self.said.append(_said(turn, chat or turn.number))
         return self.said[-1]
@@ -304,7 +304,7 @@ class Places:
             request = replace(self.request, profile=profile.name)
             place = self._seated(conversation.id, seat, store, request, profile, conversation)
             place.said = [_said(turn) for turn in turns.all_of(store, conversation.id) if turn.kind == "chat"]
-            place.last = _last(store, conversation)
+            place.version = turns.version(store, conversation.id)
             return place
         except BaseException:
             store.close()
@@ -349,12 +349,7 @@ def _take_up(place: Place) -> bool:
     if not place.store.is_there:
         return False
     locks.hold(place.store, place.session.conversation.id, brief=True)
-    return _last(place.store, place.session.conversation) == place.last
-
-
-def _last(store: Store, conversation: Conversation) -> tuple[int, str]:
-    number = turns.last_number(store, conversation.id)
-    return (number, turns.get(store, conversation.id, number).created) if number else (0, "")
+    return turns.version(place.store, place.session.conversation.id) == place.version
 
 
 def _new(profile: Profile, id_: str) -> Conversation:
