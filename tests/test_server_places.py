@@ -311,6 +311,23 @@ def test_a_memory_that_another_program_reset_or_made_anew_is_seen(settings: dict
     run(work)
 
 
+def test_settings_that_a_profile_was_given_count_from_the_next_question_on(
+    settings: dict[str, Any], database: Path
+) -> None:
+    async def work() -> None:
+        async with talking(database, settings) as talk:
+            await talk.ask("chat", "One.", mode="append")
+            (kept,) = talk.places.warm
+            await talk.ask("chat", "Two.", mode="append")
+            assert talk.places.warm == [kept]
+            with Store.open(database) as store:
+                profiles.change(store, "default", system="Be brief.")
+            await talk.ask("chat", "Three.", mode="append")
+            assert [place.session.prompt.system for place in talk.places.warm] == ["Be brief."]
+
+    run(work)
+
+
 @pytest.mark.parametrize("name", [None, "mine"])
 def test_a_profile_that_was_renamed_is_not_reached_by_its_old_name(
     settings: dict[str, Any], database: Path, name: str | None

@@ -345,11 +345,16 @@ def _wipe(database: Path) -> None:
 
 
 def _take_up(place: Place) -> bool:
-    """Holds the conversation again. False when others have changed it, or put another database there, in between."""
+    """Holds the conversation again. False when others have changed it or its profile's settings, or put another database
+    there, in between.
+    """
     if not place.store.is_there:
         return False
-    locks.hold(place.store, place.session.conversation.id, brief=True)
-    return turns.version(place.store, place.session.conversation.id) == place.version
+    conversation, profile = place.session.conversation, place.session.profile
+    locks.hold(place.store, conversation.id, brief=True)
+    now = profiles.find(place.store, conversation.profile) or Profile(id=0, name=conversation.profile)
+    is_as_it_was = all(getattr(now, name) == getattr(profile, name) for name in (*profiles.SETTINGS, "options"))
+    return is_as_it_was and turns.version(place.store, conversation.id) == place.version
 
 
 def _new(profile: Profile, id_: str) -> Conversation:
