@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from deltamem_cli.server.problems import Problem, invalid
+from deltamem_cli.text import whole
 
 LARGEST_BODY = 10_000_000  # bytes
 _BODY_SECONDS = 30.0
@@ -43,7 +44,7 @@ def _parsed(text: str) -> Any:
     """What `text` says, all of which can be said again as JSON. Raises ValueError and RecursionError."""
     body = json.loads(text, parse_constant=_finite, parse_float=_finite)
     if _HALF.search(text):
-        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+        body = json.loads(whole(json.dumps(body, ensure_ascii=False)))
     return body
 
 
