@@ -74,8 +74,10 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
         run_training(options, events.append)
     options.resume = True
     for other, named in (({"lr": 1e-4, "seed": 3}, "seed: 0, not 3; lr: 0.0015, not 0.0001"), ({"data": None}, "data")):
+        events.clear()
         with pytest.raises(DeltamemError, match=named):
             run_training(replace(options, **other), events.append)
+        assert [e["event"] for e in events] == ["loading"]  # before minutes go into talk
     with pytest.raises(DeltamemError, match="complete"):
         run_training(options, events.append)
     options.steps = 3

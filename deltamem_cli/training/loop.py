@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from deltamem_cli import files
-from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, read_answers, run_writes, written_episodes
+from deltamem_cli.training.checkpoint import read_checkpoint
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
 from deltamem_cli.training.init import open_gates, start_from_data
+from deltamem_cli.training.kept import forget_others, keep, read_back
 from deltamem_cli.training.losses import Loss, end_to_end_loss, mixed_loss
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.objective import exact
@@ -30,7 +31,6 @@ from deltamem_cli.training.sources import Source
 __all__ = ["Settings", "Trainer"]
 
 OTHER_TOKENS = 2048
-SAME = ("seed", "beta", "batch", "lr", "finish")  # settings that a run which goes on must share
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Trainer:
         self.spent = self._last = self._writing = 0.0
         self.turns = self.dense or self.source
         self.pool = Pool(s.pool, mixed=self.dense is not None, encoder=self.encoder)
+        self.rounds: list[tuple[int, int]] = []  # the step before which the pool's conversations were written, how many
 
     @property
     def _rank(self) -> int:
@@ -150,12 +151,20 @@ class Trainer:
             w.past = None
         ask(self.backbone, self.memory, kept, done=self._telling("questions"))
         self.pool.add(kept)
+        self._keep(kept)
         # what a round will take; alike in all processes, or they would not agree on the last one
         each = (middle - begin) / episodes + (time.monotonic() - middle) / len(kept)
         self._writing = (
             float(self._mean(torch.tensor(each, device=self.backbone.device))) * self.settings.round_episodes
         )
         return written
+
+    def _keep(self, written: Sequence[Written]) -> None:
+        """Writes down what the pool took in, for a run that is killed; what it let go is deleted with the next checkpoint."""
+        keep(self.folder, self._rank, self.step, written)
+        self.rounds.append((self.step, len(written)))
+        while sum(n for _, n in self.rounds[1:]) >= self.settings.pool:
+            del self.rounds[0]
 
     def _telling(self, part: str) -> Callable[[int, int], None]:
         """Reports how much of a part of the writing is done."""
@@ -171,8 +180,8 @@ class Trainer:
     def run(self) -> None:
         """Trains until the steps or minutes are used up.
 
-        A checkpoint is written after every round and holds parameters and random numbers. What was written is not kept:
-        a run that is resumed fills its pool anew, with one round, and so takes other steps than one that was not stopped.
+        A checkpoint is written after every round, with what the pool holds beside it: a run that is killed and resumed goes
+        on from its last whole round and takes the steps that it would have taken.
         """
         while not self.over():
             self._clock(time.monotonic())
@@ -300,57 +309,50 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint that run() continues from; whole or not at all."""
         path = self.folder / "checkpoint.pt"
-        if self._rank:
-            return path
-        with files.replacing(path) as draft:
-            torch.save(
-                {
-                    "memory": self.memory.state_dict(),
-                    "mean": self.mean.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "step": self.step,
-                    "spent": self.spent,
-                    "writing": self._writing,
-                    "random": json.dumps(self.rng.getstate()),
-                    "settings": asdict(self.settings),
-                    "made of": self.made_of,
-                    "config": asdict(self.memory.config),
-                    "history": self.history,
-                },
-                draft,
-            )
+        random_numbers = self._of_all([json.dumps(self.rng.getstate())])
+        if not self._rank:
+            with files.replacing(path) as draft:
+                torch.save(
+                    {
+                        "memory": self.memory.state_dict(),
+                        "mean": self.mean.state_dict(),
+                        "optimizer": self.optimizer.state_dict(),
+                        "step": self.step,
+                        "spent": self.spent,
+                        "writing": self._writing,
+                        "random": random_numbers,
+                        "rounds": self.rounds,
+                        "settings": asdict(self.settings),
+                        "made of": self.made_of,
+                        "config": asdict(self.memory.config),
+                        "history": self.history,
+                    },
+                    draft,
+                )
+        self._of_all([""])  # what the checkpoint before this one needs is deleted when this one is there
+        forget_others(self.folder, self._rank, [step for step, _ in self.rounds])
         return path
 
-    def _differing(self, saved: dict[str, Any]) -> list[str]:
-        """What a run that was saved has otherwise than this one; --steps and --minutes may change."""
-        before = {name: saved["settings"][name] for name in SAME} | saved["made of"] | _tuples(saved["config"])
-        now = {name: getattr(self.settings, name) for name in SAME} | self.made_of
-        now |= _tuples(asdict(self.memory.config))
-        return [f"{name}: {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
+    def _of_all(self, own: list[str]) -> list[str]:
+        """The first process's, the second one's and so on; waits for all."""
+        if self._processes == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        found: list[str] = gather_object(own)
+        return found
 
     def load(self, path: Path) -> None:
-        """Continues from a checkpoint of the same memory."""
-        # what is loaded is copied to where it belongs; several processes on a CPU call it cpu:0, which nothing loads to
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        if "made of" not in saved:
-            raise DeltamemError(
-                f"{path} has a run of an earlier version; start in another folder, from its adapter with --from"
-            )
-        if differing := self._differing(saved):
-            raise DeltamemError(
-                f"{path} has a run with other settings ({'; '.join(differing)}); resume with the same ones or start in "
-                "another folder"
-            )
+        """Continues from a checkpoint of the same run. Raises DeltamemError for that of another."""
+        saved = read_checkpoint(path, self.settings, self.memory.config, self.made_of)
         self.memory.load_state_dict(saved["memory"])
         self.mean.load_state_dict(saved["mean"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.spent, self.history = saved["step"], saved["spent"], saved["history"]
         self._writing = saved["writing"]
-        version, internal, gauss = json.loads(saved["random"])
+        version, internal, gauss = json.loads(saved["random"][self._rank])
         self.rng.setstate((version, tuple(internal), gauss))
-        if self._rank:  # the state is the first process's
-            self.rng.seed(f"{self.settings.seed} {self._rank} {self.step}")
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        self.rounds = [(step, n) for step, n in saved["rounds"]]
+        if self.rounds:
+            held = (read_back(self.folder, self._rank, step, self.backbone.device) for step, _ in self.rounds)
+            self.pool.add([w for written in held for w in written])

@@ -20,6 +20,7 @@ from deltamem_cli.errors import DeltamemError, UsageError
 from deltamem_cli.text import short
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.check import check_backbone
+from deltamem_cli.training.checkpoint import read_checkpoint
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.estimate import estimate, seconds_per_token
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
@@ -91,14 +92,17 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     encoder = Encoder(tokenizer_of(options.base))
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
+    torch.manual_seed(options.seed)
+    memory = _memory(options, backbone, start).to(device)
+    settings, made_of = _settings(options), _made_of(options, accelerator.num_processes)
+    if options.resume:  # before minutes go into the talk
+        read_checkpoint(checkpoint, settings, memory.config, made_of)
     # a directory is not what inference reads, and llama.cpp cannot read it
     report({"event": "checking"})
     if options.base.is_file() and accelerator.is_main_process:
         report({"event": "checked", "difference": round(check_backbone(options.base, backbone, encoder), 4)})
     folder.mkdir(parents=True, exist_ok=True)
     per_token = seconds_per_token(backbone)
-    torch.manual_seed(options.seed)
-    memory = _memory(options, backbone, start).to(device)
     # every process samples its own part of the talk
     talk_seed, pairs = options.seed + accelerator.process_index, TALK_PAIRS // accelerator.num_processes
     if options.data is None:
@@ -120,17 +124,11 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     else:
         dense = None
         source, checks = _from_file(options.data, encoder, told=options.beta is not None)
-    steps = options.steps or (DEFAULT_STEPS if options.minutes is None else None)
-    settings = Settings(
-        steps=steps, minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch,
-        lr=options.lr, finish=options.finish,
-        start_episodes=options.start_episodes if start is None else max(1, options.start_episodes // 2),
-    )  # fmt: skip
     expected = estimate(per_token, settings)
     more_values = None if dense is None else partial(retell, encoder, backbone, memory)
     trainer = Trainer(
         backbone, memory, encoder, source, checks, settings, folder, report, dense, more_values, accelerator,
-        made_of=_made_of(options, accelerator.num_processes),
+        made_of=made_of,
     )  # fmt: skip
     best = -1.0
     # built-in conversations are always new ones: the last step is the best, while validation is noisy
@@ -169,6 +167,15 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         trainer.open_gates(options.beta)
     trainer.run()
     return options.output
+
+
+def _settings(options: RunOptions) -> Settings:
+    start = options.start_episodes
+    return Settings(
+        steps=options.steps or (DEFAULT_STEPS if options.minutes is None else None),
+        minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch, lr=options.lr,
+        finish=options.finish, start_episodes=start if options.start_from is None else max(1, start // 2),
+    )  # fmt: skip
 
 
 def _memory(options: RunOptions, backbone: Backbone, start: Adapter | None) -> Memory:
