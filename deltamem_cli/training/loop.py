@@ -113,8 +113,10 @@ class Trainer:
         with torch.no_grad():
             for delta in self.memory.delta.values():
                 delta.zero_()
-            # what is told and asked for in all of them, but only a round of them is retold and asked: that is dear
-            written = self._write(rng, s.start_episodes, min(s.round_episodes, s.start_episodes))
+            # what is told and asked for in all of them, but only a round of them is retold and asked: that is dear;
+            # what the other processes write is for their pools alone
+            pooled = min(s.round_episodes, s.start_episodes)
+            written = self._write(rng, pooled if self._rank else s.start_episodes, pooled)
             for head, delta in self.memory.delta.items():
                 delta.copy_(kept[head])
             if not self._rank:

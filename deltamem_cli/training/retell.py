@@ -42,18 +42,17 @@ def retell(
     What follows a value is run for SETTLED tokens, and is the conversation's own from there on.
     """
     for i, w in enumerate(written):
-        done(i, len(written))
         past, w.past = w.past, None
-        if past is None:
-            continue
-        messages = w.episode.sessions[0].messages
-        taken = {f.value for m in messages for f in m.facts}
-        again = []
-        for n, message in enumerate(messages):
-            for fact in message.facts:
-                if others := other_values(rng, by_name(fact.kind), taken, count):
-                    again.append(_again(encoder, memory, w, n, fact, others))
-        _run(backbone, memory, w, past, again)
+        if past is not None:
+            messages = w.episode.sessions[0].messages
+            taken = {f.value for m in messages for f in m.facts}
+            again = []
+            for n, message in enumerate(messages):
+                for fact in message.facts:
+                    if others := other_values(rng, by_name(fact.kind), taken, count):
+                        again.append(_again(encoder, memory, w, n, fact, others))
+            _run(backbone, memory, w, past, again)
+        done(i + 1, len(written))
 
 
 @dataclass
