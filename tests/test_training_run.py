@@ -87,6 +87,27 @@ def test_a_run_from_the_options_writes_an_adapter_and_resumes(base: Path, tmp_pa
     assert read_adapter(tmp_path / "more.gguf").config == read_adapter(tmp_path / "out.gguf").config
 
 
+def test_a_run_killed_in_its_first_round_keeps_its_start(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    told, asked = [{"role": "user", "content": "My boat is red."}], [{"content": "My boat?", "answer": "Red."}]
+    data.write_text(json.dumps({"messages": told, "questions": asked}))
+    options = RunOptions(base, tmp_path / "a.gguf", data=data, steps=2, rank=2, batch=2, start_episodes=2)
+    events: list[str] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        events.append(event["event"])
+        if event["event"] == "step":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(options, stop)
+    assert "start" in events
+    events.clear()
+    run_training(replace(options, resume=True), lambda event: events.append(event["event"]))
+    assert "start" not in events and "writing" not in events
+    assert events.count("step") == 2 and events[-1] == "saved"
+
+
 def test_a_run_writes_over_nothing_that_it_was_not_told_to_go_on_with(base: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "a.gguf"
     adapter.write_bytes(b"hours of work")

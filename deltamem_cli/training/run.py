@@ -165,6 +165,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         trainer.start()
     elif options.beta is not None:
         trainer.open_gates(options.beta)
+    if not options.resume:  # a run that is killed in its first round keeps its start, which takes minutes
+        trainer.save()
     trainer.run()
     return options.output
 
