@@ -18,9 +18,10 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training import losses
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
-from deltamem_cli.training.loop import Settings, Trainer
+from deltamem_cli.training.loop import Trainer
 from deltamem_cli.training.pool import Pool
 from deltamem_cli.training.retell import retell
+from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import dense_source, persona_source
 
 SETTINGS = {"batch": 4, "round_episodes": 2, "round_steps": 2, "start_episodes": 4, "validate_every": 4, "finish": 0.0}

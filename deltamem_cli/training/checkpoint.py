@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from deltamem_cli.adapter.format import AdapterConfig
 from deltamem_cli.errors import DeltamemError
-
-if TYPE_CHECKING:
-    from deltamem_cli.training.loop import Settings
-
-__all__ = ["read_checkpoint"]
+from deltamem_cli.training.settings import Settings
 
 SAME = ("seed", "beta", "batch", "lr", "finish")  # settings that a run which goes on must share
 

@@ -10,7 +10,7 @@ import torch
 
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.check import logits_here
-from deltamem_cli.training.loop import Settings
+from deltamem_cli.training.settings import Settings
 
 # as many tokens of the frozen model take as long: measured with a model of 0.5B and twelve of 24 layers adapted
 CONVERSATION = 1250

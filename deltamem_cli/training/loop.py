@@ -26,31 +26,12 @@ from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.objective import exact
 from deltamem_cli.training.optimizer import Optimizer, running_mean
 from deltamem_cli.training.pool import Pool, size_of_batch
+from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import Source
 
 __all__ = ["Settings", "Trainer"]
 
 OTHER_TOKENS = 2048
-
-
-@dataclass
-class Settings:
-    """What a run is made of; stored in checkpoints and in the adapter's training summary."""
-
-    steps: int | None = None
-    minutes: float | None = None
-    seed: int = 0
-    beta: float | None = None  # mean gate of told values at the start
-    batch: int = 48  # questions of a step
-    lr: float = 1.5e-3
-    delta_lr: float = 3.0  # times lr, for the D matrices
-    warmup: int = 20
-    start_episodes: int = 64  # conversations that the start from data is drawn from
-    round_episodes: int = 24  # written together with one version of the memory
-    round_steps: int = 128
-    pool: int = 128  # conversations that steps draw turns from: those of the last rounds
-    finish: float = 0.1  # share of the run at its end that trains end to end
-    validate_every: int = 256
 
 
 @dataclass

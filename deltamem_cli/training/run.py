@@ -24,10 +24,11 @@ from deltamem_cli.training.checkpoint import read_checkpoint
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.estimate import estimate, seconds_per_token
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
-from deltamem_cli.training.loop import Settings, Trainer
+from deltamem_cli.training.loop import Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.own_words import own_talk
 from deltamem_cli.training.retell import retell
+from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import Source, dense_source, persona_source, recall_checks
 from deltamem_cli.training.tokens import tokenizer_of
 

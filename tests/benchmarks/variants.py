@@ -22,10 +22,11 @@ from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, written_episodes
 from deltamem_cli.training.encode import Encoder
 from deltamem_cli.training.init import start_from_data
-from deltamem_cli.training.loop import Settings, Trainer
+from deltamem_cli.training.loop import Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.own_words import own_talk
 from deltamem_cli.training.pool import wanted_prompts
+from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import dense_source, persona_source, recall_checks
 from deltamem_cli.training.tokens import tokenizer_of
 
