@@ -29,8 +29,6 @@ from deltamem_cli.training.pool import Pool, size_of_batch
 from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import Source
 
-__all__ = ["Settings", "Trainer"]
-
 OTHER_TOKENS = 2048
 
 

@@ -22,10 +22,11 @@ import torch
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.check import logits_here
 from deltamem_cli.training.encode import Encoder
-from deltamem_cli.training.loop import Settings, Trainer
+from deltamem_cli.training.loop import Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.retell import retell
 from deltamem_cli.training.run import RunOptions, adapter_config
+from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import dense_source, persona_source
 from deltamem_cli.training.tokens import tokenizer_of
 
