@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +71,11 @@ def cache_dir() -> Path:
 def runtime_dir() -> Path:
     """What lasts as long as a process: sockets."""
     home = _home()
-    return home / "run" if home else _platform_path("runtime")
+    if home:
+        return home / "run"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs', where a system has no such folder and it takes a temporary one
+        return _platform_path("runtime")
 
 
 def native_dir() -> Path:

@@ -96,3 +96,10 @@ def test_build_without_starter_model_asks_for_a_model(monkeypatch: pytest.Monkey
     monkeypatch.setenv("DELTAMEM_NATIVE_DIR", str(tmp_path))
     with pytest.raises(DeltamemError, match="--model"):
         paths.starter_model()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_system_without_a_runtime_folder_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DMEM_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert paths.runtime_dir().is_absolute()
