@@ -133,13 +133,13 @@ def _warn(turn: ChatSession | WarmTurn) -> None:
 
 
 def _document(session: ChatSession, loaded: Loaded, request: Request, text: str, seconds: float) -> dict[str, Any]:
-    from deltamem_cli.session.account import document
+    from deltamem_cli.session import documents
     from deltamem_cli.session.thinking import parted
     from deltamem_cli.terminal.interrupts import stopping
 
     with stopping(session.stop):
         thought, answered = parted(session.ask(text))
-    return document(
+    return documents.asked(
         session, loaded, thought=thought, answered=answered, temporary=request.temporary, load_seconds=seconds
     )
 

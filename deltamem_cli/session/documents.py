@@ -1,4 +1,4 @@
-"""Conversations and memories as JSON documents, the same from a command's --json and from a server; computes nothing."""
+"""Conversations and memories as JSON documents, the same from a command's --json and from a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deltamem_cli.memory_view.metrics import MemoryAfter
+    from deltamem_cli.session.chat import ChatSession
     from deltamem_cli.session.forgetting import Forgotten
+    from deltamem_cli.session.loading import Loaded
     from deltamem_cli.session.looking import Difference, Look
     from deltamem_cli.store.bundle import Bundle
     from deltamem_cli.store.records import Conversation, Message, Turn
@@ -146,4 +148,38 @@ def contents(taken: Bundle) -> dict[str, Any]:
         "states": len(taken.states) + (taken.initial is not None),
         "messages": sum(len(turn.messages) for turn in taken.turns),
         "written_by": [{"model": model, "adapter": adapter} for model, adapter in sorted(owners)],
+    }
+
+
+def asked(
+    session: ChatSession, loaded: Loaded, *, thought: str, answered: str, temporary: bool, load_seconds: float
+) -> dict[str, Any]:
+    """Of the last turn; plain data for JSON. temporary: nothing of the conversation is kept."""
+    from deltamem_cli.memory_view.metrics import total_norm
+
+    stats = session.stats
+    memory = None
+    if session.engine.has_memory and session.settings.write != "none":
+        memory = {"norm": total_norm(session.seat.state()), "change": stats.changed}
+    return {
+        "text": answered,
+        "thinking": thought,
+        "interrupted": stats.interrupted,
+        "model": loaded.model.name,
+        "adapter": loaded.adapter.name if loaded.adapter and memory else None,
+        "profile": None if temporary else session.profile.name,
+        "conversation": None if temporary else session.conversation.id,
+        "turn": None if temporary or session.settings.read_only else session.n_turns,
+        "tokens": {
+            "prompt": stats.prompt_tokens,
+            "reply": stats.reply_tokens,
+            "thinking": stats.thinking_tokens,
+            "written": stats.written_tokens,
+        },
+        "seconds": {
+            "load": round(load_seconds, 3),
+            "prompt": round(stats.prompt_seconds, 3),
+            "reply": round(stats.reply_seconds, 3),
+        },
+        "memory": memory,
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from deltamem_cli import reading
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.text import short
-from deltamem_cli.training.settings_file import settings_of
+from deltamem_cli.training.model_files import settings_of
 from deltamem_cli.training.shape import NO_ROPE_STEP, BackboneShape, checked_architecture
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")

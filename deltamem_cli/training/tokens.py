@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.training.settings_file import settings_of
+from deltamem_cli.training.model_files import settings_of
 
 
 class Tokenizer(Protocol):

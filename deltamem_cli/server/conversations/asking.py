@@ -13,7 +13,7 @@ from deltamem_cli.server.conversations.addressing import Address
 from deltamem_cli.server.conversations.history import History, Plan, plan
 from deltamem_cli.server.conversations.places import Place, Places, Ticket
 from deltamem_cli.server.problems import Problem, of_error
-from deltamem_cli.session.account import document
+from deltamem_cli.session import documents
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.settings import TurnStats
@@ -51,7 +51,7 @@ class Question:
 @dataclass(frozen=True)
 class Finished:
     """conversation, turn: None where nothing was kept. reason: stop or length, as OpenAI has them. dropped: whether turns
-    have left the window. writes, context: as ChatSession.writes and context_filled. document: see account.py.
+    have left the window. writes, context: as ChatSession.writes and context_filled. document: as documents.asked() has it.
     """
 
     stats: TurnStats
@@ -178,8 +178,8 @@ class Answer:
             undo = None
             self._check()
         if not place.is_anonymous and not session.settings.read_only:
-            kept = session.n_turns if undo is None else turns.last_number(place.store, place.key, below=undo)
-            self.turn = kept + 1
+            last = session.n_turns if undo is None else turns.last_number(place.store, place.key, below=undo)
+            self.turn = last + 1
         reply = session.ask(question.history.question, undo=undo)
         pieces = []
         for piece in reply:
@@ -198,7 +198,7 @@ class Answer:
             bool(session.take_dropped()),
             session.writes,
             session.context_filled,
-            document(
+            documents.asked(
                 session,
                 self._places.loaded,
                 thought=thought,

@@ -25,12 +25,11 @@ from deltamem_cli.session.loading import Loaded
 from deltamem_cli.session.opening import begin
 from deltamem_cli.session.request import Request, settle
 from deltamem_cli.session.settings import Settings
-from deltamem_cli.session.typed_lines import erase
-from deltamem_cli.store import bundle, conversations, locks, profiles, turns, wiping
+from deltamem_cli.session.wiping import BEFOREHAND, wipe
+from deltamem_cli.store import bundle, conversations, locks, profiles, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.records import THINKING, Conversation, Profile, Turn
 
-_PATIENCE = 0.2  # seconds to wait for others that read, before bytes are wiped
 _OTHERS = 6  # threads beside those of turns: some wait for other programs
 MOST_WAITING = 256  # requests; more are told to come again later
 T = TypeVar("T")
@@ -185,12 +184,6 @@ class Places:
             if not waiting.done():
                 waiting.set_exception(Problem(503, "The server is ending: ask again.", code="server_ending"))
 
-    async def drop(self, conversation: str) -> None:
-        """Lets go of what is warm of a conversation, which somebody else changed or is about to."""
-        place = self._open.get(conversation)
-        if place is not None and not place.busy:
-            self._give(await self._close(place))
-
     async def tidy(self) -> None:
         """Wipes what turns that were taken back have left in the database."""
         await self.run(lambda: _wipe(self.database))
@@ -199,7 +192,8 @@ class Places:
     async def alone(self, conversation: str) -> AsyncIterator[None]:
         """Nothing of the conversation is warm, and no request takes it up, for as long as the block runs."""
         async with self._keys.setdefault(conversation, asyncio.Lock()):
-            await self.drop(conversation)
+            if place := self._open.get(conversation):
+                self._give(await self._close(place))
             yield
 
     async def close(self) -> None:
@@ -339,9 +333,8 @@ def derived(store: Store, address: Address, profile: str) -> tuple[str, Conversa
 
 
 def _wipe(database: Path) -> None:
-    with suppress(DeltamemError), Store.open(database) as store:  # the next one does it, or the next command
-        if wiping.pending(store):
-            wiping.wipe(store, erase, patience=_PATIENCE)
+    with suppress(DeltamemError), Store.open(database) as store:
+        wipe(store, lambda sentence: None, patience=BEFOREHAND)  # what fails is done the next time, or by a command
 
 
 def _take_up(place: Place) -> bool:

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from deltamem_cli.server.conversations.asking import Answer
-from deltamem_cli.server.openai.chat import error_document, event, usage
-from deltamem_cli.server.problems import Problem, invalid
+from deltamem_cli.server.openai.chat import event, usage
+from deltamem_cli.server.problems import Problem, error_document, invalid
 from deltamem_cli.server.requests import options
 from deltamem_cli.server.requests.answers import begin, go_on, headers, whole
 from deltamem_cli.server.requests.body import read_json

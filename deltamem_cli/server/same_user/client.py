@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deltamem_cli import config
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.server.same_user.meeting import ASK, CONFIGURED, connect
+from deltamem_cli.server.same_user.meeting import ASK, configured, connect, plain
 from deltamem_cli.session.thinking import Thought
 
 _OWN = ("cid", "new", "template", "replay_tokens")  # what takes a session of its own
@@ -29,7 +28,7 @@ class Stats:
 
 @dataclass
 class WarmTurn:
-    """A reply on its way from the server. document: what account.py tells of it, when it is over."""
+    """A reply on its way from the server. document: what documents.asked() tells of it, when it is over."""
 
     connection: socket.socket
     answer: BinaryIO
@@ -88,8 +87,7 @@ def ask(database: Path, text: str, request: Mapping[str, Any]) -> WarmTurn | Non
     if connection is None:
         return None
     said = {name: _whole_path(name, value) for name, value in request.items() if value is not None}
-    configured = {name: _plain(config.value(name)) for name in CONFIGURED}
-    body = json.dumps({"text": text, "request": said, "configured": configured}).encode()
+    body = json.dumps({"text": text, "request": said, "configured": configured()}).encode()
     try:
         # HTTP/1.0: the answer ends with the connection, and comes in no other wrapping
         head = f"POST {ASK} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -113,8 +111,4 @@ def ask(database: Path, text: str, request: Mapping[str, Any]) -> WarmTurn | Non
 def _whole_path(name: str, value: object) -> object:
     if name in ("model", "adapter") and os.path.exists(str(value)):
         return os.path.abspath(str(value))
-    return _plain(value)
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+    return plain(value)

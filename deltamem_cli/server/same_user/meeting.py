@@ -7,13 +7,14 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from deltamem_cli import files, paths
+from deltamem_cli import config, files, paths
 from deltamem_cli.errors import DeltamemError
 
 ASK = "/v1/dmem/ask"
 # Settings that decide what answers and what is remembered: where server and command differ, the command loads the model.
-CONFIGURED = (
+_CONFIGURED = (
     "model",
     "adapter",
     "template",
@@ -29,6 +30,17 @@ CONFIGURED = (
     "remember_thinking",
 )
 _LONGEST = 100  # bytes of a path that every system takes for a socket
+
+
+def configured() -> dict[str, Any]:
+    """Those settings as this process has them, with the options of replies that are set; plain data. Raises ConfigError."""
+    found = {name: config.value(name) for name in _CONFIGURED}
+    return {**{name: plain(value) for name, value in found.items()}, "options": config.options()}
+
+
+def plain(value: object) -> object:
+    """As JSON has it."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def socket_path(database: Path) -> Path | None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from deltamem_cli import config, models
+from deltamem_cli import models
 from deltamem_cli.server.conversations.addressing import Address
 from deltamem_cli.server.conversations.asking import Answer, Question
 from deltamem_cli.server.conversations.history import History
@@ -23,7 +22,7 @@ from deltamem_cli.server.guard import SAME_USER
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.server.requests.body import read_json
 from deltamem_cli.server.requests.service import Service, service
-from deltamem_cli.server.same_user.meeting import ASK, CONFIGURED
+from deltamem_cli.server.same_user.meeting import ASK, configured
 from deltamem_cli.session.request import Request, find_profile, settle
 from deltamem_cli.session.thinking import Thought
 from deltamem_cli.store.database import Store
@@ -48,7 +47,7 @@ async def ask(http: HttpRequest) -> Response:
         raise Problem(404, f"There is nothing at {ASK}.")
     shared, body = service(http), await read_json(http)
     text, request = _said(body)
-    if body.get("configured") != {name: _plain(config.value(name)) for name in CONFIGURED}:
+    if body.get("configured") != configured():
         raise _other("configuration")
     try:
         settled = await shared.places.run(lambda: _settled(shared, request))
@@ -133,10 +132,6 @@ def _settled(shared: Service, request: Request) -> Request:
 
 def _other(what: str) -> Problem:
     return Problem(409, f"The server runs with another {what}.", code="other")
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 ROUTES = [Route(ASK, ask, methods=["POST"])]
