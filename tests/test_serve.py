@@ -134,6 +134,7 @@ def test_a_key_bound_to_a_profile_reaches_no_other(server: Server) -> None:
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "' + b"x" * 10_000 + b'"}', 404),
         (b'{"messages": [{"role": "user", "content": "x"}], "metadata": {"profile": "no/such"}}', 400),
         (b'{"messages": [{"role": "user", "content": "' + b"x" * 10_000_000 + b'"}]}', 413),
+        (b'{"messages": [{"role": "user", "content": "' + b"x" * 1_000_001 + b'"}]}', 413),
     ],
 )
 def test_what_makes_no_sense_is_told_in_a_sentence_and_the_rest_goes_on(

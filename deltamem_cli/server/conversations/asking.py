@@ -21,6 +21,8 @@ from deltamem_cli.session.thinking import Thought, parted
 from deltamem_cli.session.tools import Call, Reader
 from deltamem_cli.store import turns
 
+MOST_NEW = 1_000_000  # characters: reading them takes minutes, in which a seat is nobody else's
+
 
 @dataclass(frozen=True)
 class Question:
@@ -150,6 +152,12 @@ class Answer:
             return await self._in(place, plan(question.history, place.said, "mirror") or Plan(show=[]))
 
     async def _in(self, place: Place, todo: Plan) -> Finished:
+        size = len(self._question.history.question) + sum(len(text) for exchange in todo.feed for text in exchange)
+        if size > MOST_NEW:
+            raise Problem(
+                413,
+                f"What is new has {size:,} characters, and at most {MOST_NEW:,} are read at once: send it in parts.",
+            )
         self._session = place.session
         if not place.is_anonymous:
             self.conversation = place.key
