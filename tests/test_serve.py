@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +334,7 @@ def test_kill_under_load_loses_no_acknowledged_turn(own: Server, pytestconfig: p
             number += 1
             try:
                 said = own.ask(CHAT, message(f"Message {number} of {name}.", conversation=name))["metadata"]
-            except (OSError, AssertionError, ValueError):
+            except (OSError, AssertionError, ValueError, HTTPException):
                 return  # killed
             acknowledged[said["conversation"]] = int(said["turn"])
             answered.add(name)
