@@ -109,7 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self.hub.asked.append((self.command, path, self.headers.get("Range")))
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
+        if parts[0] == "datasets":  # their names stand for themselves here
+            parts = parts[1:]
+        if parts[:2] in (["api", "models"], ["api", "datasets"]):
             self._listing("/".join(parts[2:4]))
         elif parts[0] == "storage":
             self._content(self.hub.repos["/".join(parts[1:3])].files["/".join(parts[3:])])

@@ -46,8 +46,8 @@ def run(tmp_path: Path, tiny_model: Any, tiny_adapter: Any, monkeypatch: pytest.
 def test_tables_name_every_mode_and_number_of_facts(run: Run) -> None:
     code, out, err = run("--limit", "4", "--facts", "1,2")
     assert code == 0, err
-    for name in r.NAMES.values():
-        assert name in out
+    for mode in r.MODES:
+        assert r.NAMES[mode] in out
     facts, distance = (part.splitlines() for part in out.split("Recall after"))
     assert any(line.split()[-5:-3] == ["1", "2"] for line in facts)
     assert any(line.split()[-6:-3] == ["0", "20", "40"] for line in distance)

@@ -27,6 +27,10 @@ class ToldTurn:
     said: str
     reply: str | None
 
+    def lines(self) -> list[str]:
+        """What was said and answered, line by line."""
+        return [*self.said.splitlines(), *(self.reply or "").splitlines()]
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -11,6 +11,7 @@ from deltamem_cli.pictures.shapes import INK, PALE, Colour, Label, Line, Picture
 
 COLOURS: dict[str, Colour] = {
     r.CONTEXT: (120, 120, 128),
+    r.BOTH: (40, 40, 48),
     r.REPLAY: (230, 140, 30),
     r.MEMORY: (178, 24, 43),
     r.SEEN: (33, 102, 172),

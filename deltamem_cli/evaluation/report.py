@@ -9,6 +9,7 @@ from typing import Any
 from deltamem_cli.evaluation.shares import Share
 
 NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT = "none", "zero", "donor", "memory", "replay", "context"
+BOTH = "context and memory"  # of public benchmarks alone
 SEEN, NEW_KINDS = "seen", "new_kinds"  # of cases of their own
 MODES = (NONE, ZERO, DONOR, MEMORY, REPLAY, CONTEXT, SEEN, NEW_KINDS)
 NAMES = {
@@ -18,6 +19,7 @@ NAMES = {
     MEMORY: "memory",
     REPLAY: "memory + last turns",
     CONTEXT: "all turns, no memory",
+    BOTH: "all turns and memory",
     SEEN: "memory, trained values",
     NEW_KINDS: "memory, kinds not trained",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from deltamem_cli.store import conversations
 from deltamem_cli.store.database import Store
 
 ANSWER_TOKENS = 20  # only the first sentence counts
+GREEDY: Mapping[str, float] = {"temperature": 0, "repeat_penalty": 1}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Respondent:
         self.with_memory = loaded
         self.without_memory = Loaded(Seat.first(plain), loaded.model, None, "It is measured without.")
         self.database = database
+
+    @property
+    def think(self) -> bool | None:
+        """As a Request has it: what is thought would be cut off before the answer begins."""
+        return False if self.with_memory.engine.model.template.can_switch_thinking else None
 
     def tell(
         self, exchanges: Iterable[ToldTurn], *, cid: str | None = None, system: str = "", tokens: int | None = None
@@ -81,10 +87,12 @@ class Respondent:
         replay_tokens: int = 0,
         read_only: bool = False,
         max_tokens: int = ANSWER_TOKENS,
+        options: Mapping[str, float] | None = None,
     ) -> Iterator[ChatSession]:
         """A session of conversation `cid`, or of a new one. It writes, as a chat does.
 
-        replay_tokens: how much of the earlier turns the model is shown again. max_tokens: of a reply.
+        replay_tokens: how much of the earlier turns the model is shown again. max_tokens: of a reply. options: how its
+        tokens are drawn; None: the likeliest is taken.
         """
         request = Request(
             model=self.request.model,  # and so not the template that is configured for another one
@@ -95,9 +103,8 @@ class Respondent:
             replay_tokens=replay_tokens,
             read_only=read_only,
             write=self.write,
-            options={"temperature": 0, "repeat_penalty": 1, "max_tokens": max_tokens},
-            # what is thought would be cut off before the answer begins
-            think=False if self.with_memory.engine.model.template.can_switch_thinking else None,
+            options={**GREEDY, **(options or {}), "max_tokens": max_tokens},
+            think=self.think,
         )
         with Store.open(self.database) as store:
             profile = opening.find_profile(store, request)

@@ -11,14 +11,14 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Share:
-    """hits of n cases."""
+    """hits of n cases; scores between 0 and 1 count as parts of a hit, for which the interval is too wide rather than too narrow."""
 
-    hits: int
+    hits: float
     n: int
 
     @classmethod
-    def of(cls, hits: Iterable[bool]) -> Share:
-        """The share of `hits` that are true."""
+    def of(cls, hits: Iterable[float]) -> Share:
+        """The share of `hits` that are true, or the mean of scores."""
         seen = list(hits)
         return cls(sum(seen), len(seen))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import reading
-from deltamem_cli.errors import DeltamemError
 from deltamem_cli.evaluation import report as r
+from deltamem_cli.evaluation.kept_answers import Answered, KeptAnswers
 from deltamem_cli.evaluation.respondent import Respondent
 from deltamem_cli.evaluation.shares import Share
 from deltamem_cli.evaluation.talk_cases import CATEGORIES, NEVER, Asked, Conversation, is_over, is_right
@@ -19,85 +17,28 @@ from deltamem_cli.session.thinking import Thought
 
 REPLY_TOKENS = 80  # of the model's own replies while it is told
 ANSWER_TOKENS = 60  # two sentences count
-_MOST = 1 << 30  # bytes of answers
 EVERYTHING = 1_000_000  # tokens: more than fit
 MODES = (r.NONE, r.ZERO, r.DONOR, r.MEMORY, r.REPLAY, r.CONTEXT)
 ALL_TOLD = "told"  # the column of all categories but what was never told
 
 
-class EvaluationError(DeltamemError):
-    """What keeps a measurement from being made, or from going on."""
-
-
 @dataclass(frozen=True)
-class Answer:
-    """tokens: all that the session processed for it, from an empty context on."""
+class Answer(Answered):
+    """One answer, and whether it was right."""
 
-    conversation: str
-    category: str
-    mode: str
-    question: str
-    answer: str
     right: bool
-    tokens: int
 
 
-@dataclass
-class Answers:
-    """What was measured, kept in a file line by line where there is one, so that a run goes on where it was stopped."""
+class Answers(KeptAnswers[Answer]):
+    """What was measured, and the shares of what was right."""
 
-    about: dict[str, Any]
-    path: Path | None = None
-    records: list[Answer] = field(default_factory=list)
-
-    @classmethod
-    def kept(cls, path: Path, about: dict[str, Any]) -> Answers:
-        """Those of a file, whose first line says what they are about; the file is made when it is not there.
-
-        Raises EvaluationError for the answers of another model, adapter or setting, and for what is no such file.
-        """
-        found = cls(about, path)
-        try:
-            reading.check_regular(path)
-            lines = reading.whole_file(path, _MOST).decode().splitlines() if path.exists() else []
-            if not lines:
-                path.write_text(json.dumps(about) + "\n", encoding="utf-8")
-                return found
-            # the last line may be half of one, when it was being written at a kill
-            whole = [json.loads(line) for i, line in enumerate(lines) if i + 1 < len(lines) or line.endswith("}")]
-            said, answers = whole[0], [Answer(**line) for line in whole[1:]]
-        except OSError as error:
-            raise EvaluationError(f"{path} can't be used ({error.strerror}): give --answers another file.") from None
-        except (ValueError, TypeError, IndexError):
-            raise EvaluationError(f"{path} has no answers from dmem eval talk: give --answers another file.") from None
-        if said != about:
-            raise EvaluationError(
-                f"{path} has the answers of another model, adapter or setting: give --answers another file."
-            )
-        found.records += answers
-        if len(whole) < len(lines):
-            path.write_text("".join(json.dumps(line) + "\n" for line in whole), encoding="utf-8")
-        return found
-
-    def add(self, answer: Answer) -> None:
-        """Keeps an answer, in the file too if there is one."""
-        self.records.append(answer)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(answer), ensure_ascii=True) + "\n")
-
-    def has(self, conversation: str, mode: str, question: str) -> bool:
-        """Whether this question was answered in this mode already."""
-        return any((a.conversation, a.mode, a.question) == (conversation, mode, question) for a in self.records)
+    def __init__(self, about: dict[str, Any], path: Path | None = None) -> None:
+        """Raises EvaluationError for a file that can't be gone on with."""
+        super().__init__(about, Answer, path)
 
     def share(self, mode: str, category: str) -> Share:
         """category: one of CATEGORIES, or ALL_TOLD"""
         return Share.of(a.right for a in self._of(mode, category))
-
-    def tokens(self, mode: str) -> float:
-        """Mean per answer."""
-        found = [a.tokens for a in self.records if a.mode == mode]
-        return sum(found) / max(1, len(found))
 
     def _of(self, mode: str, category: str) -> list[Answer]:
         def wanted(a: Answer) -> bool:
@@ -166,7 +107,7 @@ def _ask(
         for question in questions:
             text, tokens = _answer(session, question)
             right = is_right(text, question)
-            answers.add(Answer(conversation.id, conversation.category, mode, question.ask, text, right, tokens))
+            answers.add(Answer(conversation.id, conversation.category, mode, question.ask, text, tokens, right))
 
 
 def _answer(session: ChatSession, question: Asked) -> tuple[str, int]:

@@ -77,9 +77,14 @@ def is_right(answer: str, question: Asked) -> bool:
     was told, that it is not known. Case and punctuation do not count."""
     said = _words(first_sentences(answer))
     if not question.value:
-        return _NOT_KNOWN.search(said) is not None
+        return says_unknown(said)
     value, old = (_first(said, texts) for texts in (question.value, question.old))
     return value is not None and (old is None or value < old)
+
+
+def says_unknown(text: str) -> bool:
+    """Whether it says that something is not known or was not told."""
+    return _NOT_KNOWN.search(_words(text)) is not None
 
 
 def first_sentences(answer: str, count: int = SENTENCES) -> str:

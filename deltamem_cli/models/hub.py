@@ -1,5 +1,5 @@
 """Talks to the Hugging Face hub: what a repository holds, and its files into the hub's own cache. Nothing else of us
-uses the network.
+uses the network, but for one benchmark's data.
 
 Endpoint, token and cache are what the hub's variables say (HF_ENDPOINT, HF_TOKEN, HF_HOME). The hub's library goes on
 with a broken download within one call only, and forgets it when the process ends; so the part that came is kept here,
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from deltamem_cli.models import hub_settings
 from deltamem_cli.models.errors import ModelError, Stopped
@@ -24,6 +24,7 @@ from deltamem_cli.models.hub_settings import STAYS
 
 _TIMEOUT = 10  # seconds until a silent hub counts as absent
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+Kind = Literal["model", "dataset"]
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -50,9 +51,10 @@ class Repository:
     commit: str
     license: str | None
     files: dict[str, RemoteFile]
+    kind: Kind = "model"
 
 
-def look(repo: str) -> Repository:
+def look(repo: str, kind: Kind = "model") -> Repository:
     """What the repository holds now. Raises ModelError, at once when there is no network."""
     hub_settings.check(repo)
     with _in_one_sentence(repo):
@@ -61,14 +63,15 @@ def look(repo: str) -> Repository:
 
         logging.set_verbosity_error()  # its warnings are our errors, and some hold signed addresses
         try:
-            info = HfApi().model_info(repo, files_metadata=True, timeout=_TIMEOUT)
+            ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+            info = ask(repo, files_metadata=True, timeout=_TIMEOUT)
         except (LookupError, TypeError, AttributeError) as error:  # it takes the answer's form for granted
             raise ValueError("its listing is none of a repository") from error
         if not _COMMIT.fullmatch(str(info.sha)):
             raise ValueError("the commit in its listing is none")
         files = {one.rfilename: _remote_file(one) for one in info.siblings or []}
     license = info.card_data.get("license") if info.card_data else None
-    return Repository(repo, str(info.sha), license if isinstance(license, str) else None, files)
+    return Repository(repo, str(info.sha), license if isinstance(license, str) else None, files, kind)
 
 
 def _remote_file(listed: Any) -> RemoteFile:
@@ -98,7 +101,8 @@ def download(repository: Repository, names: Sequence[str]) -> list[Path]:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
-        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository.name, repo_type="model") / "blobs"
+        of_repository = repo_folder_name(repo_id=repository.name, repo_type=repository.kind)
+        folder = Path(constants.HF_HUB_CACHE) / of_repository / "blobs"
         files = [repository.files[name] for name in names]
         for file in files:
             if not _DIGEST.fullmatch(str(file.digest)):
@@ -167,7 +171,7 @@ def _fetch(repository: Repository, file: RemoteFile, blob: Path) -> None:
         if done > file.size:
             part.unlink()
             done = 0
-        url = hf_hub_url(repository.name, file.name, revision=repository.commit)
+        url = hf_hub_url(repository.name, file.name, repo_type=repository.kind, revision=repository.commit)
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges of what is packed make no sense
         shown: dict[str, Any] = {"expected_size": file.size, "displayed_filename": file.name}
         try:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deltamem_cli.commands.eval import benchmarks
+from deltamem_cli.commands.eval.measured import measured, title_of
+from deltamem_cli.commands.eval.progress import run_all
 from deltamem_cli.commands.options.model import (
     DEFAULT_HARDWARE,
     AdapterOption,
@@ -21,14 +22,12 @@ from deltamem_cli.commands.options.model import (
 )
 from deltamem_cli.commands.options.stored import JsonOption
 from deltamem_cli.commands.output_file import check_picture, write_picture
-from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.errors import UsageError
 from deltamem_cli.terminal.output import print_json
 from deltamem_cli.text import short
 
 if TYPE_CHECKING:
-    from deltamem_cli.evaluation.respondent import Respondent
     from deltamem_cli.evaluation.runner import Task
-    from deltamem_cli.session.request import Request
 
 SizeOption = Annotated[int, typer.Option("--ctx-size", metavar="N", min=512, help="Context size in tokens.")]
 
@@ -43,6 +42,7 @@ def eval_() -> None:
     Examples:
       dmem eval recall --limit 20
       dmem eval talk --limit 60
+      dmem eval locomo --limit 100
     """
 
 
@@ -94,9 +94,9 @@ def recall(
     else:
         cases = running.by_number_of_facts(case_files.read_cases(data), limit)
     report = RecallReport()
-    with _measured(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))) as (subject, who):
+    with measured(Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))) as (subject, who):
         complete = _run(running.Runner(subject, report, seed).steps(cases))
-    title = _title(who)
+    title = title_of(who)
     if as_json:
         print_json({**who, "seed": seed, "complete": complete, **document(report)})
     else:
@@ -133,7 +133,7 @@ def talk(
     hardware: Hardware = DEFAULT_HARDWARE,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold natural conversations and ask about them in another session.
+    """Hold natural conversations and ask about them later.
 
     The conversations are written by hand and never trained on; the model replies in its own words, always choosing the
     likeliest. An answer counts if its first two sentences contain the value or, where nothing was told, say that it is
@@ -155,11 +155,11 @@ def talk(
         check_picture(image)
     chosen = conversations(limit)
     request = Request(model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
-    with _measured(request, write) as (subject, who):
+    with measured(request, write) as (subject, who):
         about = {**who, "write": subject.write, "ctx_size": ctx_size}
-        found = talking.Answers.kept(answers, about) if answers else talking.Answers(about)
-        complete = _run_all(talking.measure(subject, chosen, found), len(chosen))
-    title = _title(who)
+        found = talking.Answers(about, answers)
+        complete = run_all(talking.measure(subject, chosen, found), len(chosen))
+    title = title_of(who)
     if as_json:
         print_json({**found.document(), "complete": complete})
     else:
@@ -167,37 +167,13 @@ def talk(
 
         show(found, title)
     if image:
-        from deltamem_cli.evaluation.talk_picture import draw
+        from deltamem_cli.evaluation.bars_picture import draw as draw_bars
+        from deltamem_cli.evaluation.talk_cases import CATEGORIES
 
-        write_picture(image, draw(found, title))
+        columns = {talking.ALL_TOLD: "all but never told", **CATEGORIES}
+        write_picture(image, draw_bars(columns, talking.MODES, found.share, title))
     if not complete:
         raise typer.Exit(130)
-
-
-@contextmanager
-def _measured(request: Request, write: str | None = None) -> Iterator[tuple[Respondent, dict[str, Any]]]:
-    """What is measured, with a database that is gone afterwards, and which model and adapter it is, for JSON.
-
-    write: as Respondent takes it. Raises DeltamemError for a model without a memory.
-    """
-    from deltamem_cli.engine import Engine
-    from deltamem_cli.evaluation.respondent import Respondent
-    from deltamem_cli.session.loading import load
-    from deltamem_cli.session.request import settle
-
-    with ExitStack() as stack:
-        request = settle(request, None)
-        loaded = load(stack, request)
-        if loaded.adapter is None:
-            raise DeltamemError(f"There is no memory to measure: {loaded.why_no_memory}")
-        plain = stack.enter_context(Engine(loaded.engine.model, None, loaded.engine.options))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        subject = Respondent(loaded, plain, folder / "memory.db", write, request=request)
-        yield subject, {"model": asdict(loaded.model), "adapter": asdict(loaded.adapter)}
-
-
-def _title(who: dict[str, Any]) -> str:
-    return f"{who['model']['name']} with {who['adapter']['name']}"
 
 
 _MOST_FACTS = 20
@@ -219,21 +195,7 @@ def _run(steps: Iterable[tuple[str, Task]]) -> bool:
             step()
             yield name
 
-    return _run_all(taken(), len(planned))
+    return run_all(taken(), len(planned))
 
 
-def _run_all(steps: Iterator[str], total: int) -> bool:
-    """Takes all steps, each of which tells its name, with a bar on stderr. False when Ctrl-C ended that."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=total)
-        try:
-            for name in steps:
-                progress.update(bar, description=name)
-                progress.advance(bar)
-        except KeyboardInterrupt:
-            return False
-    return True
+benchmarks.add_to(app)

@@ -1,0 +1,93 @@
+"""What all public benchmarks have in common: conversations that are told, and questions about them with a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deltamem_cli.evaluation.cases import ToldTurn
+from deltamem_cli.evaluation.errors import EvaluationError
+
+Protocol = Literal["own", "published"]
+Count = Callable[[str], int]  # tokens of a text
+
+
+@dataclass(frozen=True)
+class Question:
+    """ask: as the model is asked; answers: spellings of which each would be right, none where nothing can be known."""
+
+    id: str
+    category: str
+    ask: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class History:
+    """One conversation, or one pile of documents, and what is asked about it later.
+
+    whole: the message that asks a question with all of the history before it, in at most so many tokens.
+    """
+
+    id: str
+    told: tuple[ToldTurn, ...]
+    questions: tuple[Question, ...]
+    whole: Callable[[Question, int, Count], str]
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data comes from. repository: on the hub, else `url` is its one file's address."""
+
+    license: str
+    size: int  # bytes, about
+    files: tuple[str, ...]
+    repository: str | None = None
+    url: str = ""
+    sha256: str = ""  # of the one file, where the benchmark's authors have fixed it
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """metrics: names of what score() returns, the first one is the benchmark's own. first_line: nothing behind it counts.
+
+    score: an answer's values by metric, 0 to 1. answer_tokens, options: by protocol, what else is greedy.
+    """
+
+    name: str
+    title: str
+    source: Source
+    categories: Mapping[str, str]  # heading of each
+    metrics: tuple[str, ...]
+    read: Callable[[Iterable[Path], Protocol], Iterable[History]]
+    score: Callable[[str, Question], dict[str, float]]
+    answer_tokens: Mapping[Protocol, int]
+    first_line: bool
+    options: Mapping[Protocol, Mapping[str, float]] = field(default_factory=dict)
+
+
+def newest_first_out(parts: list[str], question: str, room: int, count: Count) -> str:
+    """`parts` in order and `question` behind them; where they don't fit into `room` tokens, the oldest are left out."""
+    left = room - count(question)
+    kept: list[str] = []
+    for part in reversed(parts):
+        left -= count(part + "\n")
+        if left < 0:
+            break
+        kept.insert(0, part)
+    return "\n".join([*kept, question])
+
+
+def no_data(path: Path, name: str, why: str) -> EvaluationError:
+    """The error for a file that is not the data of benchmark `name`."""
+    return EvaluationError(f"{path} is not the data of {name}: {why}. Give --data another file.")
+
+
+def text_of(value: Any, what: str) -> str:
+    """A text, or a number as one. Raises ValueError."""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value).strip()
+    raise ValueError(f"{what} is no text")
