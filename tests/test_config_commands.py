@@ -175,3 +175,12 @@ def test_an_editor_that_fails_is_named_and_leaves_nothing_behind(
     code, _, err = run("edit")
     assert code == 1 and command in err and "EDITOR" in err
     assert [path.name for path in home.iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize("key", ["model", "adapter", "template"])
+def test_a_folder_is_no_file_to_use(run: Run, tmp_path: Path, key: str) -> None:
+    code, _, err = run("set", key, str(tmp_path))
+    assert code == 2 and "is a folder" in err and err.count("\n") == 1
+    assert config.value(key) is None or str(config.value(key)) != str(tmp_path)
+    # what is not there yet may come: a model that is pulled later, a disk that is not plugged in
+    assert run("set", key, str(tmp_path / "later.gguf"))[0] == 0

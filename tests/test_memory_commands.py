@@ -437,3 +437,17 @@ def test_a_conversation_that_holds_nothing_is_neither_copied_nor_exported_and_le
     with Store.read(home / "memory.db") as store:
         assert [profile.name for profile in profiles.all_of(store)] == ["work"]
     assert not file.exists()
+
+
+def test_forget_announces_no_replay_that_it_refuses(talk: Conversation, dmem: Dmem) -> None:
+    # the turns behind the second are of a model that is not the one that would replay them
+    said = refusal(dmem("memory", "forget", "2", "-p", "work", "-y", code=1))
+    assert "will be replayed" not in said
+    assert len(json.loads(dmem("memory", "history", "-p", "work", "--json"))["turns"]) == 4
+
+
+@pytest.mark.parametrize("option", ["--model", "--adapter"])
+def test_a_profile_takes_no_folder_for_a_file(home: Path, tmp_path: Path, dmem: Dmem, option: str) -> None:
+    assert "is a folder" in refusal(dmem("profile", "create", "own", option, str(tmp_path), code=2))
+    dmem("profile", "create", "own", option, str(tmp_path / "later.gguf"))
+    assert "is a folder" in refusal(dmem("profile", "set", "own", option, f"{tmp_path}/", code=2))

@@ -141,6 +141,21 @@ def test_minutes_alone_set_no_end_by_steps_and_beta_needs_told_values_before_any
     assert events[-1]["event"] == "saved"
 
 
+@pytest.mark.parametrize("content", [None, "", "no JSON"])
+def test_conversations_that_can_not_be_read_are_refused_before_anything_is_loaded(
+    base: Path, tmp_path: Path, content: str | None
+) -> None:
+    data = tmp_path / "data"
+    if content is None:
+        data.mkdir()
+    else:
+        data.write_text(content)
+    events: list[dict[str, Any]] = []
+    with pytest.raises(DeltamemError, match=str(data)):
+        run_training(RunOptions(base, tmp_path / "a.gguf", data=data), events.append)
+    assert not events
+
+
 def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tmp_path: Path) -> None:
     backbone = Backbone(base)
     export_adapter(memory_for(backbone), tmp_path / "old.gguf", "tiny", {"step": 7})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltamem_cli.commands.options import completion
+from deltamem_cli.commands.options.model import check_no_folder
 from deltamem_cli.commands.options.stored import JsonOption
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.terminal.output import note, print_json, printable
@@ -98,6 +99,8 @@ def set_(
     from deltamem_cli.config import find, set_value
 
     key = find(name)
+    if key.name in ("model", "adapter", "template"):
+        check_no_folder(value, key.name)
     set_value(key.name, value)
     _report(key, as_json)
 

@@ -13,7 +13,7 @@ import typer
 from deltamem_cli import paths
 from deltamem_cli.commands.finding import open_store, read_store
 from deltamem_cli.commands.options import completion
-from deltamem_cli.commands.options.model import adapter_option, grouped, model_option
+from deltamem_cli.commands.options.model import adapter_option, check_no_folder, grouped, model_option
 from deltamem_cli.commands.options.stored import (
     DatabaseOption,
     DryRunOption,
@@ -252,6 +252,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _texts(settings: Settings) -> dict[str, str | None]:
     """The settings as a profile keeps them, see store.profiles.SETTINGS. Raises EngineError for what is no template."""
+    check_no_folder(settings.model, "model")
+    check_no_folder(settings.adapter, "adapter")
     template = settings.template
     if template is not None:
         from deltamem_cli.engine import ChatTemplate

@@ -14,6 +14,7 @@ import torch
 
 from deltamem_cli.adapter.format import DELTA_HEADS, Adapter, AdapterConfig, read_adapter, training_summary
 from deltamem_cli.engine import fingerprint
+from deltamem_cli.episodes import Episode
 from deltamem_cli.episodes.conversation import told_prompt
 from deltamem_cli.episodes.jsonl import read_episodes
 from deltamem_cli.errors import DeltamemError, UsageError
@@ -84,6 +85,7 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         )
     if options.output.exists() and not options.resume:
         raise DeltamemError(f"{options.output} already exists; delete it, or give -o another name")
+    given = None if options.data is None else read_episodes(options.data)  # before minutes go into the model
     accelerator = _accelerator()
     device = accelerator.device
     if not accelerator.is_main_process:
@@ -106,7 +108,7 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     per_token = seconds_per_token(backbone)
     # every process samples its own part of the talk
     talk_seed, pairs = options.seed + accelerator.process_index, TALK_PAIRS // accelerator.num_processes
-    if options.data is None:
+    if options.data is None or given is None:
 
         def asked(n: int) -> None:
             report({"event": "talk", "pairs": n})
@@ -124,7 +126,7 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         checks = recall_checks(encoder)
     else:
         dense = None
-        source, checks = _from_file(options.data, encoder, told=options.beta is not None)
+        source, checks = _from_file(options.data, given, encoder, told=options.beta is not None)
     expected = estimate(per_token, settings)
     more_values = None if dense is None else partial(retell, encoder, backbone, memory)
     trainer = Trainer(
@@ -221,9 +223,11 @@ def _cpu_has_bf16() -> bool:
     return "AVX512" in capability and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _from_file(path: Path, encoder: Encoder, told: bool) -> tuple[Source, dict[str, list[EncodedEpisode]]]:
+def _from_file(
+    path: Path, given: tuple[list[Episode], list[Episode]], encoder: Encoder, told: bool
+) -> tuple[Source, dict[str, list[EncodedEpisode]]]:
     """Episodes to train on, and those to validate with. told: values must be told in them, for gates to open at."""
-    train, validation = read_episodes(path)
+    train, validation = given
     known = [encoder.episode(e) for e in train]
     if told and not any(any(s.content) for e in known for s in e.sessions):
         raise DeltamemError(f"{path} tells no value that is asked for, so --beta does nothing; leave it out")

@@ -75,6 +75,10 @@ def forget(
 
             locks.hold(store, conversation.id)  # what is shown below is what goes
         planned = forgetting.plan(store, conversation.id, numbers)
+        loaded: dict[str, Any] = {"seat": None}
+        if planned.later:  # before anything is promised: it is refused where the model is another one
+            request = Request(cid=conversation.id, model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
+            loaded = _load(stack, store, conversation, request)
         if not as_json:
             name_turns(planned.turns)
             if planned.later:
@@ -82,10 +86,6 @@ def forget(
         if not dry_run:
             confirm(f"Forget {count(len(planned.turns), 'turn')} of conversation {conversation.id} for good?", yes)
         cancelled: list[bool] = []
-        loaded: dict[str, Any] = {"seat": None}
-        if planned.later:
-            request = Request(cid=conversation.id, model=model, adapter=adapter, ctx_size=ctx_size, **asdict(hardware))
-            loaded = _load(stack, store, conversation, request)
 
         def stop() -> None:
             cancelled.append(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from deltamem_cli import paths, reading
 from deltamem_cli.cache_types import CACHE_TYPES
 from deltamem_cli.commands.options import completion
+from deltamem_cli.errors import UsageError
+from deltamem_cli.text import short
 
 if TYPE_CHECKING:
     CacheType = str
@@ -127,6 +131,16 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
         name, _, value = pair.partition("=")
         options[name.replace("-", "_")] = value
     return options
+
+
+def check_no_folder(said: str | Path | None, what: str) -> None:
+    """Raises UsageError for a path at which something other than a file is; a file may come later, and so may a name.
+
+    what: the setting that `said` is for.
+    """
+    path = paths.expanded(said) if said else None
+    if path and os.path.basename(str(said)) != str(said) and path.exists() and (why := reading.why_no_file(path)):
+        raise UsageError(f"{short(str(said))} can't be the {what}, as it {why}: give a file, or a name")
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
