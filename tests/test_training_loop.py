@@ -19,7 +19,7 @@ from deltamem_cli.training import losses
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.loop import Trainer
-from deltamem_cli.training.pool import Pool
+from deltamem_cli.training.pool import Pool, size_of_batch
 from deltamem_cli.training.retell import retell
 from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import dense_source, persona_source
@@ -86,6 +86,23 @@ def test_the_end_of_a_run_trains_end_to_end_however_long_a_round_is(
     monkeypatch.setattr(run, "_loss_end_to_end", counted("end to end", run._loss_end_to_end))
     run.run()
     assert taken == ["mixed"] * 3 + ["end to end"] * 3
+
+
+def test_a_fresh_memory_begins_with_one_fact_and_nothing_shown_again(
+    base: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[float, int, bool]] = []
+    for gradual in (True, False):
+        run = trainer(base, encoder, tmp_path, 100, gradual=gradual)
+        for run.step in range(100):
+            facts, far, shown = size_of_batch(random.Random(run.step), *run._stage())
+            sizes.append((run.progress() if gradual else -1.0, facts, far or shown))
+    early = [size for size in sizes if 0 <= size[0] < 0.2]
+    assert {facts for _, facts, _ in early} == {1} and not any(more for _, _, more in early)
+    middle = [size for size in sizes if 0.2 <= size[0] < 0.5]
+    assert {facts for _, facts, _ in middle} == {1, 2, 3} and not any(more for _, _, more in middle)
+    assert max(facts for at, facts, _ in sizes if at >= 0.5) == 6 and any(more for at, _, more in sizes if at >= 0.5)
+    assert any(more for at, _, more in sizes[100:110]), "one that goes on from an adapter has all from the start"
 
 
 def test_what_a_round_writes_is_retold_before_it_is_mixed(base: Path, encoder: Encoder, tmp_path: Path) -> None:

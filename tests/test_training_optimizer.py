@@ -12,7 +12,7 @@ import torch
 
 from deltamem_cli.adapter.format import AdapterConfig
 from deltamem_cli.training.memory import Memory
-from deltamem_cli.training.optimizer import MEAN_DECAY, Optimizer, running_mean
+from deltamem_cli.training.optimizer import GATE_RATE, MEAN_DECAY, Optimizer, running_mean
 
 RANK, HIDDEN = 4, 16
 
@@ -102,3 +102,13 @@ def test_a_step_after_saving_and_loading_is_the_same_step(memory: Memory, tmp_pa
     step(second, other, 2)
     for name, parameter in memory.named_parameters():
         torch.testing.assert_close(dict(other.named_parameters())[name], parameter)
+
+
+def test_gates_move_slowly_or_a_fresh_memory_would_shut_them_before_it_finds_anything(memory: Memory) -> None:
+    zero_gradients(memory)
+    for parameter in memory.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    changed = changes(memory, lr=1e-3)
+    assert changed["gate"].abs().max() == pytest.approx(1e-3 * GATE_RATE, rel=1e-3)
+    # of 896 inputs of about 1, in a hundred steps that all pull one way: from half open to no less than a hundredth
+    assert 100 * 896 * 1e-3 * GATE_RATE < 4.6

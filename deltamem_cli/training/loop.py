@@ -30,6 +30,7 @@ from deltamem_cli.training.settings import Settings
 from deltamem_cli.training.sources import Source
 
 OTHER_TOKENS = 2048
+GRADUAL = ((0.2, 1, False), (0.5, 3, False))  # shares of a run, most facts of a conversation, far or shown again
 
 
 @dataclass
@@ -244,11 +245,15 @@ class Trainer:
             yield self._loss_mixed
 
     def _loss_mixed(self) -> Loss:
-        most = 3 if self.progress() < 0.1 else 6
         # alike in all processes, or one would wait for the other
-        sizes = size_of_batch(random.Random(f"{self.settings.seed} {self.step}"), most)
-        batch = self.pool.draw(self.rng, self.settings.batch, *sizes)
+        rng = random.Random(f"{self.settings.seed} {self.step}")
+        batch = self.pool.draw(self.rng, self.settings.batch, *size_of_batch(rng, *self._stage()))
         return mixed_loss(self.backbone, self.memory, batch, self._vocabulary(batch))
+
+    def _stage(self) -> tuple[int, bool]:
+        """How many facts a conversation tells at most, and whether turns may be shown again or be much talk."""
+        stages = GRADUAL if self.settings.gradual else ((0.1, 3, True),)
+        return next(((most, every) for until, most, every in stages if self.progress() < until), (6, True))
 
     def _vocabulary(self, batch: Sequence[Written]) -> Tensor:
         """The tokens that a mixed step chooses answers from, sorted: its own, those of the pool, and some others that change."""

@@ -12,6 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from deltamem_cli.training.memory import Memory
 
 MOMENTUM = 0.95
+# Of the rate, for gates and norms. One step of Adam moves all weights of a gate alike, so at the whole rate a fresh memory,
+# whose reads are wrong at first, shuts its gates within a hundred steps, and then learns nothing.
+GATE_RATE = 0.05
 MEAN_DECAY = 0.98  # of the running mean: that of about the last 50 steps
 
 Place = tuple[Tensor, Any]  # a stacked parameter, and the index of one matrix in it
@@ -37,7 +40,7 @@ class Optimizer:
         )  # fmt: skip
         others = [memory.gate, memory.gate_bias]
         others += [memory.delta_o_norm] if memory.delta_o_norm is not None else []
-        self.adam = torch.optim.AdamW([{"params": others, "times": 1.0}], betas=(0.9, 0.98), weight_decay=0.0)
+        self.adam = torch.optim.AdamW([{"params": others, "times": GATE_RATE}], betas=(0.9, 0.98), weight_decay=0.0)
 
     def step(self, lr: float) -> None:
         """Changes the parameters by their gradients."""

@@ -252,7 +252,11 @@ class Pool:
         return [turn for _, turn in sorted(placed, key=lambda item: item[0])]
 
 
-def size_of_batch(rng: random.Random, most_facts: int) -> tuple[int, bool, bool]:
-    """facts, far and shown of Pool.draw(): what is long in one conversation of a batch makes room in all of it."""
+def size_of_batch(rng: random.Random, most_facts: int, every_kind: bool = True) -> tuple[int, bool, bool]:
+    """facts, far and shown of Pool.draw(): what is long in one conversation of a batch makes room in all of it.
+
+    every_kind: False for batches without much talk, and asked with nothing shown again.
+    """
     facts = rng.choice([n for n in FACTS if n <= most_facts])
-    return facts, rng.random() < FAR_SHARE, rng.random() < SHOWN_BATCHES
+    far, shown = rng.random() < FAR_SHARE, rng.random() < SHOWN_BATCHES
+    return facts, far and every_kind, shown and every_kind

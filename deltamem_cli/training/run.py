@@ -178,7 +178,7 @@ def _settings(options: RunOptions) -> Settings:
     start = options.start_episodes
     return Settings(
         steps=options.steps or (DEFAULT_STEPS if options.minutes is None else None),
-        minutes=options.minutes, seed=options.seed, beta=options.beta, batch=options.batch, lr=options.lr,
+        minutes=options.minutes, seed=options.seed, beta=options.beta, gradual=options.start_from is None, batch=options.batch, lr=options.lr,
         finish=options.finish, start_episodes=start if options.start_from is None else max(1, start // 2),
     )  # fmt: skip
 

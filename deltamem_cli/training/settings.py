@@ -13,6 +13,7 @@ class Settings:
     minutes: float | None = None
     seed: int = 0
     beta: float | None = None  # mean gate of told values at the start
+    gradual: bool = False  # begin with one fact and nothing shown again: for a memory that finds nothing yet
     batch: int = 48  # questions of a step
     lr: float = 1.5e-3
     delta_lr: float = 3.0  # times lr, for the D matrices
