@@ -122,5 +122,10 @@ def starter_model() -> Path:
 
 def starter_adapter() -> Path | None:
     """The adapter that was trained for the starter model, if this package has one."""
-    path = Path(__file__).resolve().parent / "bundled_adapters" / STARTER_ADAPTER
+    return packaged_adapter(STARTER_ADAPTER)
+
+
+def packaged_adapter(file: str) -> Path | None:
+    """An adapter that comes with the package, if it is there."""
+    path = Path(__file__).resolve().parent / "bundled_adapters" / file
     return path if path.is_file() else None

@@ -15,7 +15,8 @@ from conftest import MakeAdapter, MakeModel
 from deltamem_cli import config, models, paths
 from deltamem_cli.adapter.base_model import read_base_model
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.models import ModelError, choosing, hub, ram, registry
+from deltamem_cli.models import ModelError, choosing, entries, hub, ram, registry
+from deltamem_cli.models.entries import Entry, Packaged, packaged_for
 from deltamem_cli.models.facts import Facts, chat_template, parts, read_facts
 from deltamem_cli.models.pulling import register
 
@@ -257,3 +258,41 @@ def test_a_header_that_claims_billions_of_layers_is_read_at_once(tiny_model: Mak
         assert tracemalloc.get_traced_memory()[1] < 10**7
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, True),
+        ({"name": "Qwen2.5 Coder 0.5B Instruct AWQ", "quantization": "Q8_0", "parameters": 494_032_768}, True),
+        ({"name": "Qwen2.5 Coder 0.5B"}, False),  # the base model thinks in other ways
+        ({"name": None}, False),
+        ({"embedding_length": 1536}, False),
+        ({"layers": 28}, False),
+        ({"architecture": "qwen3"}, False),
+    ],
+)
+def test_a_packaged_adapter_goes_with_its_model_in_any_quantisation(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], found: bool
+) -> None:
+    monkeypatch.setattr(paths, "packaged_adapter", lambda file: Path(file))
+    facts = Facts("Qwen2.5-Coder-0.5B-Instruct", "qwen2", 1, "Q4_K_M", 32_768, 896, 24, 12_288)
+    assert (packaged_for(replace(facts, **changes)) is not None) == found  # type: ignore[arg-type]
+
+
+def test_a_file_of_the_users_finds_the_packaged_adapter_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: MakeModel, tiny_adapter: MakeAdapter
+) -> None:
+    model = tmp_path / "renamed.gguf"
+    model.write_bytes(tiny_model("qwen2").read_bytes())
+    adapter, facts = tiny_adapter(model), read_facts([model])
+    assert facts.name
+    own = Entry("ours", "catalogue", packaged=Packaged("ours.deltamem.gguf", (facts.name,)), facts=facts)
+    monkeypatch.setattr(entries, "_KNOWN", (own,))
+    monkeypatch.setattr(paths, "packaged_adapter", lambda file: adapter if file == "ours.deltamem.gguf" else None)
+    assert models.resolve(model).adapter == adapter
+    assert models.adapter_file("ours") == adapter
+    assert models.remembering() in ("starter and ours", "ours")
+    beside = tmp_path / "renamed.deltamem.gguf"
+    beside.write_bytes(adapter.read_bytes())
+    assert models.resolve(model).adapter == beside

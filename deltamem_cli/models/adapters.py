@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamem_cli import config, paths
+from deltamem_cli import config
 from deltamem_cli.errors import DeltamemError
-from deltamem_cli.models.entries import STARTER, catalogue
+from deltamem_cli.models.entries import catalogue, packaged_adapters
 from deltamem_cli.models.errors import ModelError
 from deltamem_cli.models.resolving import (
     ADAPTER_SUFFIX,
@@ -110,9 +110,8 @@ def remove(known: KnownAdapter) -> None:
 
 
 def _named() -> Iterator[tuple[str, Path, str]]:
-    packaged = paths.starter_adapter()
-    if packaged is not None:
-        yield STARTER, packaged, "packaged"
+    for name, path in packaged_adapters().items():
+        yield name, path, "packaged"
     for name, path in registered_adapters().items():
         yield name, path, "registered"
     for path in sorted(converted_adapter("x").parent.glob(f"*{ADAPTER_SUFFIX}")):

@@ -21,6 +21,14 @@ FIELDS = ("repo", "file", "adapter", "path")  # of [models.NAME]
 
 
 @dataclass(frozen=True)
+class Packaged:
+    """An adapter that comes with the package: its file, and what files of its model call themselves, in any quantisation."""
+
+    file: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Entry:
     """A model by its name. None: not known, or there is none."""
 
@@ -32,6 +40,7 @@ class Entry:
     adapter: str | None = None  # a file, an adapter's name, or the repository of a published one
     license: str | None = None
     adapter_license: str | None = None
+    packaged: Packaged | None = None
     size: int | None = None
     sha256: str | None = None  # of its file, when it is one that was tried
     facts: Facts | None = None
@@ -72,6 +81,10 @@ _KNOWN = (
         license="apache-2.0",
         size=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        packaged=Packaged(
+            "Qwen2.5-Coder-0.5B-Instruct.deltamem.gguf",
+            ("Qwen2.5-Coder-0.5B-Instruct", "Qwen2.5-Coder-0.5B-Instruct-AWQ"),  # the official file's is the latter
+        ),
         facts=Facts("Qwen2.5-Coder-0.5B-Instruct", "qwen2", 630_167_424, "Q4_K_M", 32_768, 896, 24, 12_288),
     ),
     Entry(
@@ -103,9 +116,27 @@ def known_adapter(facts: Facts) -> Entry | None:
     return next((entry for entry in published if entry.facts and _plain(entry.facts.name) == _plain(facts.name)), None)
 
 
+def packaged_adapters() -> dict[str, Path]:
+    """Those that come with the package, by the names of their models."""
+    found = {STARTER: paths.starter_adapter()}
+    found |= {entry.name: paths.packaged_adapter(entry.packaged.file) for entry in _KNOWN if entry.packaged}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def packaged_for(facts: Facts) -> Path | None:
+    """The packaged adapter of the model that these facts are of: by its name and shape, whatever the quantisation."""
+    for entry in _KNOWN:
+        shape = (facts.architecture, facts.embedding_length, facts.layers)
+        ours = entry.facts and (entry.facts.architecture, entry.facts.embedding_length, entry.facts.layers)
+        if entry.packaged and shape == ours and _plain(facts.name) in map(_plain, entry.packaged.names):
+            return paths.packaged_adapter(entry.packaged.file)
+    return None
+
+
 def remembering() -> str:
     """The names of our models that have an adapter, as a sentence has them."""
-    return " and ".join([STARTER, *(entry.name for entry in _KNOWN if entry.adapter)])
+    *first, last = [STARTER, *(entry.name for entry in _KNOWN if entry.adapter or entry.name in packaged_adapters())]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _starter() -> Entry:
@@ -125,7 +156,7 @@ def _merged(entry: Entry, said: dict[str, Any]) -> Entry:
     if said.keys() & {"repo", "file", "path"}:  # another file than ours: what we knew of ours is void
         entry = replace(entry, license=None, size=None, sha256=None, facts=None, path=None, options={})
     if said.keys() & {"repo", "adapter", "path"}:
-        entry = replace(entry, adapter=None, adapter_license=None)
+        entry = replace(entry, adapter=None, adapter_license=None, packaged=None)
     if "path" in said:
         entry = replace(entry, repo=None, file=None, path=paths.config_dir() / paths.expanded(said["path"]))
     return replace(entry, **{key: value for key, value in said.items() if key != "path"})

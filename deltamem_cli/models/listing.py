@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deltamem_cli import config, paths
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import ram
-from deltamem_cli.models.entries import STARTER, Entry, catalogue
+from deltamem_cli.models.entries import STARTER, Entry, catalogue, packaged_adapters
 from deltamem_cli.models.facts import Facts, parts, read_facts
 from deltamem_cli.models.resolving import entry_of, find_adapter
 
@@ -55,7 +55,8 @@ def default_entry(entries: dict[str, Entry]) -> Entry | None:
 
 def _adapter(entry: Entry) -> str | None:
     if entry.model is None:
-        return entry.adapter
+        packaged = packaged_adapters().get(entry.name) if entry.packaged else None
+        return str(packaged) if packaged else entry.adapter
     try:
         file = find_adapter(entry.model, entry)
     except DeltamemError:

@@ -9,9 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from deltamem_cli import config, paths
+from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import choosing
-from deltamem_cli.models.entries import STARTER, Entry, catalogue
+from deltamem_cli.models.entries import Entry, catalogue, packaged_adapters, packaged_for
 from deltamem_cli.models.errors import ModelError
+from deltamem_cli.models.facts import parts, read_facts
 from deltamem_cli.reading import why_no_file
 from deltamem_cli.text import short
 
@@ -46,7 +48,7 @@ def resolve(said: str | Path) -> ModelFile:
 
 def find_adapter(model: Path, entry: Entry | None) -> Path | None:
     """The adapter that belongs to a model: what the configuration says, what was made when it was pulled, the file
-    beside it, the packaged one for the starter. Raises ModelError when the configuration names one that is not there.
+    beside it, the packaged one. Raises ModelError when the configuration names one that is not there.
     """
     if entry and entry.adapter and not is_repository(entry.adapter):
         return adapter_file(entry.adapter)
@@ -56,7 +58,12 @@ def find_adapter(model: Path, entry: Entry | None) -> Path | None:
     beside = model.with_suffix(ADAPTER_SUFFIX)
     if beside.is_file():
         return beside
-    return paths.starter_adapter() if model.name == paths.STARTER_MODEL else None
+    if model.name == paths.STARTER_MODEL:
+        return paths.starter_adapter()
+    try:
+        return packaged_for((entry.facts if entry else None) or read_facts(parts(model)))
+    except DeltamemError:  # a damaged file is named where it is loaded
+        return None
 
 
 def adapter_file(said: str | Path) -> Path:
@@ -64,7 +71,7 @@ def adapter_file(said: str | Path) -> Path:
     text = os.fspath(said)
     if registered := registered_adapters().get(text):
         path = registered
-    elif text == STARTER and (packaged := paths.starter_adapter()):
+    elif packaged := packaged_adapters().get(text):
         path = packaged
     else:
         path = paths.expanded(text)
