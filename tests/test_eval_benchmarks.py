@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -19,11 +20,15 @@ from hub_server import serving
 
 from deltamem_cli import cli
 from deltamem_cli.commands.eval import benchmark_tables
+from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
+from deltamem_cli.engine.sampling import Sampling
 from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation.benchmarks import data, hotpotqa, locomo, longmemeval, measure, memoryagentbench, scoring
 from deltamem_cli.evaluation.benchmarks.shape import Benchmark, Question, newest_first_out
+from deltamem_cli.evaluation.benchmarks.whole_history import Reader
 from deltamem_cli.evaluation.cases import ToldTurn
 from deltamem_cli.evaluation.errors import EvaluationError
+from deltamem_cli.session.prompt import Prompt
 
 Run = Any
 BENCHMARKS = (locomo.LOCOMO, memoryagentbench.MEMORYAGENTBENCH, longmemeval.LONGMEMEVAL, hotpotqa.HOTPOTQA)
@@ -314,14 +319,34 @@ def test_json_has_scores_costs_and_every_answer(run: Run, locomo_file: Path, pro
 
 def test_the_whole_history_is_answered_as_if_each_question_were_the_only_one(run: Run, locomo_file: Path) -> None:
     _, all_of_them, _ = run("locomo", "--data", str(locomo_file), "--json", "--seed", "3")
-    for question in json.loads(all_of_them)["answers"][:3]:
-        assert question["mode"] == r.NONE
     _, one, _ = run("locomo", "--data", str(locomo_file), "--json", "--seed", "3", "--limit", "2")
     several = {(a["question"], a["mode"]): a["answer"] for a in json.loads(all_of_them)["answers"]}
     alone = {(a["question"], a["mode"]): a["answer"] for a in json.loads(one)["answers"]}
     assert len(alone) == 2 * len(measure.MODES)
     for key, answer in alone.items():
         assert key[1] == r.DONOR or several[key] == answer
+
+
+def test_each_question_behind_a_history_is_asked_from_the_same_state(tiny_model: Any, tiny_adapter: Any) -> None:
+    path = tiny_model("qwen3")
+    with Model(path) as model, Engine(model, tiny_adapter(path), EngineOptions(ctx_size=1024, threads=1)) as engine:
+        seat = Seat.first(engine)
+        told = np.random.default_rng(0).normal(size=engine.state_shape).astype(np.float32)
+
+        def left(messages: list[str], state: Any, writes: bool) -> Any:
+            """What the last answer leaves in the memory."""
+            reader = Reader(seat, Prompt(model), Sampling(temperature=0), 3, False, state, writes)
+            assert len(list(reader.ask(messages))) == len(messages)
+            return seat.state()
+
+        for state in (None, told):
+            for writes in (False, True):
+                after_another = left(["The history. What?", "The history. Who?"], state, writes)
+                alone = left(["The history. Who?"], state, writes)
+                assert np.abs(after_another - alone).max() < 1e-4
+        assert np.abs(left(["The history. Who?"], told, False) - left(["The history. Who?"], None, False)).max() > 0.1
+        # of one message alone only its last token is not part of the history
+        assert np.abs(left(["Who?"], None, False) - left(["Who?"], None, True)).max() > 1e-3
 
 
 def test_another_conversations_memory_is_of_another(
