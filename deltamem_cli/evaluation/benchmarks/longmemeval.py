@@ -28,11 +28,12 @@ from deltamem_cli.evaluation.talk_cases import says_unknown
 
 _NEVER = "never told"
 _MOST = 1 << 30  # bytes; the file has 280 MB
-# the published prompt, to the letter
-_ASK = (
+# the published prompt, to the letter; what stands before the question and the question
+_BEFORE = (
     "I will give you several history chats between you and a user. Please answer the question based on the relevant chat "
-    "history.\n\n\nHistory Chats:\n\n{}\n\nCurrent Date: {}\nQuestion: {}\nAnswer:"
+    "history.\n\n\nHistory Chats:\n\n{}\n\n"
 )
+_BEHIND = "Current Date: {}\nQuestion: {}\nAnswer:"
 
 
 def read(paths: Iterable[Path], protocol: Protocol) -> Iterator[History]:
@@ -65,15 +66,14 @@ def _history(entry: dict[str, Any], protocol: Protocol) -> History:
             f"\n### Session {i}:\nSession Date: {date}\nSession Content:\n\n{json.dumps([_bare(t) for t in turns])}\n"
             for i, (date, turns) in enumerate(sessions, 1)
         )
-        while history and count(_ASK.format(history, today, asked)) > room:  # what is too much falls off the end
-            tokens = count(_ASK.format(history, today, asked))
-            history = history[: min(len(history) - 1, len(history) * room // tokens)]
-        return _ASK.format(history, today, asked)
+        while history and (tokens := count(_BEFORE.format(history) + question.ask)) > room:
+            history = history[
+                : min(len(history) - 1, len(history) * room // tokens)
+            ]  # what is too much falls off the end
+        return _BEFORE.format(history) + question.ask
 
-    if protocol == "own":
-        ask = f"Today is {today}. {asked} Answer in a few words."
-    else:
-        ask = f"Current Date: {today}\nQuestion: {asked}\nAnswer:"
+    own = f"Today is {today}. {asked} Answer in a few words."
+    ask = own if protocol == "own" else _BEHIND.format(today, asked)
     answers = () if never else (text_of(entry["answer"], "an answer"),)
     category = _NEVER if never else text_of(entry["question_type"], "a question_type")
     return History(name, told, (Question(name, category, ask, answers),), whole)

@@ -208,11 +208,15 @@ class _Run:
 
         # all are cut as the longest question has to be: so their histories are the same, and read once
         spare = max(count(q.ask) for q in asked)
-        if mode == r.REPLAY:
-            lines = [line for turn in history.told for line in turn.lines()]
-            room = min(REPLAYED, reader.room - spare)
-            messages = [newest_first_out(lines, f"\n{q.ask}", room + count(f"\n{q.ask}"), count) for q in asked]
-        else:
-            messages = [history.whole(q, reader.room - spare + count(q.ask), count) for q in asked]
-        for reply in reader.ask(messages):
+        lines = [line for turn in history.told for line in turn.lines()]
+
+        def message(question: Question) -> str:
+            own = count(question.ask)
+            if mode == r.REPLAY:
+                room = min(REPLAYED, reader.room - spare) + count(f"\n{question.ask}")
+                return newest_first_out(lines, f"\n{question.ask}", room, count)
+            return history.whole(question, reader.room - spare + own, count)
+
+        another = replace(asked[0], ask="?")
+        for reply in reader.ask([message(q) for q in asked], message(another)):
             yield reply.text, reply.tokens, reply.seconds

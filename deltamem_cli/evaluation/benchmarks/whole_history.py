@@ -43,11 +43,16 @@ class Reader:
         frame = len(self.prompt.head()) + len(self.prompt.user("").tokens) + len(self.prompt.begin())
         return self.seat.n_ctx_seq - self.most - frame - 1
 
-    def ask(self, messages: Sequence[str]) -> Iterator[Reply]:
-        """The replies, each as if its message were the only one."""
-        prompts = [[*self.prompt.head(), *self.prompt.user(m).tokens, *self.prompt.begin()] for m in messages]
+    def ask(self, messages: Sequence[str], another: str) -> Iterator[Reply]:
+        """The replies, each as if its message were the only one.
+
+        another: a message with the same history and another question. What it begins with alike is the history.
+        """
+        *prompts, other = (
+            [*self.prompt.head(), *self.prompt.user(m).tokens, *self.prompt.begin()] for m in (*messages, another)
+        )
         # one token at least is left to read, for there is nothing to draw from otherwise
-        shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+        shared = min(len(os.path.commonprefix([*prompts, other])), min(map(len, prompts)) - 1)
         seat = self.seat
         seat.clear_context()
         if self.state is not None:
