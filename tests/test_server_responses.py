@@ -53,6 +53,23 @@ def test_going_on_from_a_response_that_others_follow_branches_and_loses_nothing(
     assert create("Three.", previous_response_id=second.id).conversation.id == first.conversation.id
 
 
+def test_a_response_that_is_deleted_is_forgotten(create: Create, client: Any, server: Server) -> None:
+    first = create("One.")
+    kept = server.state(first.conversation.id)
+    second = create("Two.", previous_response_id=first.id)
+    client.responses.delete(second.id)
+    assert server.state(first.conversation.id) == kept
+    for gone in (second.id, "resp_nobody_1", "what"):
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(gone)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.delete(gone)
+    third = create("Three.", previous_response_id=first.id)
+    client.responses.delete(first.id)  # the later turn is replayed without it
+    assert client.responses.retrieve(third.id).output_text == third.output_text
+    assert server.state(first.conversation.id) != kept
+
+
 def test_what_is_not_to_be_stored_is_not(create: Create, server: Server) -> None:
     first = create("One.")
     kept = server.state(first.conversation.id)

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from deltamem_cli.server.conversations import addressing
 from deltamem_cli.server.conversations.addressing import Address
 from deltamem_cli.server.conversations.asking import Answer
+from deltamem_cli.server.memory import changes
 from deltamem_cli.server.openai.response_items import Items
 from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.server.requests import options
@@ -240,6 +241,22 @@ async def stored(request: Request) -> Response:
     return JSONResponse(_document(head, "completed", items.done, usage=usage), headers={"Cache-Control": "no-store"})
 
 
+async def deleted(request: Request) -> Response:
+    """DELETE /v1/responses/{id}: forgets the turn, as if it had never been."""
+    name = request.path_params["id"]
+    found = _ID.fullmatch(name)
+    try:
+        if not found:
+            raise NotFound(name)
+        said = {"conversation": found[1], "profile": None, "turns": [int(found[2])], "dry_run": False}
+        await changes.forget(request, said)
+    except (NotFound, Problem) as error:
+        if isinstance(error, Problem) and error.code != "not_found":
+            raise
+        raise Problem(404, f"There is no response {name[:100]} here.", code="not_found") from None
+    return JSONResponse({"id": name, "object": "response", "deleted": True})
+
+
 async def begin_conversation(request: Request) -> Response:
     """POST /v1/conversations: a name for one that begins with its first response."""
     body = await read_json(request)
@@ -252,5 +269,6 @@ async def begin_conversation(request: Request) -> Response:
 ROUTES = [
     Route("/v1/responses", responses, methods=["POST"]),
     Route("/v1/responses/{id}", stored, methods=["GET"]),
+    Route("/v1/responses/{id}", deleted, methods=["DELETE"]),
     Route("/v1/conversations", begin_conversation, methods=["POST"]),
 ]
