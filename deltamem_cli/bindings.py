@@ -21,11 +21,11 @@ from deltamem_cli.errors import DeltamemError
 from deltamem_cli.paths import native_dir
 from deltamem_cli.text import harmless, harmless_lines
 
-API_VERSION = 2
+API_VERSION = 3
 
 GRANULARITIES = ("token", "message_mean", "sentence_mean")  # enum llama_deltamem_granularity
 STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")  # enum llama_deltamem_state_update
-COMPUTE = ("auto", "fused", "ops")  # enum llama_deltamem_compute
+COMPUTE = ("auto", "fused", "ops", "graph")  # enum llama_deltamem_compute
 
 _CPU = 0  # enum ggml_backend_dev_type
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
@@ -76,6 +76,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "adapter_layers": (ctypes.c_int32, [_POINTER, _INT32S, ctypes.c_size_t]),
     "attach": (ctypes.c_int32, [_POINTER, _POINTER]),
     "detach": (ctypes.c_int32, [_POINTER]),
+    "n_splits": (ctypes.c_int32, [_POINTER]),
     "state_n_floats": (ctypes.c_size_t, [_POINTER]),
     "state_n_bytes": (ctypes.c_size_t, [_POINTER]),
     "state_get": (ctypes.c_int32, [_POINTER, ctypes.c_int32, _FLOATS, ctypes.c_size_t]),

@@ -30,8 +30,8 @@ sanitized() {
 if [ $# -gt 0 ]; then
     sanitized "$@"
 else
-    # fused is what the CPU runs, ops what GPUs run: both are our code
-    for compute in fused ops; do
+    # fused is what CPUs run, the others what GPUs do
+    for compute in fused graph ops; do
         sanitized python3 -m deltamem_cli adapter verify --compute "$compute" tests/golden/*/
     done
 fi

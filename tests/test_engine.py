@@ -281,7 +281,7 @@ def test_a_part_that_is_none_is_not_dropped(seat: Seat, start: int, end: int) ->
     [
         ({"cache_type_k": "q3"}, "cache type q3 is not known"),
         ({"flash_attention": "maybe"}, "it must be auto, on or off"),
-        ({"compute": "gpu"}, "must be one of auto, fused, ops"),
+        ({"compute": "gpu"}, "must be one of auto, fused, ops, graph"),
         ({"batch": 0}, "batch is 0"),
         ({"micro_batch": -1}, "micro_batch is -1"),
         ({"seats": 0}, "seats is 0"),

@@ -10,6 +10,7 @@ import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 from raw_context import FLASH_AUTO, RawContext, rows
 
+from deltamem_cli.bindings import COMPUTE
 from deltamem_cli.synthetic import ARCHITECTURES
 
 LOGITS, STATE = 1e-4, 1e-5
@@ -31,7 +32,7 @@ def adapter(path: Path, tiny_adapter: MakeAdapter) -> Path:
     return tiny_adapter(path, delta_heads=("q", "k", "v", "o"))
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 def test_an_adapter_changes_the_logits_and_moves_every_layers_state(model: Any, adapter: Path, compute: str) -> None:
     with RawContext(model) as context:
         plain = context.decode(rows(TOKENS))
@@ -48,12 +49,12 @@ def test_an_adapter_changes_the_logits_and_moves_every_layers_state(model: Any, 
 def test_each_head_alone_changes_the_logits(path: Path, model: Any, tiny_adapter: MakeAdapter, head: str) -> None:
     with RawContext(model) as context:
         plain = context.decode(rows(TOKENS))
-    for compute in ("fused", "ops"):
+    for compute in COMPUTE[1:]:
         with RawContext(model, tiny_adapter(path, delta_heads=(head,)), compute=compute) as context:
             assert np.abs(context.decode(rows(TOKENS)) - plain).max() > 0.01
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 def test_zero_corrections_give_the_plain_models_bits(
     path: Path, model: Any, tiny_adapter: MakeAdapter, compute: str
 ) -> None:

@@ -14,7 +14,7 @@ from conftest import LoadModel, MakeAdapter, MakeModel
 from raw_context import FLASH_OFF, FLASH_ON, Q4_0, Q8_0, RawContext, rows
 from stock_logits import logits as stock_logits
 
-from deltamem_cli.bindings import native
+from deltamem_cli.bindings import COMPUTE, native
 from deltamem_cli.engine import Model
 
 LOGITS, STATE = 5e-5, 1e-5
@@ -58,7 +58,7 @@ def test_flash_attention_and_small_caches_stay_near(
     assert np.abs(state - exact_state).max() < tolerance / 10
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 def test_a_reused_graph_equals_one_built_anew(
     model: Model, adapter: Path, compute: str, tiny_adapter: MakeAdapter, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +139,7 @@ def write_lora(path: Path, model: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 def test_a_lora_adapter_works_beside_it(
     compute: str, path: Path, adapter: Path, tiny_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
@@ -196,7 +196,7 @@ def test_a_loaded_adapter_may_be_freed_while_contexts_use_it_and_its_model_befor
     script = """
 import sys
 from pathlib import Path
-from deltamem_cli.bindings import native
+from deltamem_cli.bindings import COMPUTE, native
 from deltamem_cli.engine import Model
 from raw_context import RawContext, rows
 

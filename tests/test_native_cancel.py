@@ -24,12 +24,19 @@ def granularity(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["fused", "graph"])
+def compute(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def seat(granularity: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel) -> Iterator[Seat]:
+def seat(
+    granularity: str, compute: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel
+) -> Iterator[Seat]:
     """Many small micro-batches in each batch, so that most cancels fall into the middle of one."""
     path = tiny_model("qwen3", n_ctx=4096)
     adapter = tiny_adapter(path, write_granularity=granularity)
-    options = EngineOptions(ctx_size=2048, batch=500, micro_batch=8, **EXACT)  # type: ignore[arg-type]
+    options = EngineOptions(ctx_size=2048, batch=500, micro_batch=8, compute=compute, **EXACT)  # type: ignore[arg-type]
     with Engine(loaded(path), adapter, options) as engine:
         yield Seat(engine)
 

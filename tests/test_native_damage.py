@@ -15,7 +15,7 @@ import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 
 from deltamem_cli.adapter.format import _SETTINGS, read_adapter
-from deltamem_cli.bindings import NativeError, native
+from deltamem_cli.bindings import COMPUTE, NativeError, native
 from deltamem_cli.engine import Engine, EngineOptions, Model
 
 KIND = gguf.GGUFValueType
@@ -133,7 +133,7 @@ def refusal(model: Path, loaded: LoadModel) -> Callable[[Path], str]:
     """refusal(path): the error of attaching it, checked to be one sentence; the model works on."""
 
     def refuse(path: Path) -> str:
-        for compute in ("fused", "ops"):
+        for compute in COMPUTE[1:]:
             with pytest.raises(NativeError) as error:
                 Engine(loaded(model), path, EngineOptions(ctx_size=256, compute=compute))  # type: ignore[arg-type]
             assert is_sentence(str(error.value))
@@ -277,7 +277,7 @@ def test_a_model_without_its_weights_and_an_unknown_way_to_compute_are_refused(m
         native().call("adapter_init", vocabulary, str(adapter).encode(), 0)
     llama.llama_model_free(vocabulary)
     with Model(model) as whole:
-        for compute in (-1, 3, 1000):
+        for compute in (-1, len(COMPUTE), 1000):
             with pytest.raises(NativeError, match=f"no way {compute} to compute"):
                 native().call("adapter_init", whole.handle, str(adapter).encode(), compute)
         with pytest.raises(NativeError, match="a path"):

@@ -14,7 +14,7 @@ from raw_context import RawContext, rows
 from reference import LayerWeights, ScanParams, corrections, delta_rule_scan, project
 
 from deltamem_cli.adapter.format import Adapter, read_adapter
-from deltamem_cli.bindings import native
+from deltamem_cli.bindings import COMPUTE, native
 
 LOGITS = 5e-5  # float32 sums in another order; a fault gives differences above 1e-2
 STATE = 1e-5
@@ -45,7 +45,7 @@ def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["fused", "ops"])
+@pytest.fixture(params=COMPUTE[1:])
 def compute(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -181,7 +181,7 @@ def test_the_micro_batch_changes_nothing(
         np.testing.assert_allclose(context.state(), state, rtol=0, atol=STATE)
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 def test_the_number_of_threads_changes_nothing(
     compute: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel
 ) -> None:
@@ -259,13 +259,26 @@ def test_a_token_writer_leaves_out_the_tokens_whose_span_is_minus_one(
         np.testing.assert_allclose(context.state(), state, rtol=0, atol=STATE)
 
 
-def test_fused_and_ops_agree(variant: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel) -> None:
+def test_no_way_to_compute_splits_the_graph_of_a_cpu(
+    compute: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel
+) -> None:
+    model = tiny_model("qwen3")
+    with RawContext(loaded(model), tiny_adapter(model), compute=compute) as context:
+        for count in (len(TOKENS), 1):
+            context.decode(rows(TOKENS[:count], start=0 if count > 1 else len(TOKENS)))
+            assert context.call("n_splits") == 1
+
+
+def test_all_ways_to_compute_agree(
+    variant: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, loaded: LoadModel
+) -> None:
     model = tiny_model("phi3")
     adapter = tiny_adapter(model, **VARIANTS[variant])
     results = []
-    for compute in ("fused", "ops"):
+    for compute in COMPUTE[1:]:
         with RawContext(loaded(model), adapter, compute=compute) as context:
-            assert context.info.compute == {"fused": 1, "ops": 2}[compute]
+            assert context.info.compute == COMPUTE.index(compute)
             results.append((context.decode(rows(TOKENS), spans_for(variant)), context.state()))
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=0, atol=LOGITS)
-    np.testing.assert_allclose(results[0][1], results[1][1], rtol=0, atol=STATE)
+    for logits, state in results[1:]:
+        np.testing.assert_allclose(logits, results[0][0], rtol=0, atol=LOGITS)
+        np.testing.assert_allclose(state, results[0][1], rtol=0, atol=STATE)

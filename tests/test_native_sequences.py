@@ -10,7 +10,7 @@ import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 from raw_context import RawContext, Row, rows
 
-from deltamem_cli.bindings import NativeError
+from deltamem_cli.bindings import COMPUTE, NativeError
 
 LOGITS, STATE = 5e-5, 1e-5
 
@@ -44,7 +44,7 @@ def start(shape: tuple[int, ...], sequence: int) -> np.ndarray:
     return np.random.default_rng(sequence).normal(0, 0.2, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize("n_ubatch", [1, 4, 512])
 def test_tokens_of_three_sequences_mixed_in_one_batch_are_as_each_sequence_alone(

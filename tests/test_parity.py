@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deltamem_cli import parity
+from deltamem_cli.bindings import COMPUTE
 from deltamem_cli.errors import DeltamemError
 
 engine_module = importlib.import_module("deltamem_cli.engine.engine")
@@ -26,7 +27,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "default_threads", lambda: 1)
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 @pytest.mark.parametrize("micro_batch", [1, 8, 512])
 @pytest.mark.parametrize("case", CASES)
 def test_every_case_agrees_with_the_published_implementation(case: str, micro_batch: int, compute: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deltamem_cli.bindings import COMPUTE
 from deltamem_cli.parity import replay
 
 VARIANTS = Path(__file__).parent / "variants"
@@ -25,7 +26,7 @@ def whole_case(name: str, folder: Path) -> Path:
     return case
 
 
-@pytest.mark.parametrize("compute", ["fused", "ops"])
+@pytest.mark.parametrize("compute", COMPUTE[1:])
 @pytest.mark.parametrize("name", CASES)
 def test_every_variant_computes_what_the_published_code_computes(name: str, compute: str, tmp_path: Path) -> None:
     case = whole_case(name, tmp_path)

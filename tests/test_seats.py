@@ -27,6 +27,11 @@ def options(**settings: Any) -> EngineOptions:
     return EngineOptions(**{**EXACT, "ctx_size": 256, "seats": N_SEATS, **settings})
 
 
+@pytest.fixture(autouse=True, params=["fused", "graph"])
+def compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXACT, "compute", request.param)
+
+
 @pytest.fixture(params=GRANULARITIES)
 def granularity(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -28,7 +28,7 @@ class EngineOptions:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
-    compute: Literal["auto", "fused", "ops"] = "auto"  # of the corrections; "ops" is what GPUs use
+    compute: Literal["auto", "fused", "ops", "graph"] = "auto"  # of the corrections; "graph" is what GPUs use
 
     def __post_init__(self) -> None:
         for name in ("cache_type_k", "cache_type_v"):

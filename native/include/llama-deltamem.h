@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define LLAMA_DELTAMEM_API_VERSION 2
+#define LLAMA_DELTAMEM_API_VERSION 3
 #define LLAMA_DELTAMEM_MAX_RANK    64
 #define LLAMA_DELTAMEM_MAX_HEADS   64
 
@@ -38,9 +38,10 @@ enum llama_deltamem_state_update {
 };
 
 enum llama_deltamem_compute {
-    LLAMA_DELTAMEM_COMPUTE_AUTO  = 0, // FUSED when the model lives on the CPU alone, else OPS
+    LLAMA_DELTAMEM_COMPUTE_AUTO  = 0, // FUSED when the model uses the local CPU alone, else GRAPH when the devices can, else OPS
     LLAMA_DELTAMEM_COMPUTE_FUSED = 1, // kernels of this library on the CPU, in place
-    LLAMA_DELTAMEM_COMPUTE_OPS   = 2, // ggml operators where the layer lives, only the scan on the CPU
+    LLAMA_DELTAMEM_COMPUTE_OPS   = 2, // ggml operators where the layer lives, only the scan on the local CPU
+    LLAMA_DELTAMEM_COMPUTE_GRAPH = 3, // ggml operators where the layer lives, and the states in its memory
 };
 
 struct llama_deltamem_info {
@@ -67,6 +68,9 @@ LLAMA_API int32_t llama_deltamem_adapter_layers(const struct llama_deltamem_adap
 // A context has at most one adapter. Attaching shares the weights, so the adapter may be freed while it is attached.
 LLAMA_API int32_t llama_deltamem_attach(struct llama_context * ctx, const struct llama_deltamem_adapter * adapter);
 LLAMA_API int32_t llama_deltamem_detach(struct llama_context * ctx);
+
+// Parts of which the last computed graph consists, with an adapter or without: 1 when all of it ran on one device
+LLAMA_API int32_t llama_deltamem_n_splits(const struct llama_context * ctx);
 
 // State of one sequence: n floats [n_layers, n_heads, rank, rank]. It is independent of the KV cache:
 // llama_memory_* never touches it. A sequence that was never written has the zero state.

@@ -1,9 +1,10 @@
 #include "llama-deltamem-adapter.h"
 
+#include "llama-deltamem-placement.h"
+
 #include "llama-impl.h"
 #include "llama-model.h"
 
-#include "ggml-backend.h"
 #include "gguf.h"
 
 #include <algorithm>
@@ -91,12 +92,17 @@ void llama_deltamem_check_model(const llama_deltamem_weights & w, const llama_mo
 
 namespace {
 
+struct file_closer {
+    void operator()(FILE * fp) const { fclose(fp); }
+};
+using file_ptr = std::unique_ptr<FILE, file_closer>; // a constructor that throws has no destructor
+
 // A GGUF file with the checks that every read needs.
 struct reader {
     std::string       file; // name for messages
     gguf_context_ptr  gguf;
     ggml_context_ptr  meta;
-    FILE *            fp = nullptr;
+    file_ptr          fp;
     uint64_t          size = 0;
 
     std::set<std::string> keys_read;
@@ -106,34 +112,25 @@ struct reader {
         const char * slash = std::max(strrchr(path, '/'), strrchr(path, '\\'));
         file = slash ? slash + 1 : path;
 
-        fp = ggml_fopen(path, "rb");
+        fp.reset(ggml_fopen(path, "rb"));
         if (!fp) {
             fail(format("%s can't be opened (%s): check the path", file.c_str(), strerror(errno)));
         }
         char magic[4] = {};
-        if (fread(magic, 1, 4, fp) != 4 || memcmp(magic, "GGUF", 4) != 0) {
+        if (fread(magic, 1, 4, fp.get()) != 4 || memcmp(magic, "GGUF", 4) != 0) {
             fail(format("%s is not a GGUF file: make one with dmem adapter convert", file.c_str()));
         }
-        fseek(fp, 0, SEEK_END);
-        size = (uint64_t) ftell(fp);
-        fseek(fp, 0, SEEK_SET);
+        fseek(fp.get(), 0, SEEK_END);
+        size = (uint64_t) ftell(fp.get());
+        fseek(fp.get(), 0, SEEK_SET);
 
         ggml_context * ctx = nullptr;
-        gguf.reset(gguf_init_from_file_ptr(fp, { /*.no_alloc =*/ true, /*.ctx =*/ &ctx }));
+        gguf.reset(gguf_init_from_file_ptr(fp.get(), { /*.no_alloc =*/ true, /*.ctx =*/ &ctx }));
         meta.reset(ctx);
         if (!gguf) {
             fail(format("%s is damaged or cut off: its header can't be read; convert or download it again", file.c_str()));
         }
     }
-
-    ~reader() {
-        if (fp) {
-            fclose(fp);
-        }
-    }
-
-    reader(const reader &) = delete;
-    reader & operator=(const reader &) = delete;
 
     int64_t key(const std::string & name, gguf_type type, bool required = true) {
         const int64_t id = gguf_find_key(gguf.get(), name.c_str());
@@ -187,7 +184,7 @@ struct reader {
             fail(format("%s is cut off: tensor %s lies beyond its end; convert or download it again", file.c_str(), name.c_str()));
         }
         std::vector<uint8_t> raw(n_bytes);
-        if (fseek(fp, (long) offset, SEEK_SET) != 0 || fread(raw.data(), 1, n_bytes, fp) != n_bytes) {
+        if (fseek(fp.get(), (long) offset, SEEK_SET) != 0 || fread(raw.data(), 1, n_bytes, fp.get()) != n_bytes) {
             fail(format("%s: tensor %s can't be read: check the disk", file.c_str(), name.c_str()));
         }
         const int64_t n = ne0*ne1;
@@ -325,54 +322,7 @@ void set_fused(llama_deltamem_weight & w, const std::vector<float> & values, ggm
     m.f32  = w.f32.empty()  ? nullptr : w.f32.data();
 }
 
-// where the model keeps `t`, or plain CPU memory when that is a buffer for repacked weights
-ggml_backend_buffer_type_t buft_beside(const ggml_tensor * t) {
-    ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(t->buffer);
-    ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
-    if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-        buft = ggml_backend_dev_buffer_type(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
-    }
-    return buft;
-}
-
-struct pending_tensor {
-    ggml_tensor *      tensor;
-    std::vector<float> values;
-};
-
-// ggml tensors for the OPS flavour, each beside the layer's own weights; filled once their buffers exist.
-// F32 whatever the file holds: ggml's CPU products would round x to the type of a narrower weight.
-struct tensor_set {
-    std::map<ggml_backend_buffer_type_t, ggml_context *> ctxs;
-    std::vector<pending_tensor> pending;
-    size_t n_max;
-
-    ggml_tensor * add(llama_deltamem_weights & w, const ggml_tensor * beside, int64_t ne0, int64_t ne1, std::vector<float> values) {
-        auto & ctx = ctxs[buft_beside(beside)];
-        if (!ctx) {
-            ctx = ggml_init({ n_max*ggml_tensor_overhead(), nullptr, true });
-            w.ctxs.emplace_back(ctx);
-        }
-        ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, ne0, ne1);
-        pending.push_back({ t, std::move(values) });
-        return t;
-    }
-
-    void fill(llama_deltamem_weights & w) {
-        for (const auto & it : ctxs) {
-            ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(it.second, it.first) };
-            if (!buf) {
-                fail(format("%s does not fit into the memory of %s: use fewer GPU layers", w.name.c_str(), ggml_backend_buft_name(it.first)));
-            }
-            w.bufs.emplace_back(std::move(buf));
-        }
-        for (const auto & p : pending) {
-            ggml_backend_tensor_set(p.tensor, p.values.data(), 0, p.values.size()*sizeof(float));
-        }
-    }
-};
-
-void read_layer(reader & in, const llama_model & model, llama_deltamem_weights & w, llama_deltamem_layer & layer, tensor_set & tensors) {
+void read_layer(reader & in, const llama_model & model, llama_deltamem_weights & w, llama_deltamem_layer & layer, llama_deltamem_tensors & tensors) {
     const auto & rule   = w.rule;
     const auto & base   = model.layers[layer.il];
     const auto   prefix = format("blk.%d.deltamem_", layer.il);
@@ -413,6 +363,9 @@ void read_layer(reader & in, const llama_model & model, llama_deltamem_weights &
 
     const ggml_tensor * w_in = base.wqkv ? base.wqkv : base.wq;
     set(layer.proj, proj, w.n_embd, rule.n_proj(), all_bf16, w_in);
+    if (!fused) {
+        layer.gate_bias_tensor = tensors.add(w, w_in, (int64_t) layer.gate_bias.size(), 1, layer.gate_bias);
+    }
 
     for (int h = 0; h < DELTAMEM_N_HEADS; ++h) {
         if (w.heads[h]) {
@@ -437,10 +390,6 @@ std::shared_ptr<const llama_deltamem_weights> llama_deltamem_load(const llama_mo
     auto w = std::make_shared<llama_deltamem_weights>();
     read_settings(in, *w);
 
-    // Layers on a GPU: let ggml do the products where the layer lives.
-    w->compute = compute != LLAMA_DELTAMEM_COMPUTE_AUTO ? compute :
-        model.devices.empty() ? LLAMA_DELTAMEM_COMPUTE_FUSED : LLAMA_DELTAMEM_COMPUTE_OPS;
-
     // before any tensor is read: a wrong model would otherwise show as a wrong shape
     {
         llama_deltamem_weights head;
@@ -454,8 +403,8 @@ std::shared_ptr<const llama_deltamem_weights> llama_deltamem_load(const llama_mo
         }
     }
 
-    tensor_set tensors;
-    tensors.n_max = w->layers.size()*(DELTAMEM_N_HEADS + 2);
+    llama_deltamem_place(*w, model, compute);
+    llama_deltamem_tensors tensors(w->layers.size()*(DELTAMEM_N_HEADS + 3));
     for (auto & layer : w->layers) {
         read_layer(in, model, *w, layer, tensors);
     }

@@ -35,6 +35,7 @@ struct llama_deltamem_layer {
 
     llama_deltamem_weight proj;       // hidden -> q | k | v | beta [| lambda]
     std::vector<float>    gate_bias;  // beta [| lambda]
+    ggml_tensor *         gate_bias_tensor = nullptr;
 
     std::array<llama_deltamem_weight, DELTAMEM_N_HEADS> delta; // reads -> corrections; empty for heads that are not adapted
     std::vector<float>    o_norm;     // weight of the RMS norm of the o correction, or empty
@@ -50,6 +51,8 @@ struct llama_deltamem_weights {
     llama_deltamem_compute     compute     = LLAMA_DELTAMEM_COMPUTE_FUSED;
 
     std::array<bool, DELTAMEM_N_HEADS> heads = {};
+
+    int64_t head_size = 0; // of ggml's operator for the recurrence, with GRAPH; 0: some device has none
 
     float    o_norm_eps  = 0.0f; // > 0: the o correction is RMS-normed
     uint32_t n_embd      = 0;

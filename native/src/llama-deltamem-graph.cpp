@@ -1,6 +1,7 @@
 #include "llama-deltamem-graph.h"
 
 #include "llama-batch.h"
+#include "llama-graph.h"
 #include "llama-impl.h"
 #include "llama-model.h"
 
@@ -15,8 +16,8 @@
 // barrier, and that costs more. More tokens are worth a node of their own.
 static constexpr int64_t N_TOKENS_FEW = 2;
 
-llama_deltamem::llama_deltamem(std::shared_ptr<const llama_deltamem_weights> weights_, const llama_model & model) :
-    weights(std::move(weights_)), memory(*weights), scan_of(weights->layers.size(), nullptr) {
+llama_deltamem::llama_deltamem(std::shared_ptr<const llama_deltamem_weights> weights_, const llama_model & model, int64_t n_seqs) :
+    weights(std::move(weights_)), memory(*weights, n_seqs), recurrence(*weights, memory), scan_of(weights->layers.size(), nullptr) {
     hooks.reserve(weights->layers.size()*DELTAMEM_N_HEADS);
     const auto add = [&](const ggml_tensor * w, size_t index, llama_deltamem_head head, bool fused_qkv) {
         const int32_t il = weights->layers[index].il;
@@ -48,17 +49,14 @@ llama_deltamem::llama_deltamem(std::shared_ptr<const llama_deltamem_weights> wei
 
 bool llama_deltamem::batch_begin(const llama_batch_ext & batch) {
     llama_deltamem_set_error("");
-    try {
+    return llama_deltamem_guarded(false, [&] {
         memory.batch_begin(batch);
         return true;
-    } catch (const std::exception & err) {
-        llama_deltamem_set_error(err.what());
-        return false;
-    }
+    });
 }
 
 bool llama_deltamem::ubatch_begin(const llama_ubatch & ubatch, int n_threads) {
-    try {
+    const bool ok = llama_deltamem_guarded(false, [&] {
         if (!is_checked) {
             const auto it = std::find(reached.begin(), reached.end(), 0);
             if (misfit.empty() && it != reached.end()) {
@@ -71,27 +69,41 @@ bool llama_deltamem::ubatch_begin(const llama_ubatch & ubatch, int n_threads) {
             throw std::runtime_error(misfit + ": use another model, or an adapter whose layers leave it out");
         }
         memory.ubatch_begin(ubatch, n_threads);
+        if (weights->compute == LLAMA_DELTAMEM_COMPUTE_GRAPH) {
+            recurrence.begin(ubatch);
+        }
         return true;
-    } catch (const std::exception & err) {
+    });
+    if (!ok) {
         memory.ubatch_end(false);
-        llama_deltamem_set_error(err.what());
-        return false;
     }
+    return ok;
 }
 
-void llama_deltamem::ubatch_end(bool ok) {
-    memory.ubatch_end(ok);
+ggml_status llama_deltamem::ubatch_end(ggml_status status, ggml_backend_sched_t sched) {
+    if (status == GGML_STATUS_SUCCESS && weights->compute == LLAMA_DELTAMEM_COMPUTE_GRAPH && weights->granularity != LLAMA_DELTAMEM_TOKEN) {
+        status = llama_deltamem_guarded(GGML_STATUS_FAILED, [&] {
+            ggml_backend_sched_synchronize(sched);
+            recurrence.keep_spans();
+            return GGML_STATUS_SUCCESS;
+        });
+    }
+    memory.ubatch_end(status == GGML_STATUS_SUCCESS);
+    return status;
 }
 
-void llama_deltamem::batch_end() {
-    memory.batch_end();
+bool llama_deltamem::batch_end() {
+    return llama_deltamem_guarded(false, [&] {
+        memory.batch_end();
+        return true;
+    });
 }
 
 //
 // graph
 //
 
-ggml_tensor * llama_deltamem::build_mm(ggml_context * ctx, const ggml_tensor * w, ggml_tensor * x, ggml_tensor * y) {
+ggml_tensor * llama_deltamem::build_mm(const llm_graph_context & graph, const ggml_tensor * w, ggml_tensor * x, ggml_tensor * y) {
     const auto it = hook_of.find(w);
     if (it == hook_of.end()) {
         return y;
@@ -101,7 +113,7 @@ ggml_tensor * llama_deltamem::build_mm(ggml_context * ctx, const ggml_tensor * w
 
     ggml_tensor * & scan = scan_of[h.index];
     if (h.head == DELTAMEM_Q) {
-        return build_scan(ctx, h, x, y);
+        return build_scan(graph, h, x, y);
     }
     if (!scan || scan->ne[1] != y->ne[1]) {
         // the reads of another graph or of other tokens must never be used
@@ -110,7 +122,7 @@ ggml_tensor * llama_deltamem::build_mm(ggml_context * ctx, const ggml_tensor * w
         return y;
     }
     if (weights->heads[h.head]) {
-        y = build_delta(ctx, h, y);
+        y = build_delta(graph, h, y);
     }
     if (h.head == DELTAMEM_O) {
         scan = nullptr; // the layer is complete
@@ -118,7 +130,15 @@ ggml_tensor * llama_deltamem::build_mm(ggml_context * ctx, const ggml_tensor * w
     return y;
 }
 
-ggml_tensor * llama_deltamem::build_scan(ggml_context * ctx, const hook & h, ggml_tensor * x, ggml_tensor * y) {
+// A custom operator is a pointer to a function of this process: no device but the local CPU can call it, and some, such
+// as a remote one, say that they could.
+static ggml_tensor * pinned(const llm_graph_context & graph, ggml_tensor * op) {
+    ggml_backend_sched_set_tensor_backend(graph.sched, op, graph.backend_cpu);
+    return op;
+}
+
+ggml_tensor * llama_deltamem::build_scan(const llm_graph_context & graph, const hook & h, ggml_tensor * x, ggml_tensor * y) {
+    ggml_context * ctx    = graph.ctx0;
     const auto & layer    = weights->layers[h.index];
     const auto   n_tokens = x->ne[1];
     void * data = const_cast<hook *>(&h);
@@ -126,13 +146,18 @@ ggml_tensor * llama_deltamem::build_scan(ggml_context * ctx, const hook & h, ggm
     if (weights->compute == LLAMA_DELTAMEM_COMPUTE_FUSED) {
         ggml_tensor * in = x;
         if (n_tokens > N_TOKENS_FEW) {
-            in = ggml_custom_4d(ctx, GGML_TYPE_F32, layer.proj.matrix.stride, n_tokens, 1, 1, &x, 1, op_project, GGML_N_TASKS_MAX, data);
+            in = pinned(graph, ggml_custom_4d(ctx, GGML_TYPE_F32, layer.proj.matrix.stride, n_tokens, 1, 1, &x, 1, op_project, GGML_N_TASKS_MAX, data));
         }
-        return scan_of[h.index] = ggml_custom_inplace(ctx, y, &in, 1, op_scan, GGML_N_TASKS_MAX, data);
+        return scan_of[h.index] = pinned(graph, ggml_custom_inplace(ctx, y, &in, 1, op_scan, GGML_N_TASKS_MAX, data));
     }
 
+    if (n_tokens != (int64_t) graph.ubatch.n_tokens) {
+        misfit = format("layer %d computes its attention for other tokens than those of the batch", weights->layers[h.index].il);
+        return y;
+    }
     ggml_tensor * p     = ggml_mul_mat(ctx, layer.proj.tensor, x);
-    ggml_tensor * reads = ggml_custom_4d(ctx, GGML_TYPE_F32, weights->rule.n_read(), n_tokens, 1, 1, &p, 1, op_scan_only, 1, data);
+    ggml_tensor * reads = weights->compute == LLAMA_DELTAMEM_COMPUTE_GRAPH ? recurrence.build(graph, h.index, p) :
+        pinned(graph, ggml_custom_4d(ctx, GGML_TYPE_F32, weights->rule.n_read(), n_tokens, 1, 1, &p, 1, op_scan_only, 1, data));
     scan_of[h.index] = reads;
 
     if (h.fused_qkv) {
@@ -145,16 +170,17 @@ ggml_tensor * llama_deltamem::build_scan(ggml_context * ctx, const hook & h, ggm
         }
         return ggml_add(ctx, y, delta);
     }
-    return weights->heads[DELTAMEM_Q] ? build_delta(ctx, h, y) : y;
+    return weights->heads[DELTAMEM_Q] ? build_delta(graph, h, y) : y;
 }
 
-ggml_tensor * llama_deltamem::build_delta(ggml_context * ctx, const hook & h, ggml_tensor * y) {
+ggml_tensor * llama_deltamem::build_delta(const llm_graph_context & graph, const hook & h, ggml_tensor * y) {
+    ggml_context * ctx = graph.ctx0;
     const auto & layer = weights->layers[h.index];
     ggml_tensor * scan = scan_of[h.index];
 
     if (weights->compute == LLAMA_DELTAMEM_COMPUTE_FUSED) {
         // the reads lie beside the graph; naming the scan as an input puts it first
-        return ggml_custom_inplace(ctx, y, &scan, 1, op_delta, GGML_N_TASKS_MAX, const_cast<hook *>(&h));
+        return pinned(graph, ggml_custom_inplace(ctx, y, &scan, 1, op_delta, GGML_N_TASKS_MAX, const_cast<hook *>(&h)));
     }
     ggml_tensor * delta = ggml_mul_mat(ctx, layer.delta[h.head].tensor, scan);
     if (h.head == DELTAMEM_O && weights->o_norm_eps > 0.0f) {

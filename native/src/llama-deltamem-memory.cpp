@@ -10,14 +10,17 @@
 #include <iterator>
 #include <stdexcept>
 
-llama_deltamem_memory::llama_deltamem_memory(const llama_deltamem_weights & weights) :
+llama_deltamem_memory::llama_deltamem_memory(const llama_deltamem_weights & weights, int64_t n_seqs) :
     w(weights), kernels(llama_deltamem_kernels_get()),
     n_state(weights.rule.n_state()), n_floats_seq(n_state*(int64_t) weights.layers.size()),
     stride(weights.layers.front().proj.matrix.stride) {
+    if (weights.compute == LLAMA_DELTAMEM_COMPUTE_GRAPH) {
+        rows = std::make_unique<llama_deltamem_rows>(weights, n_seqs);
+    }
 }
 
 size_t llama_deltamem_memory::n_bytes() const {
-    size_t n = (next.capacity() + reads_kept.capacity())*sizeof(float);
+    size_t n = (next.capacity() + reads_kept.capacity())*sizeof(float) + (rows ? rows->n_bytes() : 0);
     for (const auto & it : states) {
         n += it.second.capacity()*sizeof(float);
     }
@@ -37,6 +40,10 @@ void llama_deltamem_memory::check_closed(llama_seq_id seq, const char * what) co
 }
 
 void llama_deltamem_memory::get(llama_seq_id seq, float * state) const {
+    if (rows) {
+        rows->get(seq, state);
+        return;
+    }
     const auto it = states.find(seq);
     if (it == states.end()) {
         std::fill(state, state + n_floats_seq, 0.0f);
@@ -50,12 +57,28 @@ void llama_deltamem_memory::set(llama_seq_id seq, const float * state) {
     if (!std::all_of(state, state + n_floats_seq, [](float f) { return std::isfinite(f); })) {
         throw std::runtime_error("the state holds NaN or infinite numbers and was refused: restore an earlier one");
     }
-    states[seq].assign(state, state + n_floats_seq);
+    put(seq, std::vector<float>(state, state + n_floats_seq));
+}
+
+void llama_deltamem_memory::put(llama_seq_id seq, std::vector<float> && state) {
+    if (rows) {
+        rows->set(seq, state.data());
+    } else {
+        states.insert_or_assign(seq, std::move(state));
+    }
+}
+
+std::vector<float> llama_deltamem_memory::state_of(llama_seq_id seq) const {
+    std::vector<float> state(n_floats_seq);
+    get(seq, state.data());
+    return state;
 }
 
 void llama_deltamem_memory::clear(llama_seq_id seq) {
     check_closed(seq, "cleared");
-    if (seq < 0) {
+    if (rows) {
+        rows->clear(seq);
+    } else if (seq < 0) {
         states.clear();
     } else {
         states.erase(seq);
@@ -65,14 +88,8 @@ void llama_deltamem_memory::clear(llama_seq_id seq) {
 void llama_deltamem_memory::copy(llama_seq_id src, llama_seq_id dst) {
     check_closed(src, "copied");
     check_closed(dst, "copied");
-    if (src == dst) {
-        return;
-    }
-    const auto it = states.find(src);
-    if (it == states.end()) {
-        states.erase(dst);
-    } else {
-        states[dst] = it->second;
+    if (src != dst) {
+        put(dst, state_of(src));
     }
 }
 
@@ -103,13 +120,16 @@ void llama_deltamem_memory::pass_end(llama_seq_id seq) {
     if (it == passes.end()) {
         throw std::runtime_error("no pass is open: begin one first");
     }
-    const bool dropped = it->second;
-    passes.erase(it);
-    if (dropped) {
+    if (it->second) {
+        passes.erase(it);
         drop_spans(seq); // of what was decoded after the failure
         throw std::runtime_error("a decode of this pass failed, so its span writes were dropped: restore the state and run the pass again");
     }
-    write_spans(seq);
+    if (auto state = with_spans(seq); !state.empty()) {
+        put(seq, std::move(state));
+    }
+    passes.erase(it);
+    drop_spans(seq);
 }
 
 void llama_deltamem_memory::batch_failed() {
@@ -192,10 +212,17 @@ void llama_deltamem_memory::ubatch_begin(const llama_ubatch & ubatch, int n_thre
         }
     }
 
+    if (rows) {
+        return; // the graph has all the rest
+    }
+
+    // nothing needs memory any more once the micro-batch has been computed
     slot_state.clear();
     for (const llama_seq_id seq : slot_seq) {
-        const auto it = states.find(seq);
-        slot_state.push_back(it == states.end() ? nullptr : it->second.data());
+        if (!states.count(seq)) {
+            states.emplace(seq, std::vector<float>(n_floats_seq, 0.0f));
+        }
+        slot_state.push_back(states.at(seq).data());
     }
 
     const int64_t n_slots = (int64_t) slot_seq.size();
@@ -212,6 +239,19 @@ void llama_deltamem_memory::ubatch_begin(const llama_ubatch & ubatch, int n_thre
     }
 }
 
+void llama_deltamem_memory::add_to_spans(int index, const float * p, int64_t p_stride) {
+    const int n_read = w.rule.n_read();
+    const int n_kvg  = w.rule.n_proj() - n_read;
+    for (int64_t t = 0; t < n_tokens(); ++t) {
+        if (token_sum[t]) {
+            double * sum = token_sum[t]->sum.data() + (int64_t) index*n_kvg;
+            for (int i = 0; i < n_kvg; ++i) {
+                sum[i] += p[t*p_stride + n_read + i];
+            }
+        }
+    }
+}
+
 float * llama_deltamem_memory::projections(int ith) {
     return scratch[ith].data();
 }
@@ -221,7 +261,6 @@ const float * llama_deltamem_memory::scan(int index, int ith, bool keeps) {
     const int64_t n       = n_tokens();
     const int64_t n_slots = (int64_t) slot_seq.size();
     const int     n_read  = w.rule.n_read();
-    const int     n_kvg   = w.rule.n_proj() - n_read;
 
     float * p     = scratch[ith].data();
     float * local = p + n_scratch_proj;
@@ -229,22 +268,11 @@ const float * llama_deltamem_memory::scan(int index, int ith, bool keeps) {
     float * tmp   = reads + n_scratch_reads;
 
     if (keeps) {
-        for (int64_t t = 0; t < n; ++t) {
-            if (token_sum[t]) {
-                double * sum = token_sum[t]->sum.data() + (int64_t) index*n_kvg;
-                for (int i = 0; i < n_kvg; ++i) {
-                    sum[i] += p[t*stride + n_read + i];
-                }
-            }
-        }
+        add_to_spans(index, p, stride);
     }
 
     for (int64_t s = 0; s < n_slots; ++s) {
-        if (slot_state[s]) {
-            memcpy(local + s*n_state, slot_state[s] + index*n_state, n_state*sizeof(float));
-        } else {
-            memset(local + s*n_state, 0, n_state*sizeof(float));
-        }
+        memcpy(local + s*n_state, slot_state[s] + index*n_state, n_state*sizeof(float));
     }
     kernels.activate(w.rule, layer.gate_bias.data(), p, stride, n);
     kernels.scan(w.rule, p, stride, slot.data(), token_write.data(), n, local, reads, tmp);
@@ -258,7 +286,7 @@ const float * llama_deltamem_memory::scan(int index, int ith, bool keeps) {
     return reads;
 }
 
-void llama_deltamem_memory::ubatch_end(bool ok) {
+void llama_deltamem_memory::ubatch_end(bool ok) noexcept {
     if (ok) {
         for (size_t s = 0; s < slot_seq.size(); ++s) {
             // a sequence that was only read stays absent or as it was
@@ -266,9 +294,10 @@ void llama_deltamem_memory::ubatch_end(bool ok) {
             for (size_t i = 0; i < slot.size() && !written; ++i) {
                 written = slot[i] == (int32_t) s && token_write[i];
             }
-            if (written) {
-                const float * from = next.data() + s*n_floats_seq;
-                states[slot_seq[s]].assign(from, from + n_floats_seq);
+            if (written && rows) {
+                rows->turn(slot_seq[s]);
+            } else if (written) {
+                std::copy_n(next.data() + s*n_floats_seq, n_floats_seq, states.find(slot_seq[s])->second.data());
             }
         }
     } else {
@@ -278,10 +307,20 @@ void llama_deltamem_memory::ubatch_end(bool ok) {
 }
 
 void llama_deltamem_memory::batch_end() {
-    for (const llama_seq_id seq : batch_seqs) {
-        if (!passes.count(seq)) {
-            write_spans(seq);
+    std::map<llama_seq_id, std::vector<float>> written;
+    try {
+        for (const llama_seq_id seq : batch_seqs) {
+            if (auto state = passes.count(seq) ? std::vector<float>() : with_spans(seq); !state.empty()) {
+                written.emplace(seq, std::move(state));
+            }
         }
+        for (auto & it : written) {
+            put(it.first, std::move(it.second));
+            drop_spans(it.first);
+        }
+    } catch (...) {
+        batch_failed();
+        throw;
     }
     batch_seqs.clear();
 }
@@ -290,7 +329,7 @@ void llama_deltamem_memory::drop_spans(llama_seq_id seq) {
     sums.erase(sums.lower_bound({ seq, INT32_MIN }), sums.upper_bound({ seq, INT32_MAX }));
 }
 
-void llama_deltamem_memory::write_spans(llama_seq_id seq) {
+std::vector<float> llama_deltamem_memory::with_spans(llama_seq_id seq) const {
     const int n_read = w.rule.n_read();
     const int n_kvg  = w.rule.n_proj() - n_read;
     const int rank   = w.rule.rank;
@@ -299,14 +338,13 @@ void llama_deltamem_memory::write_spans(llama_seq_id seq) {
     const auto end   = sums.upper_bound({ seq, INT32_MAX });
     const int64_t n  = std::distance(begin, end);
     if (n == 0) {
-        return;
+        return {};
     }
 
     std::vector<float>   p(n*stride), reads(n*n_read), tmp(rank*rank + 4*rank);
     std::vector<int32_t> slots(n, 0);
     std::vector<uint8_t> writes(n, 1);
-    auto & state = states[seq];
-    state.resize(n_floats_seq, 0.0f);
+    auto state = state_of(seq);
 
     for (size_t l = 0; l < w.layers.size(); ++l) {
         std::fill(p.begin(), p.end(), 0.0f);
@@ -320,5 +358,5 @@ void llama_deltamem_memory::write_spans(llama_seq_id seq) {
         kernels.activate(w.rule, w.layers[l].gate_bias.data(), p.data(), stride, n);
         kernels.scan(w.rule, p.data(), stride, slots.data(), writes.data(), n, state.data() + l*n_state, reads.data(), tmp.data());
     }
-    sums.erase(begin, end);
+    return state;
 }

@@ -3,8 +3,10 @@
 // The states of a context's sequences, and when they are written. Knows batches and spans, not graphs.
 
 #include "llama-deltamem-adapter.h"
+#include "llama-deltamem-rows.h"
 
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -15,7 +17,8 @@ struct llama_ubatch;
 
 class llama_deltamem_memory {
 public:
-    explicit llama_deltamem_memory(const llama_deltamem_weights & weights);
+    // n_seqs: how many sequences the context can have
+    llama_deltamem_memory(const llama_deltamem_weights & weights, int64_t n_seqs);
 
     // states; throw std::runtime_error with one sentence
 
@@ -36,12 +39,26 @@ public:
 
     void batch_begin(const llama_batch_ext & batch);
     void ubatch_begin(const llama_ubatch & ubatch, int n_threads);
-    void ubatch_end(bool ok);
+    void ubatch_end(bool ok) noexcept;
     void batch_end();
 
     // the graph's operators, between ubatch_begin and ubatch_end; every thread may call them
 
     int64_t n_tokens() const { return (int64_t) slot.size(); }
+
+    // per token: which of the micro-batch's sequences, in the order in which they appear, and whether it writes at once
+    const std::vector<int32_t> & slots() const { return slot; }
+    bool writes(int64_t token) const { return token_write[token] != 0; }
+
+    // raw projections [n_tokens, stride] of adapted layer `index` go into the sums of the tokens' spans
+    void add_to_spans(int index, const float * p, int64_t p_stride);
+
+    // where the states are with GRAPH, else null
+    const llama_deltamem_rows * device_rows() const { return rows.get(); }
+    int64_t row_now (int64_t of_slot) const { return rows->row_now (slot_seq[of_slot]); }
+    int64_t row_next(int64_t of_slot) const { return rows->row_next(slot_seq[of_slot]); }
+
+    // the operators that run on the host
 
     // memory of thread ith for the projections [n_tokens, stride]
     float * projections(int ith);
@@ -68,6 +85,7 @@ private:
     const int64_t stride;       // of a row of projections
 
     std::map<llama_seq_id, std::vector<float>> states; // absent: zero
+    std::unique_ptr<llama_deltamem_rows>       rows;   // instead of them, with GRAPH
 
     bool write_on = true;
     std::set<llama_seq_id> batch_seqs; // of the batch
@@ -85,7 +103,7 @@ private:
     std::vector<int32_t>      slot;       // per token: index into slot_seq
     std::vector<uint8_t>      token_write;
     std::vector<span_sum *>   token_sum;  // or null
-    std::vector<const float *> slot_state; // states before it; null: zero
+    std::vector<const float *> slot_state; // states before it
     std::vector<float>        next;       // [n_slots, n_layers, n_state] states after it
     std::vector<float>        reads_kept;
 
@@ -96,5 +114,8 @@ private:
     void batch_failed();
     void settle(); // after a llama_decode that failed outside of its micro-batches
     void drop_spans (llama_seq_id seq);
-    void write_spans(llama_seq_id seq);
+    void put(llama_seq_id seq, std::vector<float> && state);
+
+    std::vector<float> state_of  (llama_seq_id seq) const;
+    std::vector<float> with_spans(llama_seq_id seq) const; // its state after the writes of its spans; empty: it has none
 };

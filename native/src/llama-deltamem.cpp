@@ -12,7 +12,6 @@
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -22,27 +21,21 @@ static std::string & last_error() {
     return text;
 }
 
-void llama_deltamem_set_error(const std::string & text) {
-    last_error() = text;
-    if (!text.empty()) {
-        LLAMA_LOG_ERROR("deltamem: %s\n", text.c_str());
+void llama_deltamem_set_error(const char * text) noexcept {
+    try {
+        last_error() = text;
+        if (*text) {
+            LLAMA_LOG_ERROR("deltamem: %s\n", text);
+        }
+    } catch (...) {
+        last_error().clear(); // no memory for the text: the failure itself is still reported
     }
 }
 
-// runs f; an exception becomes the last error and `failed`
 template <typename T, typename F>
 static T guarded(T failed, F && f) {
     llama_deltamem_set_error("");
-    try {
-        return f();
-    } catch (const std::bad_alloc &) {
-        llama_deltamem_set_error("out of memory: close other programs or use a smaller model");
-    } catch (const std::exception & err) {
-        llama_deltamem_set_error(err.what());
-    } catch (...) {
-        llama_deltamem_set_error("unknown failure in δ-mem");
-    }
-    return failed;
+    return llama_deltamem_guarded(failed, f);
 }
 
 static void need(bool ok, const char * text) {
@@ -58,14 +51,26 @@ static llama_deltamem & attached(const llama_context * ctx) {
     return *dm;
 }
 
-static llama_deltamem & attached(const llama_context * ctx, llama_seq_id seq) {
+static uint32_t n_seqs(const llama_context & ctx) {
+    const auto & cparams = ctx.get_cparams();
+    return cparams.kv_unified ? LLAMA_MAX_SEQ : cparams.n_seq_max;
+}
+
+// for what touches states, which a device may still be computing
+static llama_deltamem & settled(const llama_context * ctx) {
     llama_deltamem & dm = attached(ctx);
-    const auto & cparams = ctx->get_cparams();
-    const uint32_t n_seq_max = cparams.kv_unified ? LLAMA_MAX_SEQ : cparams.n_seq_max;
-    if (seq < 0 || (uint32_t) seq >= n_seq_max) {
-        throw std::runtime_error(format("sequence %d does not exist; this context has 0 to %u", seq, n_seq_max - 1));
+    if (dm.memory.device_rows()) {
+        const_cast<llama_context *>(ctx)->synchronize();
     }
     return dm;
+}
+
+static llama_deltamem & attached(const llama_context * ctx, llama_seq_id seq) {
+    attached(ctx);
+    if (seq < 0 || (uint32_t) seq >= n_seqs(*ctx)) {
+        throw std::runtime_error(format("sequence %d does not exist; this context has 0 to %u", seq, n_seqs(*ctx) - 1));
+    }
+    return settled(ctx);
 }
 
 static void check_size(const llama_deltamem & dm, const void * state, size_t n) {
@@ -87,7 +92,7 @@ const char * llama_deltamem_last_error(void) {
 llama_deltamem_adapter * llama_deltamem_adapter_init(const llama_model * model, const char * path, int32_t compute) {
     return guarded<llama_deltamem_adapter *>(nullptr, [&] {
         need(model && path, "a model and a path are needed to load an adapter");
-        if (compute < LLAMA_DELTAMEM_COMPUTE_AUTO || compute > LLAMA_DELTAMEM_COMPUTE_OPS) {
+        if (compute < LLAMA_DELTAMEM_COMPUTE_AUTO || compute > LLAMA_DELTAMEM_COMPUTE_GRAPH) {
             throw std::runtime_error(format("there is no way %d to compute corrections: pass one of enum llama_deltamem_compute", compute));
         }
         return new llama_deltamem_adapter { llama_deltamem_load(*model, path, (llama_deltamem_compute) compute) };
@@ -127,7 +132,7 @@ int32_t llama_deltamem_attach(llama_context * ctx, const llama_deltamem_adapter 
         }
         const llama_model & model = ctx->get_model();
         llama_deltamem_check_model(*adapter->weights, model);
-        ctx->set_deltamem(std::make_shared<llama_deltamem>(adapter->weights, model));
+        ctx->set_deltamem(std::make_shared<llama_deltamem>(adapter->weights, model, n_seqs(*ctx)));
         return 0;
     });
 }
@@ -137,6 +142,13 @@ int32_t llama_deltamem_detach(llama_context * ctx) {
         attached(ctx);
         ctx->set_deltamem(nullptr);
         return 0;
+    });
+}
+
+int32_t llama_deltamem_n_splits(const llama_context * ctx) {
+    return guarded<int32_t>(-1, [&] {
+        need(ctx, "no context was given");
+        return (int32_t) ggml_backend_sched_get_n_splits(ctx->get_sched());
     });
 }
 
@@ -168,13 +180,14 @@ int32_t llama_deltamem_state_set(llama_context * ctx, llama_seq_id seq, const fl
 
 int32_t llama_deltamem_state_clear(llama_context * ctx, llama_seq_id seq) {
     return guarded<int32_t>(-1, [&] {
-        (seq < 0 ? attached(ctx) : attached(ctx, seq)).memory.clear(seq);
+        (seq < 0 ? settled(ctx) : attached(ctx, seq)).memory.clear(seq);
         return 0;
     });
 }
 
 int32_t llama_deltamem_state_copy(llama_context * ctx, llama_seq_id src, llama_seq_id dst) {
     return guarded<int32_t>(-1, [&] {
+        attached(ctx, src);
         attached(ctx, src);
         attached(ctx, dst).memory.copy(src, dst);
         return 0;

@@ -27,7 +27,7 @@ def verify(
         ),
     ] = None,
     compute: Annotated[
-        str, typer.Option(help="How to compute corrections: auto, fused (CPU) or ops (used on GPUs).")
+        str, typer.Option(help="How to compute corrections: auto, fused (CPU), graph (GPUs) or ops (both).")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
