@@ -268,6 +268,18 @@ def test_what_is_no_file_or_no_gguf_is_refused(tmp_path: Path, model: Path, refu
     assert "is not a deltamem adapter" in refusal(model) or "has no general.type" in refusal(model)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted by /proc")
+def test_a_refused_file_is_closed(model: Path, adapter: Path, tmp_path: Path, loaded: LoadModel) -> None:
+    (tmp_path / "other.gguf").write_bytes(b"no GGUF file")
+    (tmp_path / "cut.gguf").write_bytes(adapter.read_bytes()[:100])
+    handle = loaded(model).handle
+    before = len(os.listdir("/proc/self/fd"))
+    for name, words in (("other.gguf", "is not a GGUF file"), ("cut.gguf", "header can't be read")):
+        with pytest.raises(NativeError, match=words):
+            native().call("adapter_init", handle, str(tmp_path / name).encode(), 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_model_without_its_weights_and_an_unknown_way_to_compute_are_refused(model: Path, adapter: Path) -> None:
     llama = native().llama
     params = llama.llama_model_default_params()

@@ -15,8 +15,6 @@
 #include <set>
 #include <stdexcept>
 
-static const char * const HEAD_NAMES[DELTAMEM_N_HEADS] = { "q", "k", "v", "o" };
-
 static constexpr int64_t PAD = 32; // block of the kernels
 
 [[noreturn]] static void fail(const std::string & text) {
@@ -32,62 +30,6 @@ size_t llama_deltamem_weights::n_bytes() const {
         }
     }
     return n;
-}
-
-int64_t llama_deltamem_width(const llama_model & model, int32_t il, llama_deltamem_head head) {
-    const auto & layer = model.layers[il];
-    const auto & hp    = model.hparams;
-    switch (head) {
-        case DELTAMEM_Q: return layer.wqkv ? (int64_t) hp.n_embd_head_k(il)*hp.n_head(il) : layer.wq ? layer.wq->ne[1] : 0;
-        case DELTAMEM_K: return layer.wqkv ? (int64_t) hp.n_embd_k_gqa(il)                : layer.wk ? layer.wk->ne[1] : 0;
-        case DELTAMEM_V: return layer.wqkv ? (int64_t) hp.n_embd_v_gqa(il)                : layer.wv ? layer.wv->ne[1] : 0;
-        case DELTAMEM_O: return layer.wo ? layer.wo->ne[1] : 0;
-        default:         return 0;
-    }
-}
-
-void llama_deltamem_check_model(const llama_deltamem_weights & w, const llama_model & model) {
-    const char * file = w.name.c_str();
-    if (w.arch != model.arch_name()) {
-        fail(format("%s is a deltamem adapter for %s, this model is %s: use the adapter that was made for this model",
-                file, w.arch.c_str(), model.arch_name().c_str()));
-    }
-    if (w.n_layer != model.hparams.n_layer()) {
-        fail(format("%s is for a model of %u layers, this one has %u: use the adapter that was made for this model",
-                file, w.n_layer, model.hparams.n_layer()));
-    }
-    if (w.n_embd != model.hparams.n_embd) {
-        fail(format("%s is for a model of width %u, this one has %u: use the adapter that was made for this model",
-                file, w.n_embd, model.hparams.n_embd));
-    }
-    std::set<const ggml_tensor *> seen;
-    for (const auto & layer : w.layers) {
-        const auto & base = model.layers[layer.il];
-        const ggml_tensor * in = base.wqkv ? base.wqkv : base.wq;
-        if (!in || !base.wo) {
-            fail(format("layer %d of this model has no attention projections that δ-mem can reach: use an adapter whose layers leave it out", layer.il));
-        }
-        if (in->ne[0] != (int64_t) w.n_embd) {
-            fail(format("the attention of layer %d takes %lld numbers, %s gives %u: use the adapter that was made for this model",
-                    layer.il, (long long) in->ne[0], file, w.n_embd));
-        }
-        if (base.wqkv && base.wqkv->ne[1] != llama_deltamem_width(model, layer.il, DELTAMEM_Q) +
-                llama_deltamem_width(model, layer.il, DELTAMEM_K) + llama_deltamem_width(model, layer.il, DELTAMEM_V)) {
-            fail(format("the fused qkv projection of layer %d is laid out in a way that δ-mem does not know: use another model", layer.il));
-        }
-        for (const ggml_tensor * t : { in, (const ggml_tensor *) base.wo }) {
-            if (!seen.insert(t).second) {
-                fail(format("layer %d of this model shares its weights with another layer, which δ-mem can't tell apart: use another model", layer.il));
-            }
-        }
-        for (int h = 0; h < DELTAMEM_N_HEADS; ++h) {
-            const int64_t width = llama_deltamem_width(model, layer.il, (llama_deltamem_head) h);
-            if (w.heads[h] && layer.delta[h].matrix.n_out != width) {
-                fail(format("%s corrects %lld numbers of %s in layer %d, this model has %lld: use the adapter that was made for this model",
-                        file, (long long) layer.delta[h].matrix.n_out, HEAD_NAMES[h], layer.il, (long long) width));
-            }
-        }
-    }
 }
 
 namespace {
@@ -263,11 +205,11 @@ void read_settings(reader & in, llama_deltamem_weights & w) {
     const int64_t id_heads = in.array(p + "delta_heads", GGUF_TYPE_STRING);
     for (size_t i = 0; i < gguf_get_arr_n(in.gguf.get(), id_heads); ++i) {
         const std::string name = gguf_get_arr_str(in.gguf.get(), id_heads, i);
-        const auto it = std::find(std::begin(HEAD_NAMES), std::end(HEAD_NAMES), name);
-        if (it == std::end(HEAD_NAMES) || w.heads[it - HEAD_NAMES]) {
+        const auto it = std::find(std::begin(DELTAMEM_HEAD_NAMES), std::end(DELTAMEM_HEAD_NAMES), name);
+        if (it == std::end(DELTAMEM_HEAD_NAMES) || w.heads[it - DELTAMEM_HEAD_NAMES]) {
             fail(format("%s corrects '%s'; each of q, k, v, o is possible once: convert it again", in.file.c_str(), name.c_str()));
         }
-        w.heads[it - HEAD_NAMES] = true;
+        w.heads[it - DELTAMEM_HEAD_NAMES] = true;
     }
 
     const int64_t id_eps = in.key(p + "delta_o_norm_eps", GGUF_TYPE_FLOAT32, false);
@@ -371,7 +313,7 @@ void read_layer(reader & in, const llama_model & model, llama_deltamem_weights &
         if (w.heads[h]) {
             const int64_t width = llama_deltamem_width(model, layer.il, (llama_deltamem_head) h);
             ggml_type type;
-            const auto values = in.tensor(prefix + "delta_" + HEAD_NAMES[h] + ".weight", rule.n_read(), width, &type);
+            const auto values = in.tensor(prefix + "delta_" + DELTAMEM_HEAD_NAMES[h] + ".weight", rule.n_read(), width, &type);
             set(layer.delta[h], values, rule.n_read(), width, type == GGML_TYPE_BF16, h == DELTAMEM_O ? base.wo : w_in);
         }
     }

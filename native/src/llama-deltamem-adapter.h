@@ -18,6 +18,7 @@ struct llama_layer;
 
 // what is corrected, in the order of the file's D matrices
 enum llama_deltamem_head { DELTAMEM_Q, DELTAMEM_K, DELTAMEM_V, DELTAMEM_O, DELTAMEM_N_HEADS };
+inline constexpr const char * DELTAMEM_HEAD_NAMES[DELTAMEM_N_HEADS] = { "q", "k", "v", "o" };
 
 // One matrix, for the fused kernels (transposed, in host memory) or as a ggml tensor beside the layer's own weights.
 struct llama_deltamem_weight {
@@ -70,12 +71,6 @@ struct llama_deltamem_weights {
 struct llama_deltamem_adapter {
     std::shared_ptr<const llama_deltamem_weights> weights;
 };
-
-// width of the output that head `head` of layer `layer` corrects; 0 if the model has no such projection
-int64_t llama_deltamem_width(const llama_model & model, int32_t il, llama_deltamem_head head);
-
-// throws std::runtime_error with one sentence when the weights don't belong to the model
-void llama_deltamem_check_model(const llama_deltamem_weights & weights, const llama_model & model);
 
 // throws std::runtime_error with one sentence
 std::shared_ptr<const llama_deltamem_weights> llama_deltamem_load(

@@ -1,5 +1,7 @@
 #include "llama-deltamem-graph.h"
 
+#include "llama-deltamem-placement.h"
+
 #include "llama-batch.h"
 #include "llama-graph.h"
 #include "llama-impl.h"

@@ -8,7 +8,64 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <set>
 #include <stdexcept>
+
+int64_t llama_deltamem_width(const llama_model & model, int32_t il, llama_deltamem_head head) {
+    const auto & layer = model.layers[il];
+    const auto & hp    = model.hparams;
+    switch (head) {
+        case DELTAMEM_Q: return layer.wqkv ? (int64_t) hp.n_embd_head_k(il)*hp.n_head(il) : layer.wq ? layer.wq->ne[1] : 0;
+        case DELTAMEM_K: return layer.wqkv ? (int64_t) hp.n_embd_k_gqa(il)                : layer.wk ? layer.wk->ne[1] : 0;
+        case DELTAMEM_V: return layer.wqkv ? (int64_t) hp.n_embd_v_gqa(il)                : layer.wv ? layer.wv->ne[1] : 0;
+        case DELTAMEM_O: return layer.wo ? layer.wo->ne[1] : 0;
+        default:         return 0;
+    }
+}
+
+void llama_deltamem_check_model(const llama_deltamem_weights & w, const llama_model & model) {
+    const char * file = w.name.c_str();
+    if (w.arch != model.arch_name()) {
+        throw std::runtime_error(format("%s is a deltamem adapter for %s, this model is %s: use the adapter that was made for this model",
+                file, w.arch.c_str(), model.arch_name().c_str()));
+    }
+    if (w.n_layer != model.hparams.n_layer()) {
+        throw std::runtime_error(format("%s is for a model of %u layers, this one has %u: use the adapter that was made for this model",
+                file, w.n_layer, model.hparams.n_layer()));
+    }
+    if (w.n_embd != model.hparams.n_embd) {
+        throw std::runtime_error(format("%s is for a model of width %u, this one has %u: use the adapter that was made for this model",
+                file, w.n_embd, model.hparams.n_embd));
+    }
+    std::set<const ggml_tensor *> seen;
+    for (const auto & layer : w.layers) {
+        const auto & base = model.layers[layer.il];
+        const ggml_tensor * in = base.wqkv ? base.wqkv : base.wq;
+        if (!in || !base.wo) {
+            throw std::runtime_error(format("layer %d of this model has no attention projections that δ-mem can reach: use an adapter whose layers leave it out", layer.il));
+        }
+        if (in->ne[0] != (int64_t) w.n_embd) {
+            throw std::runtime_error(format("the attention of layer %d takes %lld numbers, %s gives %u: use the adapter that was made for this model",
+                    layer.il, (long long) in->ne[0], file, w.n_embd));
+        }
+        if (base.wqkv && base.wqkv->ne[1] != llama_deltamem_width(model, layer.il, DELTAMEM_Q) +
+                llama_deltamem_width(model, layer.il, DELTAMEM_K) + llama_deltamem_width(model, layer.il, DELTAMEM_V)) {
+            throw std::runtime_error(format("the fused qkv projection of layer %d is laid out in a way that δ-mem does not know: use another model", layer.il));
+        }
+        for (const ggml_tensor * t : { in, (const ggml_tensor *) base.wo }) {
+            if (!seen.insert(t).second) {
+                throw std::runtime_error(format("layer %d of this model shares its weights with another layer, which δ-mem can't tell apart: use another model", layer.il));
+            }
+        }
+        for (int h = 0; h < DELTAMEM_N_HEADS; ++h) {
+            const int64_t width = llama_deltamem_width(model, layer.il, (llama_deltamem_head) h);
+            if (w.heads[h] && layer.delta[h].matrix.n_out != width) {
+                throw std::runtime_error(format("%s corrects %lld numbers of %s in layer %d, this model has %lld: use the adapter that was made for this model",
+                        file, (long long) layer.delta[h].matrix.n_out, DELTAMEM_HEAD_NAMES[h], layer.il, (long long) width));
+            }
+        }
+    }
+}
 
 static ggml_backend_dev_t device_of(ggml_backend_buffer_type_t buft) {
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);

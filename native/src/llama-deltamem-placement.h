@@ -1,11 +1,18 @@
 #pragma once
 
-// Where the layers of a model live, and what that makes of an adapter: how it is computed, and where its tensors lie.
+// An adapter beside its model: whether they fit, how the corrections are computed and where their tensors lie, both of
+// which follow from where the model's layers live.
 
 #include "llama-deltamem-adapter.h"
 
 #include <map>
 #include <vector>
+
+// width of the output that head `head` of layer `layer` corrects; 0 if the model has no such projection
+int64_t llama_deltamem_width(const llama_model & model, int32_t il, llama_deltamem_head head);
+
+// throws std::runtime_error with one sentence when the weights don't belong to the model
+void llama_deltamem_check_model(const llama_deltamem_weights & weights, const llama_model & model);
 
 // How the corrections of `w`, whose settings are known, are computed on `model`: as asked, or the best way when that is
 // AUTO. Sets w.compute and w.head_size; throws std::runtime_error with one sentence when the way can't be had.

@@ -4,6 +4,7 @@
 
 #include "llama-deltamem-adapter.h"
 #include "llama-deltamem-graph.h"
+#include "llama-deltamem-placement.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
