@@ -30,7 +30,9 @@ class Comparison:
     stock: Speeds
     deltamem: Speeds
     chosen: dict[str, int | str]  # how both were run
-    added_bytes: int  # weights, states and scratch memory of δ-mem
+    compute: str  # of the corrections: fused, graph or ops
+    splits: dict[str, int] = field(default_factory=dict)  # of the graphs of single tokens: stock and deltamem
+    added_bytes: int = 0  # weights, states and scratch memory of δ-mem
 
     def ratio(self, phase: str) -> float:
         """The median over the rounds of speed with δ-mem by speed without. phase: prefill or decode."""
@@ -65,7 +67,7 @@ def measure(
         Engine(model, adapter, options) as deltamem,
     ):
         seats = Seat(stock), Seat(deltamem)
-        report = Comparison(Speeds(), Speeds(), deltamem.chosen(), 0)
+        report = Comparison(Speeds(), Speeds(), deltamem.chosen(), deltamem.compute)
         # any tokens do: the arithmetic is the same for all
         prompt = [1 + i * 7919 % (model.n_vocab - 1) for i in range(PREFILL_TOKENS)]
         for index in range(-1, rounds):
@@ -78,6 +80,7 @@ def measure(
                     speeds.decode.append(decode)
             if progress:
                 progress(index + 1)
+        report.splits = {"stock": stock.graph_splits, "deltamem": deltamem.graph_splits}
         report.added_bytes = deltamem.added_bytes
         return report
 

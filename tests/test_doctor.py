@@ -88,7 +88,7 @@ def test_a_sound_installation_is_found_sound_and_left_as_it_was(home: Path, doct
     assert (
         "1 profile, 1 conversation, 1 turn" in found["database"]["found"]
         and "context 256" in found["hardware"]["found"]
-        and "computed fused" in found["adapter"]["found"]
+        and "computed fused, 1 graph split;" in found["adapter"]["found"]
     )
 
 

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from deltamem_cli import config, models
-from deltamem_cli.bindings import COMPUTE
 from deltamem_cli.diagnosis.checks import Check, Flags
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import facts, ram
@@ -131,9 +130,10 @@ def _work(loaded: Loaded, adapter: Identity) -> Check:
     if not state.any():
         return Check("adapter", "broken", f"{adapter.name} writes nothing into the memory", again)
     layers, heads, rank, _ = state.shape
+    splits = seat.engine.graph_splits
     found = (
-        f"{adapter.name}: {layers} layers, {heads} × {rank} × {rank}, computed {COMPUTE[seat.engine.info.compute]}; "
-        "read one word and wrote it into the memory"
+        f"{adapter.name}: {layers} layers, {heads} × {rank} × {rank}, computed {seat.engine.compute}, "
+        f"{splits} graph split{'s' if splits > 1 else ''}; read one word and wrote it into the memory"
     )
     return Check("adapter", "ok", found)
 

@@ -135,6 +135,16 @@ class Engine:
         return GRANULARITIES[self.info.granularity]
 
     @property
+    def compute(self) -> str:
+        """How the corrections are computed: fused, graph or ops; auto without an adapter."""
+        return COMPUTE[self.info.compute]
+
+    @property
+    def graph_splits(self) -> int:
+        """Parts of which the last computed graph consists: 1 when all of it ran on one device."""
+        return int(self.native.call("n_splits", self.context))
+
+    @property
     def state_shape(self) -> tuple[int, int, int, int]:
         """(layers, heads, rank, rank)"""
         return (self.info.n_layers, self.info.n_heads, self.info.rank, self.info.rank)
