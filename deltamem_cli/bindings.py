@@ -28,6 +28,7 @@ STATE_UPDATES = ("standard", "lambda_outside", "no_lambda")  # enum llama_deltam
 COMPUTE = ("auto", "fused", "ops", "graph")  # enum llama_deltamem_compute
 
 _CPU = 0  # enum ggml_backend_dev_type
+GPU_TYPES = (1, 2)  # with memory of its own, and in the processor
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
@@ -110,6 +111,19 @@ class Native:
         self.directory = directory
         self.llama = llama
         self.lib = llama._lib
+        load = importlib.import_module("llama_cpp._ctypes_extensions").load_shared_library
+        self.ggml, self.base = (load(name, directory / "lib") for name in ("ggml", "ggml-base"))
+        for library, name, result, arguments in (
+            (self.ggml, "ggml_backend_dev_get", _POINTER, [ctypes.c_size_t]),
+            (self.ggml, "ggml_backend_dev_count", ctypes.c_size_t, []),
+            (self.ggml, "ggml_backend_reg_by_name", _POINTER, [ctypes.c_char_p]),
+            (self.base, "ggml_backend_dev_type", ctypes.c_int, [_POINTER]),
+            (self.base, "ggml_backend_reg_dev_count", ctypes.c_size_t, [_POINTER]),
+            (self.base, "ggml_backend_reg_dev_get", _POINTER, [_POINTER, ctypes.c_size_t]),
+            (self.base, "ggml_backend_reg_get_proc_address", _POINTER, [_POINTER, ctypes.c_char_p]),
+        ):
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
         self._recent: deque[str] = deque(maxlen=20)
         for name, (result, arguments) in _FUNCTIONS.items():
             try:
@@ -141,7 +155,7 @@ class Native:
         ggml would search the folder of the Python program and the current one, which is anybody's.
         """
         lib = self.directory / "lib"
-        ggml = importlib.import_module("llama_cpp._ctypes_extensions").load_shared_library("ggml", lib)
+        ggml = self.ggml
         ggml.ggml_backend_dev_by_type.restype = _POINTER
         ggml.ggml_backend_load_all_from_path.restype = None
         ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
@@ -152,9 +166,7 @@ class Native:
 
     def _tell_the_end(self) -> None:
         """What llama.cpp ends the process for, and what C++ throws and nobody catches, is told in a sentence."""
-        base = importlib.import_module("llama_cpp._ctypes_extensions").load_shared_library(
-            "ggml-base", self.directory / "lib"
-        )
+        base = self.base
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(
             lambda message: ending.at_once(message.decode("utf-8", "replace"))
         )
@@ -163,6 +175,16 @@ class Native:
         self._on_terminate = ctypes.CFUNCTYPE(None)(lambda: ending.at_once("an error that it does not handle"))
         with suppress(AttributeError):  # std::set_terminate, as all compilers but Microsoft's spell it
             base._ZSt13set_terminatePFvvE(self._on_terminate)
+
+    def devices(self, *types: int) -> list[Any]:
+        """This machine's devices of these types, of enum ggml_backend_dev_type."""
+        found = [self.ggml.ggml_backend_dev_get(i) for i in range(self.ggml.ggml_backend_dev_count())]
+        return [device for device in found if self.base.ggml_backend_dev_type(device) in types]
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether this machine has one that this build can use. llama.cpp's own answer counts other machines too."""
+        return bool(self.devices(*GPU_TYPES))
 
     def call(self, name: str, *args: Any) -> Any:
         """Calls llama_deltamem_<name>. Raises NativeError with its text when it reports a failure."""

@@ -31,6 +31,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("ask", "deltamem_cli.commands.ask", "Ask one question."),
     ("chat", "deltamem_cli.commands.chat.app", "Talk to a model that remembers."),
     ("serve", "deltamem_cli.commands.serve", "Serve the memory to other programs."),
+    ("rpc-server", "deltamem_cli.commands.rpc_server", "Compute layers for models on other machines."),
     ("memory", "deltamem_cli.commands.memory.app", "Inspect and manage a conversation's memory."),
     ("profile", "deltamem_cli.commands.profile", "Manage profiles: each has its own memory and settings."),
     ("log", "deltamem_cli.commands.log", "List, show, search and export transcripts."),

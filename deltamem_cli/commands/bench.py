@@ -65,7 +65,12 @@ def bench(
     from deltamem_cli.session.request import Request, engine_options, settle
 
     request = settle(Request(model=model, **asdict(hardware)), None)
-    options, gpu_layers = engine_options(request), request.gpu_layers or 0
+    run: dict[str, Any] = {
+        "options": engine_options(request),
+        "gpu_layers": request.gpu_layers or 0,
+        "rpc": request.rpc or "",
+        "rounds": rounds,
+    }
     if synthetic:
         file = cached_model(synthetic, paths.cache_dir())
     else:
@@ -77,7 +82,7 @@ def bench(
         else:
             adapter_file = models.adapter_file(adapter)
         if as_json:
-            report = measure(file, adapter_file, options=options, gpu_layers=gpu_layers, rounds=rounds)
+            report = measure(file, adapter_file, **run)
         else:
             from rich.console import Console
 
@@ -85,9 +90,7 @@ def bench(
                 report = measure(
                     file,
                     adapter_file,
-                    rounds=rounds,
-                    options=options,
-                    gpu_layers=gpu_layers,
+                    **run,
                     progress=lambda done: status.update(f"round {done} of {rounds}"),
                 )
     if as_json:

@@ -67,6 +67,9 @@ KEYS: dict[str, Key] = {
             otherwise="4096, or less when the model has less",
         ),
         Key("gpu_layers", whole(-1), 0, "Layers on the GPU; -1: all."),
+        Key(
+            "rpc", text(), None, "Other machines that compute layers: HOST:PORT,… of dmem rpc-server.", otherwise="none"
+        ),
         Key("threads", whole(1, 512), None, "CPU threads.", otherwise="one per idle core"),
         Key(
             "replay",

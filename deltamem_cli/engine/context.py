@@ -86,7 +86,7 @@ def _make(model: Model, options: EngineOptions, threads: int, cancel: ctypes.c_b
     params.abort_callback_data = ctypes.addressof(cancel)
     native.recent_errors()
     # a driver takes address space for a GPU that it never fills
-    with nullcontext() if llama.llama_supports_gpu_offload() else bounded():
+    with nullcontext() if native.has_gpu else bounded():
         context = llama.llama_init_from_model(model.handle, params)
     complaints = native.recent_errors()
     if not context:

@@ -13,6 +13,7 @@ from deltamem_cli.bindings import Native, native
 from deltamem_cli.engine.deep_stack import run_for
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.options import LARGEST
+from deltamem_cli.engine.remote import devices
 from deltamem_cli.engine.slow_words import slow_word
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.reading import why_no_file
@@ -30,8 +31,11 @@ class Model:
     Closed while engines use it, it is freed with the last of them.
     """
 
-    def __init__(self, path: Path, *, gpu_layers: int = 0) -> None:
-        """Loads `path`. gpu_layers: layers to put on a GPU, -1 for all. Raises EngineError."""
+    def __init__(self, path: Path, *, gpu_layers: int = 0, rpc: str = "") -> None:
+        """Loads `path`. gpu_layers: layers to put on a GPU, -1 for all; rpc: machines that share them, `HOST:PORT,…`.
+
+        Raises EngineError.
+        """
         self.path = Path(path)
         self.native: Native = native()
         llama = self.native.llama
@@ -41,7 +45,11 @@ class Model:
             raise EngineError(f"The option gpu_layers is {gpu_layers}: it must be -1 (all) to {LARGEST}.")
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        self._gpu_layers = gpu_layers
+        others = devices(self.native, rpc) if rpc else []
+        if others:
+            listed = (ctypes.c_void_p * (len(others) + 1))(*others, None)  # loading the model ends before it does
+            params.devices = ctypes.addressof(listed)
+        self._gpu_layers = gpu_layers if others or self.native.has_gpu else 0
         self.native.recent_errors()
         self._users = 0
         self._closed = False
@@ -203,8 +211,8 @@ class Model:
 
     @property
     def gpu_layers(self) -> int:
-        """Layers that were put on a GPU, as asked for (-1: all); 0 where this build or machine has none."""
-        return self._gpu_layers if self.native.llama.llama_supports_gpu_offload() else 0
+        """Layers on GPUs or other machines, as asked for (-1: all); 0 where this build or machine has none."""
+        return self._gpu_layers
 
     def head_width(self, kind: str) -> int:
         """Numbers that one head of the KV cache keeps of a token. kind: k or v."""

@@ -85,7 +85,7 @@ def _limit(path: Path) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if native().llama.llama_supports_gpu_offload():
+        if native().has_gpu:
             return  # drivers take address space that they never fill
         with open("/proc/self/statm", encoding="ascii") as file:
             limit = int(file.read().split()[0]) * resource.getpagesize() + 2 * size + MEMORY

@@ -55,7 +55,7 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None, *, 
             )
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     try_out(path, remember=keep or request.note_model)
-    model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0))
+    model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0, rpc=request.rpc or ""))
     model.check_speaks()
     why_no_gpu = None
     if request.gpu_layers and not model.gpu_layers:

@@ -37,6 +37,7 @@ class Request:
     replay_tokens: int | None = None
     ctx_size: int | None = None
     gpu_layers: int | None = None
+    rpc: str | None = None  # other machines that compute layers: HOST:PORT,…
     threads: int | None = None
     cache_type_k: str | None = None
     cache_type_v: str | None = None
@@ -61,6 +62,9 @@ def settle(request: Request, profile: Profile | None) -> Request:
         model, adapter = config.value("model"), adapter or _configured_adapter()
         template = template or config.value("template")
     system = own.system if request.system is None else whole(request.system)
+    rpc, gpu_layers = _first(request.rpc, "rpc"), _first(request.gpu_layers, "gpu_layers")
+    if rpc and request.gpu_layers is None and config.source("gpu_layers") == "default":
+        gpu_layers = -1  # other machines are named to compute layers
     return replace(
         request,
         model=model,
@@ -69,7 +73,8 @@ def settle(request: Request, profile: Profile | None) -> Request:
         options={**config.options(), **own.options, **request.options},
         replay_tokens=_first(request.replay_tokens, "replay"),
         ctx_size=_first(request.ctx_size, "ctx_size"),
-        gpu_layers=_first(request.gpu_layers, "gpu_layers"),
+        gpu_layers=gpu_layers,
+        rpc=rpc,
         threads=_first(request.threads, "threads"),
         cache_type_k=_first(request.cache_type_k, "cache_type_k"),
         cache_type_v=_first(request.cache_type_v, "cache_type_v"),

@@ -75,6 +75,12 @@ class Hardware:
     """How a model is run; None: as the configuration says. The names are those of session.request.Request."""
 
     gpu_layers: GpuOption = None
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            "--rpc", metavar="HOST:PORT,…", help="Other machines that compute layers (dmem rpc-server).  [config: rpc]"
+        ),
+    ] = None
     threads: ThreadsOption = None
     cache_type_k: Annotated[
         CacheType | None,

@@ -22,6 +22,7 @@ _CONFIGURED = (
     "write",
     "ctx_size",
     "gpu_layers",
+    "rpc",
     "threads",
     "replay",
     "cache_type_k",

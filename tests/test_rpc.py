@@ -1,0 +1,167 @@
+"""Layers on another machine, which is here a process on loopback: the same numbers, and sentences where it can't be."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MakeAdapter, MakeModel
+from raw_context import RawContext, rows
+from typer.testing import CliRunner
+
+from deltamem_cli.bindings import COMPUTE, NativeError, native
+from deltamem_cli.commands import rpc_server
+from deltamem_cli.engine import EngineError, Model, remote
+from deltamem_cli.errors import DeltamemError
+
+pytestmark = pytest.mark.skipif(
+    not native().ggml.ggml_backend_reg_by_name(b"RPC"), reason="this build has no RPC (GGML_RPC)"
+)
+
+LOGITS, STATE = 1e-4, 1e-5
+TOKENS = [int(token) for token in np.random.default_rng(3).integers(0, 288, 40)]
+SPANS = [-1] * 3 + [5] * 9 + [2] * 8 + [-1] + [5] * 4 + [7] * 14 + [9]
+
+
+class Server:
+    """A `dmem rpc-server` on a free port."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "deltamem_cli", "rpc-server", "--port", str(self.port), "--threads", "1"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert self.process.poll() is None
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    running = Server()
+    yield running.address
+    running.kill()
+
+
+def run(
+    path: Path, adapter: Path | None, spans: bool, compute: str = "auto", **where: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Logits, state, way to compute and splits of a prefill and some single tokens."""
+    with Model(path, **where) as model, RawContext(model, adapter, compute=compute) as context:
+        logits = [context.decode(rows(TOKENS), SPANS if spans else None)]
+        logits += [context.decode(rows([i], start=len(TOKENS) + i)) for i in range(3)]
+        state = context.state() if adapter else None
+        return np.concatenate(logits), state, COMPUTE[context.info.compute], context.call("n_splits")
+
+
+@pytest.mark.parametrize("gpu_layers", [-1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"delta_heads": ("q", "k", "v", "o")},
+        {"write_granularity": "sentence_mean", "state_heads": 4},
+        {"rankwise_gates": False, "couple_lambda": False, "rank": 16},
+    ],
+)
+def test_another_machine_computes_what_this_one_does_without_splitting_the_graph_more(
+    settings: dict[str, Any], gpu_layers: int, server: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter
+) -> None:
+    path = tiny_model("qwen3", n_layer=4)
+    adapter, spans = tiny_adapter(path, **settings), "write_granularity" in settings
+    logits, state, _, _ = run(path, adapter, spans)
+    plain = run(path, None, False, gpu_layers=gpu_layers, rpc=server)
+    remote_logits, remote_state, compute, splits = run(path, adapter, spans, gpu_layers=gpu_layers, rpc=server)
+    np.testing.assert_allclose(remote_logits, logits, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(remote_state, state, rtol=0, atol=STATE)
+    assert compute == "graph"
+    assert splits == plain[3]
+
+
+def test_a_custom_operator_stays_on_this_machine(server: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> None:
+    """The other one would call a function that it does not have."""
+    path = tiny_model("qwen3", n_layer=4)
+    adapter = tiny_adapter(path)
+    logits, state, _, _ = run(path, adapter, False)
+    found = run(path, adapter, False, "ops", gpu_layers=-1, rpc=server)
+    np.testing.assert_allclose(found[0], logits, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(found[1], state, rtol=0, atol=STATE)
+    with pytest.raises(NativeError, match="fused kernels run on the local CPU alone, but this model also uses RPC0"):
+        run(path, adapter, False, "fused", gpu_layers=-1, rpc=server)
+
+
+@pytest.mark.parametrize("servers", ["here", ":5", "10.0.0.2:0", "a:b", "a:1,b"])
+def test_an_address_that_is_none_is_refused(servers: str, tiny_model: MakeModel) -> None:
+    with pytest.raises(EngineError, match="write it as HOST:PORT, such as 10.0.0.2:50052"):
+        Model(tiny_model("qwen3"), rpc=servers)
+
+
+def test_a_server_that_is_not_there_is_named(tiny_model: MakeModel) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(EngineError, match=f"The RPC server {address} can't be reached"):
+        Model(tiny_model("qwen3"), rpc=address)
+
+
+def test_an_address_in_use_is_not_served() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(DeltamemError, match="can't be served"):
+            remote.serve(native(), "127.0.0.1", taken.getsockname()[1], 1)
+
+
+def test_an_address_that_others_may_reach_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "serve", lambda *_: None)
+    monkeypatch.setattr(rpc_server.signal, "signal", lambda *_: None)
+    for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("10.0.0.2", True)):
+        said = CliRunner().invoke(rpc_server.app, ["--host", host]).output
+        assert ("may be open to others" in said) is warned
+
+
+def test_a_server_that_vanishes_in_a_turn_ends_it_with_one_sentence(
+    tiny_model: MakeModel, tiny_adapter: MakeAdapter
+) -> None:
+    path = tiny_model("qwen3", n_ctx=4096)
+    script = """
+import sys
+from pathlib import Path
+from deltamem_cli.engine import Engine, EngineOptions, Model, Seat
+
+with Model(Path(sys.argv[1]), gpu_layers=-1, rpc=sys.argv[3]) as model:
+    with Engine(model, Path(sys.argv[2]), EngineOptions(ctx_size=4096, threads=1)) as engine:
+        seat = Seat(engine)
+        for i in range(4000):
+            seat.feed([i % 288])
+            print(i, flush=True)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    running = Server()
+    command = [sys.executable, "-c", script, path, tiny_adapter(path), running.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as turn:
+        assert turn.stdout and turn.stderr
+        for _ in range(5):
+            assert turn.stdout.readline()
+        running.kill()
+        said = turn.stderr.read()
+    assert turn.returncode == 1
+    assert said.count("\n") == 1 and "RPC server" in said and "what was complete is kept" in said, said
