@@ -418,6 +418,19 @@ def test_a_try_to_reach_the_network_is_heard() -> None:
     assert listener.check().verdict == "broken" and "127.0.0.1" in listener.check().found
 
 
+def test_reaching_the_rpc_servers_that_are_set_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setenv("DMEM_RPC", f"localhost:{port}")
+        listener = network.Listener()
+        socket.create_connection(("localhost", port)).close()
+        assert listener.check().verdict == "ok" and f"localhost:{port}" in listener.check().found
+        monkeypatch.setenv("DMEM_RPC", f"localhost:{port - 1}")
+        assert listener.check().verdict == "broken"
+
+
 def test_offline_is_told(monkeypatch: pytest.MonkeyPatch, home: Path, doctor: Doctor) -> None:
     monkeypatch.setenv("DMEM_OFFLINE", "1")
     assert "DMEM_OFFLINE" in doctor()["network"]["found"]

@@ -81,11 +81,12 @@ def _hardware(loaded: Loaded, settled: Request) -> Check:
     from deltamem_cli.engine.threads import physical_cores
 
     chosen, cores = loaded.engine.chosen(), physical_cores()
+    layers = "all" if chosen["gpu_layers"] == -1 else chosen["gpu_layers"]
     offload = loaded.engine.native.has_gpu or bool(settled.rpc)
     found = (
         f"{chosen['threads']} of {cores} cores ({_instruction_sets(loaded)}), context {chosen['ctx_size']}, KV cache "
         f"{chosen['cache_type_k']} and {chosen['cache_type_v']}, flash attention {chosen['flash_attention']}, "
-        f"{chosen['gpu_layers']} layers on a GPU"
+        f"{layers} layers on a GPU"
         + (f" or on {settled.rpc}" if settled.rpc else "")
         + ("" if offload else " (this build uses CPUs only)")
     )
