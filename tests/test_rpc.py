@@ -22,13 +22,15 @@ from deltamem_cli.commands import rpc_server
 from deltamem_cli.engine import EngineError, Model, remote
 from deltamem_cli.errors import DeltamemError
 
-pytestmark = pytest.mark.skipif(
-    not native().ggml.ggml_backend_reg_by_name(b"RPC"), reason="this build has no RPC (GGML_RPC)"
-)
-
 LOGITS, STATE = 1e-4, 1e-5
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(0, 288, 40)]
 SPANS = [-1] * 3 + [5] * 9 + [2] * 8 + [-1] + [5] * 4 + [7] * 14 + [9]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rpc() -> None:
+    if not native().ggml.ggml_backend_reg_by_name(b"RPC"):
+        pytest.skip("this build can't use other machines (GGML_RPC)")
 
 
 class Server:
@@ -94,6 +96,20 @@ def test_another_machine_computes_what_this_one_does_without_splitting_the_graph
     np.testing.assert_allclose(remote_state, state, rtol=0, atol=STATE)
     assert compute == "graph"
     assert splits == plain[3]
+
+
+def test_two_machines_share_the_layers(server: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> None:
+    path = tiny_model("qwen3", n_layer=4)
+    adapter, other = tiny_adapter(path), Server()
+    try:
+        logits, state, _, _ = run(path, adapter, False)
+        both = {"gpu_layers": -1, "rpc": f"{server},{other.address}"}
+        found = run(path, adapter, False, **both)
+        np.testing.assert_allclose(found[0], logits, rtol=0, atol=LOGITS)
+        np.testing.assert_allclose(found[1], state, rtol=0, atol=STATE)
+        assert found[3] == run(path, None, False, **both)[3] == 3  # one part on each machine
+    finally:
+        other.kill()
 
 
 def test_a_custom_operator_stays_on_this_machine(server: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter) -> None:
