@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +138,47 @@ def test_a_server_that_is_not_there_is_named(tiny_model: MakeModel) -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(EngineError, match=f"The RPC server {address} can't be reached"):
         Model(tiny_model("qwen3"), rpc=address)
+
+
+def test_the_version_that_is_expected_is_the_librarys() -> None:
+    own = Server()  # one that nobody uses
+    try:
+        with socket.create_connection(("127.0.0.1", own.port), 30) as connection:
+            assert remote.greet(connection) == remote.PROTOCOL
+    finally:
+        own.kill()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (struct.pack("<QBBBB", 28, remote.PROTOCOL[0] + 1, 0, 0, 0) + bytes(24), "install the same version"),
+        (struct.pack("<QBBBB", 28, remote.PROTOCOL[0], remote.PROTOCOL[1] + 1, 0, 0) + bytes(24), "the same version"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(99), "is no RPC server"),
+        (b"", "is no RPC server"),
+        (None, "no answer"),  # it is busy with somebody else
+    ],
+)
+def test_a_server_that_answers_otherwise_is_refused(
+    answer: bytes | None, words: str, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_SECONDS", 1.0)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def respond() -> None:
+            if answer is not None:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(33, socket.MSG_WAITALL)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        with pytest.raises(EngineError, match=words):
+            Model(tiny_model("qwen3"), rpc=f"127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()
 
 
 def test_an_address_in_use_is_not_served() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import struct
 from typing import Any
 
 from deltamem_cli.bindings import GPU_TYPES, Native
@@ -12,7 +13,10 @@ from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.text import short
 
 PORT = 50052  # as llama.cpp's own server has it
-_SECONDS = 5.0  # to wait for a machine that may be off
+PROTOCOL = (7, 0)  # RPC_PROTO_MAJOR_VERSION and MINOR of the pinned ggml-rpc.h; a server must not be newer
+_SECONDS = 5.0  # to wait for a machine that may be off, or a server that is busy
+_CAPABILITIES = 24  # bytes of a greeting that say what beside TCP could be used: nothing
+_answered: set[str] = set()  # servers; one that this process uses has no time to greet it again
 _MOST_SERVERS = 16  # GGML_RPC_MAX_SERVERS
 _POINTER = ctypes.c_void_p
 
@@ -33,27 +37,55 @@ def addresses(text: str) -> list[tuple[str, int]]:
 
 
 def devices(native: Native, servers: str) -> list[Any]:
-    """The devices of those servers, then this machine's GPUs. Raises EngineError for a server that does not answer.
+    """The devices of those servers, then this machine's GPUs.
 
-    llama.cpp ends the process for what fails afterwards, such as another version of its protocol.
+    Raises EngineError for a server that does not answer as it should; llama.cpp would wait forever, or end the process.
     """
     add = _function(native, "ggml_backend_rpc_add_server", _POINTER, [ctypes.c_char_p])
     found: list[Any] = []
     for host, port in addresses(servers):
         name = f"{host}:{port}"
-        try:
-            socket.create_connection((host, port), _SECONDS).close()
-        except OSError as error:
-            why = error.strerror or "no answer"
-            raise EngineError(
-                f"The RPC server {name} can't be reached ({why}): start it there with dmem rpc-server, or leave it out of --rpc."
-            ) from None
+        _check(name, host, port)
         registry = add(name.encode())
         if not registry:
             raise EngineError(f"The RPC server {name} has no device to compute with: leave it out of --rpc.")
         count = native.base.ggml_backend_reg_dev_count(registry)
         found += [native.base.ggml_backend_reg_dev_get(registry, i) for i in range(count)]
     return found + native.devices(*GPU_TYPES)
+
+
+def _check(name: str, host: str, port: int) -> None:
+    """Raises EngineError."""
+    try:
+        with socket.create_connection((host, port), _SECONDS) as connection:
+            version = PROTOCOL if name in _answered else greet(connection)
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        raise EngineError(
+            f"The RPC server {name} can't be reached ({why}): start it there with dmem rpc-server, or leave it out of "
+            "--rpc. It serves one program at a time."
+        ) from None
+    if version is None:
+        raise EngineError(f"What answers at {name} is no RPC server: correct --rpc.")
+    if version[0] != PROTOCOL[0] or version[1] > PROTOCOL[1]:
+        raise EngineError(
+            f"The RPC server {name} speaks version {version[0]}.{version[1]}, this program {PROTOCOL[0]}.{PROTOCOL[1]}: "
+            "install the same version of dmem on both machines."
+        )
+    _answered.add(name)
+
+
+def greet(connection: socket.socket) -> tuple[int, int] | None:
+    """The version that a server answers RPC_CMD_HELLO with; None for what is no such answer. Raises OSError."""
+    connection.sendall(struct.pack("<BQ", 14, _CAPABILITIES) + bytes(_CAPABILITIES))
+    expected, said = 8 + 4 + _CAPABILITIES, b""
+    while len(said) < expected:
+        part = connection.recv(expected - len(said))
+        if not part:
+            return None
+        said += part
+    size, major, minor = struct.unpack_from("<QBB", said)
+    return (major, minor) if size == expected - 8 else None
 
 
 def serve(native: Native, host: str, port: int, threads: int) -> None:
