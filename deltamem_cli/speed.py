@@ -52,6 +52,7 @@ def measure(
     rounds: int = 7,
     gpu_layers: int = 0,
     rpc: str = "",
+    tensor_split: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Runs `rounds` rounds of prefill and decode on both contexts. progress is called with the rounds done.
@@ -63,7 +64,7 @@ def measure(
     )  # the same for both, whatever else runs now
     try_out(model_path)
     with (
-        Model(model_path, gpu_layers=gpu_layers, rpc=rpc) as model,
+        Model(model_path, gpu_layers=gpu_layers, rpc=rpc, tensor_split=tensor_split) as model,
         Engine(model, None, options) as stock,
         Engine(model, adapter, options) as deltamem,
     ):

@@ -110,6 +110,7 @@ def test_two_machines_share_the_layers(server: str, tiny_model: MakeModel, tiny_
         np.testing.assert_allclose(found[0], logits, rtol=0, atol=LOGITS)
         np.testing.assert_allclose(found[1], state, rtol=0, atol=STATE)
         assert found[3] == run(path, None, False, **both)[3] == 3  # one part on each machine
+        assert run(path, adapter, False, **both, tensor_split="1,0")[3] == 2
     finally:
         other.kill()
 
@@ -130,6 +131,12 @@ def test_a_custom_operator_stays_on_this_machine(server: str, tiny_model: MakeMo
 def test_an_address_that_is_none_is_refused(servers: str, tiny_model: MakeModel) -> None:
     with pytest.raises(EngineError, match="write it as HOST:PORT, such as 10.0.0.2:50052"):
         Model(tiny_model("qwen3"), rpc=servers)
+
+
+@pytest.mark.parametrize("split", ["a", "1,", "0,0", "-1", "nan", "inf,1", ",".join("1" * 999)])
+def test_a_split_without_sense_is_refused(split: str, tiny_model: MakeModel) -> None:
+    with pytest.raises(EngineError, match="a number for each device"):
+        Model(tiny_model("qwen3"), tensor_split=split)
 
 
 def test_a_server_that_is_not_there_is_named(tiny_model: MakeModel) -> None:

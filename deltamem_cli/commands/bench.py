@@ -69,6 +69,7 @@ def bench(
         "options": engine_options(request),
         "gpu_layers": request.gpu_layers or 0,
         "rpc": request.rpc or "",
+        "tensor_split": request.tensor_split or "",
         "rounds": rounds,
     }
     if synthetic:

@@ -68,6 +68,13 @@ KEYS: dict[str, Key] = {
         ),
         Key("gpu_layers", whole(-1), 0, "Layers on the GPU; -1: all."),
         Key(
+            "tensor_split",
+            text(),
+            None,
+            "Share of the layers for each device, servers first, such as 3,1.",
+            otherwise="by memory",
+        ),
+        Key(
             "rpc", text(), None, "Other machines that compute layers: HOST:PORT,… of dmem rpc-server.", otherwise="none"
         ),
         Key("threads", whole(1, 512), None, "CPU threads.", otherwise="one per idle core"),

@@ -13,7 +13,7 @@ from deltamem_cli.bindings import Native, native
 from deltamem_cli.engine.deep_stack import run_for
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.options import LARGEST
-from deltamem_cli.engine.remote import devices
+from deltamem_cli.engine.remote import devices, proportions
 from deltamem_cli.engine.slow_words import slow_word
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.reading import why_no_file
@@ -31,8 +31,9 @@ class Model:
     Closed while engines use it, it is freed with the last of them.
     """
 
-    def __init__(self, path: Path, *, gpu_layers: int = 0, rpc: str = "") -> None:
-        """Loads `path`. gpu_layers: layers to put on a GPU, -1 for all; rpc: machines that share them, `HOST:PORT,…`.
+    def __init__(self, path: Path, *, gpu_layers: int = 0, rpc: str = "", tensor_split: str = "") -> None:
+        """Loads `path`. gpu_layers: layers to put on a GPU, -1 for all; rpc: machines that share them, `HOST:PORT,…`;
+        tensor_split: how many each device takes in proportion, `3,1`, as llama.cpp shares them by memory otherwise.
 
         Raises EngineError.
         """
@@ -49,6 +50,9 @@ class Model:
         if others:
             listed = (ctypes.c_void_p * (len(others) + 1))(*others, None)  # loading the model ends before it does
             params.devices = ctypes.addressof(listed)
+        if tensor_split:
+            shares = proportions(tensor_split, int(llama.llama_max_devices()))
+            params.tensor_split = (ctypes.c_float * len(shares))(*shares)  # the structure keeps it
         self._gpu_layers = gpu_layers if others or self.native.has_gpu else 0
         self.native.recent_errors()
         self._users = 0

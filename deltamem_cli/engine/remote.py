@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import socket
 import struct
@@ -34,6 +35,19 @@ def addresses(text: str) -> list[tuple[str, int]]:
     if len(found) > _MOST_SERVERS:
         raise EngineError(f"There are {len(found)} RPC servers: llama.cpp takes up to {_MOST_SERVERS}.")
     return found
+
+
+def proportions(text: str, count: int) -> list[float]:
+    """What `3,1` means for `count` devices. Raises EngineError."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not 0 < len(found) <= count or not all(0 <= share < math.inf for share in found) or not any(found):
+        raise EngineError(
+            f"The tensor split is {short(text)}: write a number for each device, servers first, such as 3,1."
+        )
+    return found + [0.0] * (count - len(found))
 
 
 def devices(native: Native, servers: str) -> list[Any]:

@@ -55,7 +55,8 @@ def load(stack: ExitStack, request: Request, profile: Profile | None = None, *, 
             )
     keep = not request.temporary  # nothing at all is written to disk then, not even a cache
     try_out(path, remember=keep or request.note_model)
-    model = stack.enter_context(Model(path, gpu_layers=request.gpu_layers or 0, rpc=request.rpc or ""))
+    layers: dict[str, Any] = {"gpu_layers": request.gpu_layers or 0, "rpc": request.rpc or ""}
+    model = stack.enter_context(Model(path, **layers, tensor_split=request.tensor_split or ""))
     model.check_speaks()
     why_no_gpu = None
     if request.gpu_layers and not model.gpu_layers:

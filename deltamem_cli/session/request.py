@@ -38,6 +38,7 @@ class Request:
     ctx_size: int | None = None
     gpu_layers: int | None = None
     rpc: str | None = None  # other machines that compute layers: HOST:PORT,…
+    tensor_split: str | None = None
     threads: int | None = None
     cache_type_k: str | None = None
     cache_type_v: str | None = None
@@ -75,6 +76,7 @@ def settle(request: Request, profile: Profile | None) -> Request:
         ctx_size=_first(request.ctx_size, "ctx_size"),
         gpu_layers=gpu_layers,
         rpc=rpc,
+        tensor_split=_first(request.tensor_split, "tensor_split"),
         threads=_first(request.threads, "threads"),
         cache_type_k=_first(request.cache_type_k, "cache_type_k"),
         cache_type_v=_first(request.cache_type_v, "cache_type_v"),

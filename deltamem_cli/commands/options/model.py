@@ -81,6 +81,15 @@ class Hardware:
             "--rpc", metavar="HOST:PORT,…", help="Other machines that compute layers (dmem rpc-server).  [config: rpc]"
         ),
     ] = None
+    tensor_split: Annotated[
+        str | None,
+        typer.Option(
+            "-ts",
+            "--tensor-split",
+            metavar="N,N,…",
+            help="Share of the layers for each device, servers first; by default by memory.  [config: tensor_split]",
+        ),
+    ] = None
     threads: ThreadsOption = None
     cache_type_k: Annotated[
         CacheType | None,

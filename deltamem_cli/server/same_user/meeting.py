@@ -23,6 +23,7 @@ _CONFIGURED = (
     "ctx_size",
     "gpu_layers",
     "rpc",
+    "tensor_split",
     "threads",
     "replay",
     "cache_type_k",

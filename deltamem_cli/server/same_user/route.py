@@ -28,7 +28,17 @@ from deltamem_cli.session.thinking import Thought
 from deltamem_cli.store.database import Store
 
 # How a model is run: of a settled request, what must be as the server has it.
-_HARDWARE = ("ctx_size", "gpu_layers", "rpc", "threads", "cache_type_k", "cache_type_v", "flash_attention", "template")
+_HARDWARE = (
+    "ctx_size",
+    "gpu_layers",
+    "rpc",
+    "tensor_split",
+    "threads",
+    "cache_type_k",
+    "cache_type_v",
+    "flash_attention",
+    "template",
+)
 
 # What JSON has of the kinds of Request's fields; a template's path is never sent.
 _KINDS: Mapping[str, type] = {
