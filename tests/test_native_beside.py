@@ -172,6 +172,7 @@ def test_contexts_and_adapters_of_one_process_do_not_meet(
         (model, adapter, "fused"),
         (model, tiny_adapter(path, seed=9, state_heads=4, rank=4), "fused"),
         (model, adapter, "ops"),
+        (model, adapter, "graph"),
         (loaded(phi3), tiny_adapter(phi3), "fused"),
     ]
     alone = []
@@ -201,7 +202,7 @@ from deltamem_cli.engine import Model
 from raw_context import RawContext, rows
 
 path, adapter = Path(sys.argv[1]), sys.argv[2].encode()
-for compute in (1, 2):
+for compute in (1, 2, 3):
     model = Model(path)
     first, second = (native().call("adapter_init", model.handle, adapter, compute) for _ in range(2))
     context = RawContext(model)

@@ -40,11 +40,15 @@ def adapted(granularity: str, tiny_model: MakeModel, tiny_adapter: MakeAdapter, 
     return loaded(model), adapter
 
 
+@pytest.fixture(params=COMPUTE[1:])
+def compute(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def start(shape: tuple[int, ...], sequence: int) -> np.ndarray:
     return np.random.default_rng(sequence).normal(0, 0.2, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("compute", COMPUTE[1:])
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize("n_ubatch", [1, 4, 512])
 def test_tokens_of_three_sequences_mixed_in_one_batch_are_as_each_sequence_alone(
@@ -69,9 +73,9 @@ def test_tokens_of_three_sequences_mixed_in_one_batch_are_as_each_sequence_alone
             assert np.abs(states[sequence] - start(shape, sequence)).max() > 0.01
 
 
-def test_writing_one_sequence_leaves_every_bit_of_the_others(adapted: tuple[Any, Path]) -> None:
+def test_writing_one_sequence_leaves_every_bit_of_the_others(adapted: tuple[Any, Path], compute: str) -> None:
     model, adapter = adapted
-    with RawContext(model, adapter, n_seq_max=3) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=3) as context:
         shape = context.state().shape
         context.set_state(start(shape, 2), 2)
         context.decode(rows(TOKENS[1], 1))
@@ -79,9 +83,9 @@ def test_writing_one_sequence_leaves_every_bit_of_the_others(adapted: tuple[Any,
         assert not context.state(0).any()
 
 
-def test_a_copied_state_goes_its_own_way(adapted: tuple[Any, Path]) -> None:
+def test_a_copied_state_goes_its_own_way(adapted: tuple[Any, Path], compute: str) -> None:
     model, adapter = adapted
-    with RawContext(model, adapter, n_seq_max=3) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=3) as context:
         context.decode(rows(TOKENS[0], 0))
         written = context.state(0)
         context.call("state_copy", 0, 2)
@@ -95,9 +99,9 @@ def test_a_copied_state_goes_its_own_way(adapted: tuple[Any, Path]) -> None:
         assert context.state(0).tobytes() == written.tobytes()
 
 
-def test_a_copied_sequence_continues_as_the_original_would(adapted: tuple[Any, Path]) -> None:
+def test_a_copied_sequence_continues_as_the_original_would(adapted: tuple[Any, Path], compute: str) -> None:
     model, adapter = adapted
-    with RawContext(model, adapter, n_seq_max=2, kv_unified=True) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=2, kv_unified=True) as context:
         context.decode(rows(TOKENS[0]))
         context.llama.llama_memory_seq_cp(context.memory, 0, 1, -1, -1)
         context.call("state_copy", 0, 1)
@@ -108,9 +112,9 @@ def test_a_copied_sequence_continues_as_the_original_would(adapted: tuple[Any, P
         np.testing.assert_allclose(context.state(1), context.state(0), rtol=0, atol=STATE)
 
 
-def test_clearing_empties_one_state_or_all(adapted: tuple[Any, Path]) -> None:
+def test_clearing_empties_one_state_or_all(adapted: tuple[Any, Path], compute: str) -> None:
     model, adapter = adapted
-    with RawContext(model, adapter, n_seq_max=3) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=3) as context:
         for sequence, tokens in TOKENS.items():
             context.decode(rows(tokens, sequence))
         context.call("state_clear", 1)
@@ -119,9 +123,9 @@ def test_clearing_empties_one_state_or_all(adapted: tuple[Any, Path]) -> None:
         assert not any(context.state(sequence).any() for sequence in TOKENS)
 
 
-def test_the_state_outlives_the_visible_context(adapted: tuple[Any, Path]) -> None:
+def test_the_state_outlives_the_visible_context(adapted: tuple[Any, Path], compute: str) -> None:
     model, adapter = adapted
-    with RawContext(model, adapter) as context:
+    with RawContext(model, adapter, compute=compute) as context:
         context.decode(rows(TOKENS[0]))
         written = context.state()
         context.llama.llama_memory_clear(context.memory, True)
@@ -132,15 +136,17 @@ def test_the_state_outlives_the_visible_context(adapted: tuple[Any, Path]) -> No
         assert np.abs(context.decode(rows(TOKENS[1])) - with_memory).max() > 0.01
 
 
-def test_a_pass_holds_the_spans_of_several_sequences_until_its_end(adapted: tuple[Any, Path], granularity: str) -> None:
+def test_a_pass_holds_the_spans_of_several_sequences_until_its_end(
+    adapted: tuple[Any, Path], granularity: str, compute: str
+) -> None:
     if granularity == "token":
         pytest.skip("token writes have no pass")
     model, adapter = adapted
     mixed = interleaved()
-    with RawContext(model, adapter, n_seq_max=3) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=3) as context:
         context.decode([row for row, _ in mixed], [span for _, span in mixed])
         expected = {sequence: context.state(sequence) for sequence in TOKENS}
-    with RawContext(model, adapter, n_seq_max=3) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=3) as context:
         for sequence in TOKENS:
             context.call("pass_begin", sequence)
         for i in range(0, len(mixed), 6):
@@ -158,7 +164,7 @@ def test_a_pass_holds_the_spans_of_several_sequences_until_its_end(adapted: tupl
 
 
 def test_a_failed_decode_drops_what_its_pass_would_write_and_the_next_pass_is_whole(
-    adapted: tuple[Any, Path], granularity: str
+    adapted: tuple[Any, Path], granularity: str, compute: str
 ) -> None:
     if granularity == "token":
         pytest.skip("token writes have no pass")
@@ -170,7 +176,7 @@ def test_a_failed_decode_drops_what_its_pass_would_write_and_the_next_pass_is_wh
         "a token lies in two sequences": ([Row(5, 13, (0, 1))], None),
     }
     for failure, (bad, bad_spans) in failures.items():
-        with RawContext(model, adapter, n_ctx=256, n_seq_max=2, kv_unified=True) as context:
+        with RawContext(model, adapter, compute=compute, n_ctx=256, n_seq_max=2, kv_unified=True) as context:
             context.call("pass_begin", 0)
             context.decode(good, spans)
             assert context.try_decode(bad, bad_spans) != 0, failure
@@ -185,15 +191,15 @@ def test_a_failed_decode_drops_what_its_pass_would_write_and_the_next_pass_is_wh
 
 
 def test_a_failed_decode_leaves_the_passes_of_sequences_that_were_not_in_it(
-    adapted: tuple[Any, Path], granularity: str
+    adapted: tuple[Any, Path], granularity: str, compute: str
 ) -> None:
     if granularity == "token":
         pytest.skip("token writes have no pass")
     model, adapter = adapted
-    with RawContext(model, adapter, n_seq_max=3) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=3) as context:
         context.decode(rows(TOKENS[0]), SPANS[0])
         expected = context.state()
-    with RawContext(model, adapter, n_seq_max=3) as context:
+    with RawContext(model, adapter, compute=compute, n_seq_max=3) as context:
         for sequence in TOKENS:
             context.call("pass_begin", sequence)
         context.decode(rows(TOKENS[0]), SPANS[0])
