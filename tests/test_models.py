@@ -264,20 +264,25 @@ def test_a_header_that_claims_billions_of_layers_is_read_at_once(tiny_model: Mak
     ("changes", "found"),
     [
         ({}, True),
-        ({"name": "Qwen2.5 Coder 0.5B Instruct AWQ", "quantization": "Q8_0", "parameters": 494_032_768}, True),
-        ({"name": "Qwen2.5 Coder 0.5B"}, False),  # the base model thinks in other ways
+        ({"name": "Smollm2 135M 8k Lc100K Mix1 Ep2", "quantization": "Q8_0", "parameters": 1}, True),
+        ({"name": "SmolLM2 135M"}, False),  # the base model thinks in other ways
         ({"name": None}, False),
-        ({"embedding_length": 1536}, False),
-        ({"layers": 28}, False),
-        ({"architecture": "qwen3"}, False),
+        ({"embedding_length": 960}, False),
+        ({"layers": 32}, False),
+        ({"architecture": "qwen2"}, False),
     ],
 )
-def test_a_packaged_adapter_goes_with_its_model_in_any_quantisation(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], found: bool
-) -> None:
-    monkeypatch.setattr(paths, "packaged_adapter", lambda file: Path(file))
-    facts = Facts("Qwen2.5-Coder-0.5B-Instruct", "qwen2", 1, "Q4_K_M", 32_768, 896, 24, 12_288)
-    assert (packaged_for(replace(facts, **changes)) is not None) == found  # type: ignore[arg-type]
+def test_a_packaged_adapter_goes_with_its_model_in_any_quantisation(changes: dict[str, object], found: bool) -> None:
+    facts = Facts("SmolLM2-135M-Instruct", "llama", 134_515_008, "Q4_1", 8192, 576, 30, 23_040)
+    expected = paths.starter_adapter() if found else None
+    assert packaged_for(replace(facts, **changes)) == expected  # type: ignore[arg-type]
+
+
+def test_the_starter_under_another_name_finds_its_adapter(tmp_path: Path) -> None:
+    renamed = tmp_path / "mine.gguf"
+    renamed.symlink_to(paths.starter_model())
+    assert paths.starter_adapter() is not None
+    assert models.resolve(renamed).adapter == paths.starter_adapter()
 
 
 def test_a_file_of_the_users_finds_the_packaged_adapter_of_its_model(
@@ -292,7 +297,7 @@ def test_a_file_of_the_users_finds_the_packaged_adapter_of_its_model(
     monkeypatch.setattr(paths, "packaged_adapter", lambda file: adapter if file == "ours.deltamem.gguf" else None)
     assert models.resolve(model).adapter == adapter
     assert models.adapter_file("ours") == adapter
-    assert models.remembering() in ("starter and ours", "ours")
+    assert models.remembering() == "starter and ours"
     beside = tmp_path / "renamed.deltamem.gguf"
     beside.write_bytes(adapter.read_bytes())
     assert models.resolve(model).adapter == beside

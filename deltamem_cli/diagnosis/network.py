@@ -36,7 +36,11 @@ class Listener:
                 "network", "ok", f"used during this check for nothing but the RPC servers that are set: {reached}"
             )
         offline = "; DMEM_OFFLINE forbids even that" if os.environ.get("DMEM_OFFLINE") else ""
-        return Check("network", "ok", f"not used during this check; only dmem model pull uses it{offline}")
+        return Check(
+            "network",
+            "ok",
+            f"not used during this check; only dmem model pull and benchmarks without --data use it{offline}",
+        )
 
 
 def _servers() -> list[tuple[str, int]]:

@@ -59,6 +59,8 @@ _STARTER = Entry(
     "packaged",
     license="apache-2.0",
     facts=Facts("SmolLM2-135M-Instruct", "llama", 134_515_008, "Q4_1", 8192, 576, 30, 23_040),
+    # the second name is the one in the files that its makers converted
+    packaged=Packaged(paths.STARTER_ADAPTER, ("SmolLM2-135M-Instruct", "Smollm2 135M 8k Lc100K Mix1 Ep2")),
     options={"temperature": 0.2, "top_p": 0.9},
 )
 _KNOWN = (
@@ -81,10 +83,6 @@ _KNOWN = (
         license="apache-2.0",
         size=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        packaged=Packaged(
-            "Qwen2.5-Coder-0.5B-Instruct.deltamem.gguf",
-            ("Qwen2.5-Coder-0.5B-Instruct", "Qwen2.5-Coder-0.5B-Instruct-AWQ"),  # the official file's is the latter
-        ),
         facts=Facts("Qwen2.5-Coder-0.5B-Instruct", "qwen2", 630_167_424, "Q4_K_M", 32_768, 896, 24, 12_288),
     ),
     Entry(
@@ -118,14 +116,13 @@ def known_adapter(facts: Facts) -> Entry | None:
 
 def packaged_adapters() -> dict[str, Path]:
     """Those that come with the package, by the names of their models."""
-    found = {STARTER: paths.starter_adapter()}
-    found |= {entry.name: paths.packaged_adapter(entry.packaged.file) for entry in _KNOWN if entry.packaged}
+    found = {e.name: paths.packaged_adapter(e.packaged.file) for e in (_STARTER, *_KNOWN) if e.packaged}
     return {name: path for name, path in found.items() if path is not None}
 
 
 def packaged_for(facts: Facts) -> Path | None:
     """The packaged adapter of the model that these facts are of: by its name and shape, whatever the quantisation."""
-    for entry in _KNOWN:
+    for entry in (_STARTER, *_KNOWN):
         shape = (facts.architecture, facts.embedding_length, facts.layers)
         ours = entry.facts and (entry.facts.architecture, entry.facts.embedding_length, entry.facts.layers)
         if entry.packaged and shape == ours and _plain(facts.name) in map(_plain, entry.packaged.names):

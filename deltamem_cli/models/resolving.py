@@ -58,8 +58,6 @@ def find_adapter(model: Path, entry: Entry | None) -> Path | None:
     beside = model.with_suffix(ADAPTER_SUFFIX)
     if beside.is_file():
         return beside
-    if model.name == paths.STARTER_MODEL:
-        return paths.starter_adapter()
     try:
         return packaged_for((entry.facts if entry else None) or read_facts(parts(model)))
     except DeltamemError:  # a damaged file is named where it is loaded
