@@ -138,11 +138,9 @@ def test_locomo_leaves_out_what_can_not_be_scored_and_keeps_the_order_of_session
         ("multi-hop", ("cats, tea",)),
         ("open domain", ("Yes",)),  # behind the semicolon stands why
     ]
-    assert [t.said for t in first.told] == [
-        "1 pm on 2 March, 2023. Bo: My cat is Rex. (shows a picture: a cat)",
-        "Ann: Nice.",
-        "1 pm on 3 March, 2023. Ann: The tenth.",
-        "Bo: And last.",
+    assert [[t.said for t in session] for session in first.told] == [
+        ["1 pm on 2 March, 2023. Bo: My cat is Rex. (shows a picture: a cat)", "Ann: Nice."],
+        ["1 pm on 3 March, 2023. Ann: The tenth.", "Bo: And last."],
     ]
     assert first.questions[0].ask == "What is Bo's cat called? Answer in a few words."
 
@@ -158,9 +156,8 @@ def test_the_published_prompt_has_the_newest_session_first_and_loses_the_newest(
     history = next(iter(locomo.read([locomo_file], "published")))
     question = history.questions[1]
     assert question.ask.endswith("When did Bo tell it? Use DATE of CONVERSATION to answer with an approximate date.")
-    assert history.told[1] == ToldTurn(
-        'DATE: 1 pm on 3 March, 2023\nCONVERSATION:\nAnn said, "The tenth."\n\nBo said, "And last."', None
-    )
+    told = 'DATE: 1 pm on 3 March, 2023\nCONVERSATION:\nAnn said, "The tenth."\n\nBo said, "And last."'
+    assert history.told[1] == (ToldTurn(told, None),)
     whole = history.whole(question, 10_000, words)
     assert whole.startswith("Below is a conversation between two people: Ann and Bo.")
     assert whole.endswith("\n\n" + question.ask)
@@ -185,8 +182,9 @@ def test_memoryagentbench_reads_parquet_and_cuts_texts_at_sentences(tmp_path: Pa
     (history,) = memoryagentbench.read([path], "own")
     assert [q.answers for q in history.questions] == [("Rex", "a dog"), ("one",)]
     assert {q.category for q in history.questions} == {"conflicts"}
-    assert " ".join(t.said for t in history.told) == text.strip()
-    assert all(t.said.endswith(".") and len(t.said) <= 2000 for t in history.told)
+    parts = [t.said for session in history.told for t in session]
+    assert " ".join(parts) == text.strip() and len(history.told) == 1
+    assert all(part.endswith(".") and len(part) <= 2000 for part in parts)
     (published,) = memoryagentbench.read([path], "published")
     whole = published.whole(published.questions[0], 200, words)
     assert words(whole) <= 200 and "[... context truncated ...]" in whole and whole.endswith("Question: Who?\nAnswer:")
@@ -214,9 +212,8 @@ def test_longmemeval_tells_chats_in_order_of_their_dates(tmp_path: Path) -> None
     path.write_text(json.dumps([entry]), encoding="utf-8")
     (history,) = longmemeval.read([path], "own")
     assert history.told == (
-        ToldTurn("2023/05/01. first", None),
-        ToldTurn("again", "well"),
-        ToldTurn("2023/05/02. later", "yes"),
+        (ToldTurn("2023/05/01. first", None), ToldTurn("again", "well")),
+        (ToldTurn("2023/05/02. later", "yes"),),
     )
     assert history.questions[0].category == "never told" and not history.questions[0].answers
     (published,) = longmemeval.read([path], "published")
@@ -237,7 +234,7 @@ def test_hotpotqa_reads_both_forms_of_its_data(tmp_path: Path, form: str) -> Non
         path = tmp_path / "hotpot_dev_distractor_v1.json"
         path.write_text(json.dumps([{"_id": "5a", **common, "context": [["A", ["One.", " Two."]], ["B", ["Three."]]]}]))
     (history,) = hotpotqa.read([path], "own")
-    assert [t.said for t in history.told] == ["Passage 1 - A:\nOne. Two.", "Passage 2 - B:\nThree."]
+    assert [t.said for t in history.told[0]] == ["Passage 1 - A:\nOne. Two.", "Passage 2 - B:\nThree."]
     (published,) = hotpotqa.read([path], "published")
     assert published.whole(published.questions[0], 1000, words) == (
         "Answer the question using only the passages below.\nReply with a short span or yes/no only.\n\n"

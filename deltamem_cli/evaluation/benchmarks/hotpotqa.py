@@ -67,7 +67,7 @@ def _history(row: dict[str, Any], protocol: Protocol) -> History:
             return newest_first_out([_BEFORE + "\n\n".join(passages) + "\n"], question.ask, room, count)
         return newest_first_out(passages, f"\n{question.ask}", room, count)
 
-    return History(name, tuple(ToldTurn(passage, None) for passage in passages), (question,), whole)
+    return History(name, (tuple(ToldTurn(passage, None) for passage in passages),), (question,), whole)
 
 
 def score(answer: str, question: Question) -> dict[str, float]:

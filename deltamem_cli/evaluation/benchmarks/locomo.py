@@ -71,7 +71,7 @@ def _history(sample: dict[str, Any], protocol: Protocol) -> History:
     asked = [(i, q, int(q["category"])) for i, q in enumerate(sample["qa"])]
     questions = tuple(_question(f"{name}/{i}", q, c, protocol) for i, q, c in asked if c in _CATEGORIES)
     if protocol == "published":
-        told = tuple(ToldTurn(_as_message(date, turns), None) for date, turns in sessions)
+        told = tuple((ToldTurn(_as_message(date, turns), None),) for date, turns in sessions)
         start = _START.format(*speakers)
 
         def whole(question: Question, room: int, count: Count) -> str:
@@ -81,7 +81,7 @@ def _history(sample: dict[str, Any], protocol: Protocol) -> History:
     lines = [line for date, turns in sessions for line in _said(date, turns)]
     return History(
         name,
-        tuple(ToldTurn(line, None) for line in lines),
+        tuple(tuple(ToldTurn(line, None) for line in _said(date, turns)) for date, turns in sessions),
         questions,
         lambda question, room, count: newest_first_out(lines, f"\n{question.ask}", room, count),
     )

@@ -56,8 +56,10 @@ def _history(entry: dict[str, Any], protocol: Protocol) -> History:
     asked, today = text_of(entry["question"], "a question"), text_of(entry["question_date"], "a date")
     never = name.endswith("_abs")
     sessions = sorted(zip(entry["haystack_dates"], entry["haystack_sessions"], strict=True), key=lambda s: str(s[0]))
-    told = tuple(turn for date, turns in sessions for turn in _turns(str(date), turns))
-    lines = [f"User: {t.said}" + ("" if t.reply is None else f"\nAssistant: {t.reply}") for t in told]
+    told = tuple(filter(None, (tuple(_turns(str(date), turns)) for date, turns in sessions)))
+    lines = [
+        f"User: {t.said}" + ("" if t.reply is None else f"\nAssistant: {t.reply}") for session in told for t in session
+    ]
 
     def whole(question: Question, room: int, count: Count) -> str:
         if protocol == "own":

@@ -14,6 +14,7 @@ from deltamem_cli.evaluation import report as r
 from deltamem_cli.evaluation.benchmarks import scoring
 from deltamem_cli.evaluation.benchmarks.shape import Benchmark, History, Protocol, Question, newest_first_out
 from deltamem_cli.evaluation.benchmarks.whole_history import Reader
+from deltamem_cli.evaluation.errors import EvaluationError
 from deltamem_cli.evaluation.kept_answers import Answered, KeptAnswers
 from deltamem_cli.evaluation.respondent import GREEDY, Respondent
 from deltamem_cli.evaluation.shares import Share
@@ -154,7 +155,12 @@ class _Run:
 
     def _cid(self, history: History) -> str:
         if history.id not in self._told:
-            self._told[history.id] = self.subject.tell(history.told, system=history.system)
+            cid = None
+            for session in history.told:
+                cid = self.subject.tell(session, cid=cid, system=history.system)
+            if cid is None:
+                raise EvaluationError(f"{history.id} tells nothing: leave it out of the data.")
+            self._told[history.id] = cid
         return self._told[history.id]
 
     def _in_session(
@@ -208,7 +214,7 @@ class _Run:
 
         # all are cut as the longest question has to be: so their histories are the same, and read once
         spare = max(count(q.ask) for q in asked)
-        lines = [line for turn in history.told for line in turn.lines()]
+        lines = [line for session in history.told for turn in session for line in turn.lines()]
 
         def message(question: Question) -> str:
             own = count(question.ask)

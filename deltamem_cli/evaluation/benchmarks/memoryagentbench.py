@@ -34,6 +34,7 @@ _SPLITS = {
 _SUMMARY = "infbench_sum"  # of a book: measured by F1, as published
 _LEFT_OUT = "recsys_"
 _MESSAGE = 2_000  # characters of a text that are told at once
+_SESSION = 4  # of these in a session
 _CLIPPED = 120_000  # characters, of published runs
 _GAP = "\n\n[... context truncated ...]\n\n"
 # the published prompt, to the letter
@@ -84,7 +85,9 @@ def _history(name: str, category: str, source: str, row: dict[str, Any], protoco
                 return text
             size = min(size - 1, size * room // tokens)
 
-    return History(name, tuple(ToldTurn(part, None) for part in parts), tuple(questions), whole)
+    told = [ToldTurn(part, None) for part in parts]
+    sessions = tuple(tuple(told[at : at + _SESSION]) for at in range(0, len(told), _SESSION))
+    return History(name, sessions, tuple(questions), whole)
 
 
 def clipped(text: str, size: int) -> str:

@@ -28,11 +28,11 @@ class Question:
 class History:
     """One conversation, or one pile of documents, and what is asked about it later.
 
-    whole: the message that asks a question with all of the history before it, in at most so many tokens.
+    told: session by session; each begins with an empty context. whole: the message that asks a question with all of the history before it, in at most so many tokens.
     """
 
     id: str
-    told: tuple[ToldTurn, ...]
+    told: tuple[tuple[ToldTurn, ...], ...]
     questions: tuple[Question, ...]
     whole: Callable[[Question, int, Count], str]
     system: str = ""
