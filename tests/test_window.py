@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from conftest import LoadModel, MakeAdapter, MakeModel
 
@@ -76,3 +77,23 @@ def test_a_reply_that_is_read_only_leaves_the_memory(window: Window) -> None:
     assert window.seat.state().tobytes() == before
     assert list(reply(window, max_tokens=5))
     assert window.seat.state().tobytes() != before
+
+
+def test_a_message_whose_marks_are_not_written_takes_one_pass_of_the_model(
+    window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = window.seat.state()
+    marks, content = PROMPT[:4], PROMPT[4:12]
+    for tokens, write in ((marks, False), (content, True), (marks, False)):
+        window.feed(2, tokens, write=write)
+    apart = window.seat.state()
+    window.start([])
+    window.seat.clear_state()
+    window.feed(1, PROMPT, write=True)
+    assert np.abs(window.seat.state() - before).max() < 1e-6
+    passes: list[int] = []
+    real = Seat.feed
+    monkeypatch.setattr(Seat, "feed", lambda self, tokens, **more: passes.append(1) or real(self, tokens, **more))
+    window.feed(2, [*marks, *content, *marks], write=True, spans=[-1] * 4 + [0] * 8 + [-1] * 4)
+    assert len(passes) == 1
+    assert np.abs(window.seat.state() - apart).max() < 1e-5 < np.abs(apart - before).max()

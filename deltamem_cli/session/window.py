@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
 from deltamem_cli.engine import EngineError, Sampling, Seat
 
@@ -106,20 +105,6 @@ class Window:
         if hidden := self.hidden(turn, tokens):
             self._joined = turn
             tokens, spans = tokens[hidden:], None if spans is None else spans[hidden:]
-        if spans is not None and self.seat.granularity == "token":  # then a feed writes all or nothing
-            for written, group in groupby(zip(tokens, spans, strict=True), key=lambda pair: pair[1] >= 0):
-                self._feed(turn, [token for token, _ in group], write and written, None, None)
-        else:
-            self._feed(turn, tokens, write, spans, progress)
-
-    def _feed(
-        self,
-        turn: int,
-        tokens: Sequence[int],
-        write: bool,
-        spans: Sequence[int] | None,
-        progress: Callable[[int], None] | None,
-    ) -> None:
         piece = max(1, self.seat.n_ctx_seq // _PIECES)
         done = 0
         while done < len(tokens):
