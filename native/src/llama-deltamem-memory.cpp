@@ -289,7 +289,7 @@ const float * llama_deltamem_memory::scan(int index, int ith, bool keeps) {
 void llama_deltamem_memory::ubatch_end(bool ok) noexcept {
     if (ok) {
         for (size_t s = 0; s < slot_seq.size(); ++s) {
-            // a sequence that was only read stays absent or as it was
+            // a sequence that was only read stays as it was
             bool written = false;
             for (size_t i = 0; i < slot.size() && !written; ++i) {
                 written = slot[i] == (int32_t) s && token_write[i];

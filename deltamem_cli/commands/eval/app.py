@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deltamem_cli.commands.eval import benchmarks
-from deltamem_cli.commands.eval.measured import measured, title_of
+from deltamem_cli.commands.eval.measured import AnswersOption, measured, title_of
 from deltamem_cli.commands.eval.progress import run_all
 from deltamem_cli.commands.options.model import (
     DEFAULT_HARDWARE,
@@ -120,12 +120,7 @@ def talk(
         int | None, typer.Option("--limit", metavar="N", min=1, help="Number of conversations.  [default: all]")
     ] = None,
     write: WriteOption = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(
-            "--answers", metavar="FILE", help="Save each answer in FILE (.jsonl); run the same command to resume."
-        ),
-    ] = None,
+    answers: AnswersOption = None,
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Draw the shares as bars (.svg or .png).")
     ] = None,

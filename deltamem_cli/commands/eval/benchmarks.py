@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deltamem_cli.commands.eval.measured import measured, title_of
+from deltamem_cli.commands.eval.measured import AnswersOption, measured, title_of
 from deltamem_cli.commands.eval.progress import run_all
 from deltamem_cli.commands.options.model import (
     DEFAULT_HARDWARE,
@@ -91,12 +91,7 @@ def _command(name: str) -> Callable[..., None]:
         ] = None,
         seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Random seed.")] = 0,
         write: WriteOption = None,
-        answers: Annotated[
-            Path | None,
-            typer.Option(
-                "--answers", metavar="FILE", help="Save each answer in FILE (.jsonl); run the same command to resume."
-            ),
-        ] = None,
+        answers: AnswersOption = None,
         image: Annotated[
             Path | None, typer.Option("--image", metavar="FILE", help="Draw the scores as bars (.svg or .png).")
         ] = None,

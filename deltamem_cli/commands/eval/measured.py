@@ -1,4 +1,4 @@
-"""What an evaluation measures: a model with its adapter, and a database that is gone afterwards."""
+"""What an evaluation measures: a model with its adapter, and a database that is gone afterwards; and where answers are kept."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from deltamem_cli.errors import DeltamemError
 
 if TYPE_CHECKING:
     from deltamem_cli.evaluation.respondent import Respondent
     from deltamem_cli.session.request import Request
+
+
+AnswersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--answers", metavar="FILE", help="Save each answer in FILE (.jsonl); run the same command to resume."
+    ),
+]
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import reading
 from deltamem_cli.evaluation.benchmarks import scoring
 from deltamem_cli.evaluation.benchmarks.parquet import rows
 from deltamem_cli.evaluation.benchmarks.shape import (
@@ -17,13 +15,13 @@ from deltamem_cli.evaluation.benchmarks.shape import (
     Protocol,
     Question,
     Source,
+    json_list,
     newest_first_out,
-    no_data,
     text_of,
+    told_in_a_sentence,
 )
 from deltamem_cli.evaluation.cases import ToldTurn
 
-_MOST = 1 << 30
 # the published prompt, to the letter; what stands before the passages and what stands behind them
 _BEFORE = "Answer the question using only the passages below.\nReply with a short span or yes/no only.\n\n"
 _BEHIND = "Question: {}\nAnswer:"
@@ -32,22 +30,9 @@ _BEHIND = "Question: {}\nAnswer:"
 def read(paths: Iterable[Path], protocol: Protocol) -> Iterator[History]:
     """The questions of the hub's parquet file or of the authors' JSON. Raises EvaluationError for another file."""
     for path in paths:
-        try:
-            for row in _rows(path):
+        with told_in_a_sentence(path, "HotpotQA"):
+            for row in json_list(path) if path.suffix == ".json" else rows(path):
                 yield _history(row, protocol)
-        except OSError as error:
-            raise no_data(path, "HotpotQA", error.strerror or "it can't be read") from None
-        except KeyError as error:
-            raise no_data(path, "HotpotQA", f"{error} is missing") from None
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise no_data(path, "HotpotQA", str(error) or "it is no JSON") from None
-
-
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if path.suffix != ".json":
-        return rows(path, "HotpotQA")
-    found: list[dict[str, Any]] = json.loads(reading.whole_file(path, _MOST))
-    return found
 
 
 def _history(row: dict[str, Any], protocol: Protocol) -> History:

@@ -6,12 +6,10 @@ leave it out; some answers are numbers; a conversation can have dates of session
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import reading
 from deltamem_cli.evaluation.benchmarks import scoring
 from deltamem_cli.evaluation.benchmarks.shape import (
     Benchmark,
@@ -20,9 +18,10 @@ from deltamem_cli.evaluation.benchmarks.shape import (
     Protocol,
     Question,
     Source,
+    json_list,
     newest_first_out,
-    no_data,
     text_of,
+    told_in_a_sentence,
 )
 from deltamem_cli.evaluation.cases import ToldTurn
 
@@ -50,15 +49,8 @@ Sessions = list[tuple[str, list[dict[str, Any]]]]  # date and turns of each, in 
 def read(paths: Iterable[Path], protocol: Protocol) -> Iterator[History]:
     """The conversations of a file such as locomo10.json. Raises EvaluationError for another file."""
     for path in paths:
-        try:
-            samples = json.loads(reading.whole_file(path))
-            found = [_history(sample, protocol) for sample in samples]
-        except OSError as error:
-            raise no_data(path, "LoCoMo", error.strerror or "it can't be read") from None
-        except KeyError as error:
-            raise no_data(path, "LoCoMo", f"{error} is missing") from None
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise no_data(path, "LoCoMo", str(error) or "it is no JSON") from None
+        with told_in_a_sentence(path, "LoCoMo"):
+            found = [_history(sample, protocol) for sample in json_list(path)]
         yield from found
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deltamem_cli import reading
 from deltamem_cli.evaluation.benchmarks import scoring
 from deltamem_cli.evaluation.benchmarks.shape import (
     Benchmark,
@@ -19,15 +18,15 @@ from deltamem_cli.evaluation.benchmarks.shape import (
     Protocol,
     Question,
     Source,
+    json_list,
     newest_first_out,
-    no_data,
     text_of,
+    told_in_a_sentence,
 )
 from deltamem_cli.evaluation.cases import ToldTurn
 from deltamem_cli.evaluation.talk_cases import says_unknown
 
 _NEVER = "never told"
-_MOST = 1 << 30  # bytes; the file has 280 MB
 # the published prompt, to the letter; what stands before the question and the question
 _BEFORE = (
     "I will give you several history chats between you and a user. Please answer the question based on the relevant chat "
@@ -39,15 +38,8 @@ _BEHIND = "Current Date: {}\nQuestion: {}\nAnswer:"
 def read(paths: Iterable[Path], protocol: Protocol) -> Iterator[History]:
     """The questions of a file such as longmemeval_s_cleaned.json. Raises EvaluationError for another file."""
     for path in paths:
-        try:
-            entries = json.loads(reading.whole_file(path, _MOST))
-            found = [_history(entry, protocol) for entry in entries]
-        except OSError as error:
-            raise no_data(path, "LongMemEval", error.strerror or "it can't be read") from None
-        except KeyError as error:
-            raise no_data(path, "LongMemEval", f"{error} is missing") from None
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise no_data(path, "LongMemEval", str(error) or "it is no JSON") from None
+        with told_in_a_sentence(path, "LongMemEval"):
+            found = [_history(entry, protocol) for entry in json_list(path)]
         yield from found
 
 

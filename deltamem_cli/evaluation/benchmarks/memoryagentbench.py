@@ -20,8 +20,8 @@ from deltamem_cli.evaluation.benchmarks.shape import (
     Question,
     Source,
     newest_first_out,
-    no_data,
     text_of,
+    told_in_a_sentence,
 )
 from deltamem_cli.evaluation.cases import ToldTurn
 
@@ -52,15 +52,11 @@ def read(paths: Iterable[Path], protocol: Protocol) -> Iterator[History]:
     """The texts of the benchmark's parquet files, each named after its split. Raises EvaluationError for other files."""
     for path in paths:
         category = next((name for split, name in _SPLITS.items() if path.name.startswith(split)), path.stem)
-        for index, row in enumerate(rows(path, "MemoryAgentBench")):
-            try:
+        with told_in_a_sentence(path, "MemoryAgentBench"):
+            for index, row in enumerate(rows(path)):
                 source = text_of((row["metadata"] or {}).get("source", ""), "a source")
                 if not source.startswith(_LEFT_OUT):
                     yield _history(f"{category}/{index}", category, source, row, protocol)
-            except KeyError as error:
-                raise no_data(path, "MemoryAgentBench", f"{error} is missing") from None
-            except (ValueError, TypeError, AttributeError) as error:
-                raise no_data(path, "MemoryAgentBench", str(error)) from None
 
 
 def _history(name: str, category: str, source: str, row: dict[str, Any], protocol: Protocol) -> History:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deltamem_cli import reading
 from deltamem_cli.evaluation.cases import ToldTurn
 from deltamem_cli.evaluation.errors import EvaluationError
 
 Protocol = Literal["own", "published"]
 Count = Callable[[str], int]  # tokens of a text
+_MOST = 1 << 30  # bytes of a file
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,28 @@ def newest_first_out(parts: list[str], question: str, room: int, count: Count) -
     return "\n".join([*kept, question])
 
 
-def no_data(path: Path, name: str, why: str) -> EvaluationError:
-    """The error for a file that is not the data of benchmark `name`."""
-    return EvaluationError(f"{path} is not the data of {name}: {why}. Give --data another file.")
+@contextmanager
+def told_in_a_sentence(path: Path, name: str) -> Iterator[None]:
+    """Whatever data of another shape makes the code inside raise, as an EvaluationError. name: of the benchmark."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or "it can't be read"
+    except KeyError as error:
+        why = f"{error} is missing"
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = str(error) or "it is no JSON"
+    else:
+        return
+    raise EvaluationError(f"{path} is not the data of {name}: {why}. Give --data another file.")
+
+
+def json_list(path: Path) -> list[Any]:
+    """The members of a file's list. Raises OSError, ValueError and TypeError."""
+    found = json.loads(reading.whole_file(path, _MOST))
+    if not isinstance(found, list):
+        raise TypeError("it is no list")
+    return found
 
 
 def text_of(value: Any, what: str) -> str:
