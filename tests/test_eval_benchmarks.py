@@ -439,6 +439,12 @@ def test_data_is_downloaded_from_the_hub_and_its_license_is_told(
         assert done.returncode == 1 and "DMEM_OFFLINE is set" in done.stderr
 
 
+def test_data_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none.json", "does not exist"), (tmp_path, "has no data of LoCoMo")):
+        code, _, err = run("locomo", "--data", str(path))
+        assert code == 1 and err.startswith(f"{path} {why}") and err.count("\n") == 1
+
+
 def test_locomo_from_its_authors_is_checked(run: Run, locomo_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "_download", lambda source: locomo_file.read_bytes())
     code, _, err = run("locomo", "--limit", "1")

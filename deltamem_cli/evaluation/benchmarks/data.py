@@ -11,6 +11,7 @@ from deltamem_cli import files, paths
 from deltamem_cli.evaluation.benchmarks.shape import Benchmark, Source
 from deltamem_cli.evaluation.errors import EvaluationError
 from deltamem_cli.models import hub, hub_settings
+from deltamem_cli.reading import why_no_file
 
 _TIMEOUT = 30  # seconds of silence
 
@@ -29,6 +30,8 @@ def find(benchmark: Benchmark, given: Path | None, tell: Callable[[str], None]) 
                 names = ", ".join(Path(name).name for name in source.files)
                 raise EvaluationError(f"{given} has no data of {benchmark.title}: it would be {names}.")
             return found
+        if why := why_no_file(given):
+            raise EvaluationError(f"{given} {why}: give --data the file of {benchmark.title} or the folder it is in.")
         return [given]
     if source.repository is None:
         return [_fetched(benchmark, tell)]
