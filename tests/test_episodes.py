@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deltamem_cli.episodes import HELD_OUT, TRAIN, VALIDATION, Episode, Fact, Message, generate_episode, spoken
+from deltamem_cli.episodes import HELD_OUT, TRAIN, VALIDATION, Episode, Fact, Utterance, generate_episode, spoken
 from deltamem_cli.episodes import phrasings as p
 from deltamem_cli.episodes.conversation import draw_conversation, draw_kinds, other_values, told_prompt
 from deltamem_cli.episodes.episode import talk_prompt
@@ -147,7 +147,7 @@ def test_the_same_seed_draws_the_same_episode() -> None:
 
 def conversations(
     count: int, seed: int = 0, facts: int = 4, **settings: Any
-) -> Iterator[tuple[Episode, list[Message]]]:
+) -> Iterator[tuple[Episode, list[Utterance]]]:
     """Conversations and what their user says."""
     rng = random.Random(seed)
     for _ in range(count):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from training_tiny import TALK, episodes, memory_for, words
 
-from deltamem_cli.episodes import TRAIN, Fact, Message, generate_episode
+from deltamem_cli.episodes import TRAIN, Fact, Utterance, generate_episode
 from deltamem_cli.episodes.conversation import draw_conversation
 from deltamem_cli.episodes.spoken import by_name
 from deltamem_cli.training.backbone import Backbone
@@ -129,15 +129,15 @@ def test_only_what_the_user_says_changes_the_state(base: Path, encoder: Encoder)
     memory = memory_for(backbone)
     said = draw_conversation(random.Random(0), 2).sessions[0]
 
-    def state(messages: list[Message]) -> torch.Tensor:
+    def state(messages: list[Utterance]) -> torch.Tensor:
         states, _ = run_writes(backbone, memory, [EncodedEpisode([encoder.session("", messages)], [])])
         return states
 
     own = state(said)
-    torch.testing.assert_close(state([*said[:-1], Message("assistant", "Another reply, a longer one.")]), own)
-    assert not torch.allclose(state([*said[:-2], Message("user", "Something else."), said[-1]]), own)
+    torch.testing.assert_close(state([*said[:-1], Utterance("assistant", "Another reply, a longer one.")]), own)
+    assert not torch.allclose(state([*said[:-2], Utterance("user", "Something else."), said[-1]]), own)
     # of an earlier reply what is told later sees something, as a system prompt is seen
-    other = [*said[:1], Message("assistant", "Another reply, a longer one."), *said[2:]]
+    other = [*said[:1], Utterance("assistant", "Another reply, a longer one."), *said[2:]]
     rows = [EncodedEpisode([encoder.session("", messages)], []) for messages in (said, other)]
     assert rows[0].written == rows[1].written
     sizes = [w.inputs.shape[1] for w in written_episodes(backbone, memory, rows)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deltamem_cli.engine.template import ChatTemplate
-from deltamem_cli.episodes import Fact, Message, Question
+from deltamem_cli.episodes import Fact, Question, Utterance
 from deltamem_cli.episodes.conversation import draw_conversation
 from deltamem_cli.training.encode import EncodedSession, Encoder
 from deltamem_cli.training.tokens import GGUFTokenizer
@@ -27,7 +27,7 @@ It is {{ strftime_now('%Y') }}.<|im_end|>
 {% endif %}{{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-TOLD = [Message("user", "I live in Paris.", (Fact("city", "Paris"),)), Message("assistant", "Good.")]
+TOLD = [Utterance("user", "I live in Paris.", (Fact("city", "Paris"),)), Utterance("assistant", "Good.")]
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_what_the_user_says_is_written_with_its_marks_and_nothing_else(plain: En
 
 def test_another_reply_changes_nothing_that_is_written(plain: Encoder) -> None:
     said = draw_conversation(random.Random(1), 3).sessions[0]
-    other = [m if m.role == "user" else Message("assistant", "Something else, at length.") for m in said]
+    other = [m if m.role == "user" else Utterance("assistant", "Something else, at length.") for m in said]
     assert written(plain, plain.session("", said)) == written(plain, plain.session("", other))
 
 
 def test_the_values_of_all_facts_of_a_message_are_told_ones(plain: Encoder) -> None:
     facts = (Fact("dog", "Rex"), Fact("city", "Rome"))
-    said = [Message("user", "My dog is Rex. I live in Rome.", facts), Message("assistant", "Rex, in Rome!")]
+    said = [Utterance("user", "My dog is Rex. I live in Rome.", facts), Utterance("assistant", "Rex, in Rome!")]
     session = plain.session("", said)
     told = [t for t, content in zip(session.tokens, session.content, strict=True) if content]
     assert words(plain, told).replace(" ", "") == "RexRome"
@@ -86,7 +86,7 @@ def test_the_values_of_all_facts_of_a_message_are_told_ones(plain: Encoder) -> N
 @pytest.mark.parametrize("shown", [[], TOLD])
 @pytest.mark.parametrize("system", ["", "Be kind."])
 def test_a_question_is_written_with_its_marks_and_its_answer_is_not(
-    plain: Encoder, system: str, shown: list[Message]
+    plain: Encoder, system: str, shown: list[Utterance]
 ) -> None:
     q = plain.question(system, Question("Where?", "You live in Paris.", "Paris", "city"), shown=shown)
     begin, end = q.written
@@ -111,7 +111,7 @@ def test_the_same_words_are_answered_with_another_value_as_if_they_had_been_aske
 
 
 @pytest.mark.parametrize("shown", [[], TOLD])
-def test_an_empty_thought_belongs_to_what_opens_the_reply(encoder: Encoder, shown: list[Message]) -> None:
+def test_an_empty_thought_belongs_to_what_opens_the_reply(encoder: Encoder, shown: list[Utterance]) -> None:
     q = encoder.question("", Question("Where?", "Your city is Paris.", "Paris", "city"), shown=shown)
     assert words(encoder, q.prompt + q.head).endswith(asking("Where?") + "<think>\n\n</think>\n\n")
     assert words(encoder, q.answer).startswith("Your city is Paris.")
@@ -119,7 +119,7 @@ def test_an_empty_thought_belongs_to_what_opens_the_reply(encoder: Encoder, show
 
 
 @pytest.mark.parametrize("shown", [[], TOLD])
-def test_the_whole_turn_of_the_question_is_written(encoder: Encoder, shown: list[Message]) -> None:
+def test_the_whole_turn_of_the_question_is_written(encoder: Encoder, shown: list[Utterance]) -> None:
     q = encoder.question("", Question("Where?", "Your city is Paris.", "Paris", "city"), shown=shown)
     begin, end = q.written
     assert words(encoder, q.prompt[begin:end]).startswith(asking("Where?"))

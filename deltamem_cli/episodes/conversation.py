@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from deltamem_cli.episodes import phrasings, spoken
-from deltamem_cli.episodes.episode import Episode, Fact, Message, Question, small_talk
+from deltamem_cli.episodes.episode import Episode, Fact, Question, Utterance, small_talk
 from deltamem_cli.episodes.split import TRAIN
 from deltamem_cli.episodes.spoken import Spoken
 
@@ -58,7 +58,7 @@ def draw_conversation(
     value: dict[str, str] = {}
     for kind in told:
         value[kind.name] = _free(rng, kind, part, value)
-    blocks: list[list[Message]] = []
+    blocks: list[list[Utterance]] = []
     left = list(told)
     while left:
         size = rng.randint(2, 3) if rng.random() < TOGETHER_SHARE else 1
@@ -71,13 +71,15 @@ def draw_conversation(
         value[kind.name] = _free(rng, kind, part, value)
         said = kind.correct(rng, words, old)
         fact = Fact(kind.name, value[kind.name])
-        message = Message("user", said.replace("{v}", fact.value), (fact,), corrects=old)
+        message = Utterance("user", said.replace("{v}", fact.value), (fact,), corrects=old)
         blocks.insert(rng.randint(_place(blocks, kind.name), len(blocks)), [message, _reply(rng, talk)])
     for kind in rng.sample(told, min(asks, facts)):
         asked, answer = kind.ask(rng, words)
         at = rng.randint(_place(blocks, kind.name), len(blocks))
         now = next(f.value for b in reversed(blocks[:at]) for f in b[0].facts if f.kind == kind.name)
-        blocks.insert(at, [Message("user", asked, asks=kind.name), Message("assistant", answer.replace("{v}", now))])
+        blocks.insert(
+            at, [Utterance("user", asked, asks=kind.name), Utterance("assistant", answer.replace("{v}", now))]
+        )
     episode = Episode(system, [[m for block in blocks for m in block]])
     for kind in told:
         episode.questions.append(question(rng, kind, value[kind.name], words))
@@ -111,13 +113,13 @@ def _free(rng: random.Random, kind: Spoken, part: str, taken: dict[str, str]) ->
     return rng.choice(free or [v for v in kind.values(TRAIN) if v not in taken.values()])
 
 
-def _told(rng: random.Random, kinds: Sequence[Spoken], value: dict[str, str], part: str, talk: Talk) -> list[Message]:
+def _told(rng: random.Random, kinds: Sequence[Spoken], value: dict[str, str], part: str, talk: Talk) -> list[Utterance]:
     said = ""
     for kind in kinds:
         statement = kind.tell(rng, part, short=len(kinds) > 1).replace("{v}", value[kind.name])
         said = _joined(rng, said, statement) if said else statement
     facts = tuple(Fact(kind.name, value[kind.name]) for kind in kinds)
-    return [Message("user", said, facts), _reply(rng, talk)]
+    return [Utterance("user", said, facts), _reply(rng, talk)]
 
 
 def _joined(rng: random.Random, said: str, more: str) -> str:
@@ -129,14 +131,14 @@ def _joined(rng: random.Random, said: str, more: str) -> str:
     return said + joint + more
 
 
-def _reply(rng: random.Random, talk: Talk) -> Message:
+def _reply(rng: random.Random, talk: Talk) -> Utterance:
     if talk and rng.random() < OWN_REPLIES:
-        return Message("assistant", rng.choice(talk)[1])
+        return Utterance("assistant", rng.choice(talk)[1])
     # a value of several words does not fit the replies that name one
     plain = [t for t in phrasings.of_part(phrasings.ACKNOWLEDGED, TRAIN) if "{v}" not in t]
-    return Message("assistant", rng.choice(plain))
+    return Utterance("assistant", rng.choice(plain))
 
 
-def _place(blocks: Sequence[Sequence[Message]], kind: str) -> int:
+def _place(blocks: Sequence[Sequence[Utterance]], kind: str) -> int:
     """Behind the block that told it last."""
     return 1 + max(i for i, block in enumerate(blocks) if any(f.kind == kind for f in block[0].facts))

@@ -31,7 +31,7 @@ def last_place(text: str, value: str) -> int:
 
 
 @dataclass(frozen=True)
-class Message:
+class Utterance:
     """facts: what this message of the user states; asks: the kind of fact that it asks for, corrects: that it changes."""
 
     role: str
@@ -58,17 +58,17 @@ class Episode:
     """Every session starts with an empty context; questions are asked after the last session, each in its own."""
 
     system: str
-    sessions: list[list[Message]] = field(default_factory=list)
+    sessions: list[list[Utterance]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
 
 def _tell(
     rng: random.Random, kind: Kind, value: str, part: str, wraps: phrasings.Lists = phrasings.WRAPPED
-) -> list[Message]:
+) -> list[Utterance]:
     statement = phrasings.pick(rng, phrasings.said(kind, part)).replace("{v}", value)
     reply = rng.choice(phrasings.of_part(phrasings.ACKNOWLEDGED, part)).replace("{v}", value)
     said = phrasings.wrap(rng, wraps, "{s}", statement, part)
-    return [Message("user", said, (Fact(kind.name, value),)), Message("assistant", reply)]
+    return [Utterance("user", said, (Fact(kind.name, value),)), Utterance("assistant", reply)]
 
 
 def _ask(rng: random.Random, kind: Kind, part: str) -> str:
@@ -86,12 +86,12 @@ def talk_prompt(rng: random.Random, part: str = TRAIN) -> str:
 
 def small_talk(
     rng: random.Random, turns: int, part: str = TRAIN, talk: Sequence[tuple[str, str]] = ()
-) -> list[Message]:
+) -> list[Utterance]:
     """turns unrelated questions with their answers, of talk or else of the built-in ones, none twice in a row."""
     pairs: list[tuple[str, str]] = []
     while len(pairs) < turns:
         pairs += rng.sample(talk or phrasings.talk(part), min(turns - len(pairs), 8))
-    return [Message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [Utterance(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
 def generate_episode(

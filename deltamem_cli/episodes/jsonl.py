@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem_cli import reading
-from deltamem_cli.episodes import Episode, Fact, Message, Question
+from deltamem_cli.episodes import Episode, Fact, Question, Utterance
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.text import decoded
 
@@ -57,8 +57,8 @@ def _episode(record: dict[str, Any]) -> Episode:
         raise ValueError("a value is not part of its answer")
     told = [Fact(q.kind, q.value) for q in questions if q.value]
 
-    def message(m: dict[str, str]) -> Message:
+    def message(m: dict[str, str]) -> Utterance:
         of_user = m["role"] == "user"
-        return Message(m["role"], m["content"], tuple(f for f in told if of_user and f.value in m["content"]))
+        return Utterance(m["role"], m["content"], tuple(f for f in told if of_user and f.value in m["content"]))
 
     return Episode(record.get("system", ""), [[message(m) for m in s] for s in sessions], questions)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltamem_cli.episodes import HELD_OUT, TRAIN, Episode, Message, generate_episode
+from deltamem_cli.episodes import HELD_OUT, TRAIN, Episode, Utterance, generate_episode
 from deltamem_cli.episodes.episode import small_talk
 from deltamem_cli.episodes.kinds import kinds_of
 from deltamem_cli.errors import DeltamemError
@@ -111,7 +111,7 @@ def case_of(episode: Episode, facts: int) -> Case:
     return Case(facts, [exchanges(session) for session in episode.sessions], asked, episode.system)
 
 
-def exchanges(messages: Sequence[Message]) -> list[ToldTurn]:
+def exchanges(messages: Sequence[Utterance]) -> list[ToldTurn]:
     """The messages of one session as turns. Raises DeltamemError for a reply to nothing."""
     turns: list[ToldTurn] = []
     for message in messages:

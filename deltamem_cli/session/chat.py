@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from deltamem_cli.engine import Cancelled, EngineError, Seat
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.session import beginning
-from deltamem_cli.session.exchange import Exchange, Progress, Stop
 from deltamem_cli.session.forgetting import Forgotten, forget
 from deltamem_cli.session.prompt import Prompt
+from deltamem_cli.session.running_turn import Progress, RunningTurn, Stop
 from deltamem_cli.session.settings import Settings, TurnStats
 from deltamem_cli.session.view import Applied, View, put_state
 from deltamem_cli.session.window import Window
@@ -128,12 +128,12 @@ class ChatSession:
 
         Raises engine.Cancelled when stopped; then everything is as it was before.
         """
-        exchange = self._exchange(self._view, progress)
+        running = self._running_turn(self._view, progress)
         try:
             before = self._apply(self._view, progress)
             context = self._turn_context(before)
-            exchange.tell(text)
-            self._commit(before, context, exchange.messages, {}, kind="remember")
+            running.tell(text)
+            self._commit(before, context, running.messages, {}, kind="remember")
         except BaseException as error:
             self._fall_back(error)
             raise
@@ -265,23 +265,23 @@ class ChatSession:
         given: Sequence[int] | None = None,
         **replacing: int | None,
     ) -> Generator[str, None, None]:
-        exchange = self._exchange(before, progress, given)
+        running = self._running_turn(before, progress, given)
         try:
             before = self._apply(before, progress)
             context = self._turn_context(before)
             with suppress(GeneratorExit):  # closed: what was shown is kept
-                yield from exchange.ask(text)
-            self._commit(before, context, exchange.messages, replacing)
+                yield from running.ask(text)
+            self._commit(before, context, running.messages, replacing)
             self._asked[self._view.last] = text
         except BaseException as error:
             self._fall_back(error)
             raise
 
-    def _exchange(self, before: View, progress: Progress | None, given: Sequence[int] | None = None) -> Exchange:
+    def _running_turn(self, before: View, progress: Progress | None, given: Sequence[int] | None = None) -> RunningTurn:
         self._stop.wanted = False
-        exchange = Exchange(self.window, before.prompt, self.settings, before.last + 1, self._stop, progress, given)
-        self.stats = exchange.stats
-        return exchange
+        running = RunningTurn(self.window, before.prompt, self.settings, before.last + 1, self._stop, progress, given)
+        self.stats = running.stats
+        return running
 
     def _turn_context(self, before: View) -> TurnContext:
         self.stats.context_tokens = self.window.n_past

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltamem_cli.engine import Cancelled, Seat
-from deltamem_cli.session.exchange import Progress, Stop
 from deltamem_cli.session.prompt import Prompt
+from deltamem_cli.session.running_turn import Progress, Stop
 from deltamem_cli.session.window import Window
 from deltamem_cli.store.ids import new_id
 from deltamem_cli.store.records import TurnContext

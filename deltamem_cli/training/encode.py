@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
-from deltamem_cli.episodes import Episode, Message, Question
+from deltamem_cli.episodes import Episode, Question, Utterance
 from deltamem_cli.episodes.episode import last_place
 from deltamem_cli.training.tokens import Tokenizer
 
@@ -27,7 +27,7 @@ class EncodedSession:
     content: list[bool]
     opening: int
     system: str
-    messages: Sequence[Message]
+    messages: Sequence[Utterance]
 
     @property
     def writes(self) -> list[bool]:
@@ -55,7 +55,7 @@ class EncodedQuestion:
     written: tuple[int, int]
     value_at: list[int] = field(default_factory=list)
     plain: bool = False
-    shown: Sequence[Message] = ()
+    shown: Sequence[Utterance] = ()
 
     def at_value(self) -> EncodedQuestion:
         """The same, answered up to the value: what is left is the value and the token that ends it."""
@@ -98,7 +98,7 @@ class Encoder:
             [self.question(episode.system, q) for q in episode.questions],
         )
 
-    def session(self, system: str, messages: Sequence[Message]) -> EncodedSession:
+    def session(self, system: str, messages: Sequence[Utterance]) -> EncodedSession:
         """One conversation as it stands in the context when it ends."""
         rendered = _with_system(system, messages)
         text = self._rendered(rendered)
@@ -125,17 +125,17 @@ class Encoder:
         return EncodedSession(tokens, spans, inside, self._opening(system), system, messages)
 
     def question(
-        self, system: str, question: Question, plain: bool = False, shown: Sequence[Message] = ()
+        self, system: str, question: Question, plain: bool = False, shown: Sequence[Utterance] = ()
     ) -> EncodedQuestion:
         """shown: earlier turns, whole ones, that are shown again before it and not written again."""
-        asked = _with_system(system, [*shown, Message("user", question.content)])
+        asked = _with_system(system, [*shown, Utterance("user", question.content)])
         # with what a template puts before every last reply, as the empty thought of Qwen3's
         opened = self._rendered([*asked, {"role": "assistant", "content": REPLY}]).split(REPLY)[0]
         tokens = self.tokenizer.encode(opened)
         answer, value_at = self._answer(question.answer, question.value)
         begin = self._opening(system)
         if shown:
-            before = self._rendered(_with_system(system, [*shown, Message("user", USER)])).split(USER)[0]
+            before = self._rendered(_with_system(system, [*shown, Utterance("user", USER)])).split(USER)[0]
             begin = len(self.tokenizer.encode(before.removesuffix(self._mark(system))))
         written = (begin, len(tokens) - 1)
         return EncodedQuestion(tokens[:-1], tokens[-1:], answer, question, written, value_at, plain, shown)
@@ -171,13 +171,13 @@ class Encoder:
     def _opening(self, system: str) -> int:
         """How many tokens stand before the mark of the first user message, where that is marked as later ones are."""
         mark = self._mark(system)
-        before = self._rendered(_with_system(system, [Message("user", USER)])).split(USER)[0]
+        before = self._rendered(_with_system(system, [Utterance("user", USER)])).split(USER)[0]
         return len(self.tokenizer.encode(before.removesuffix(mark))) if mark and before.endswith(mark) else 0
 
     @cache  # noqa: B019
     def _mark(self, system: str) -> str:
         """What the template puts before a later message of the user."""
-        messages = _with_system(system, [Message("user", USER), Message("assistant", REPLY)])
+        messages = _with_system(system, [Utterance("user", USER), Utterance("assistant", REPLY)])
         closed = self._rendered(messages).split(REPLY)[-1]
         between = self._rendered([*messages, {"role": "user", "content": USER}]).split(USER)[1]
         return between.split(REPLY)[-1].removeprefix(closed)
@@ -195,6 +195,6 @@ class Encoder:
         return found
 
 
-def _with_system(system: str, messages: Sequence[Message]) -> list[dict[str, str]]:
+def _with_system(system: str, messages: Sequence[Utterance]) -> list[dict[str, str]]:
     head = [{"role": "system", "content": system}] if system else []
     return head + [{"role": m.role, "content": m.content} for m in messages]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from deltamem_cli import files
-from deltamem_cli.episodes import Fact, Message, Question
+from deltamem_cli.episodes import Fact, Question, Utterance
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.training.batch import Asked, Retelling, Written
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, EncodedSession
@@ -16,7 +16,7 @@ from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encode
 __all__ = ["forget_others", "keep", "read_back"]
 
 # all that such a file may hold beside tensors and plain values
-_HELD = (Written, Retelling, Asked, EncodedEpisode, EncodedSession, EncodedQuestion, Message, Question, Fact)
+_HELD = (Written, Retelling, Asked, EncodedEpisode, EncodedSession, EncodedQuestion, Utterance, Question, Fact)
 
 
 def keep(folder: Path, process: int, step: int, written: Sequence[Written]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deltamem_cli.episodes import Fact, Message
+from deltamem_cli.episodes import Fact, Utterance
 from deltamem_cli.episodes.conversation import other_values
 from deltamem_cli.episodes.episode import last_place
 from deltamem_cli.episodes.spoken import by_name
@@ -67,7 +67,7 @@ class _Again:
     n: int
     at: int
     state: Tensor
-    messages: list[Message]
+    messages: list[Utterance]
     tails: list[list[int]]
     kept: list[int]
     first: int
@@ -114,7 +114,7 @@ def _run(backbone: Backbone, memory: Memory, w: Written, past: Past, again: Sequ
             w.retold.append(Retelling(a.n, parts, message.facts))
 
 
-def _with_value(message: Message, fact: Fact, value: str) -> Message:
+def _with_value(message: Utterance, fact: Fact, value: str) -> Utterance:
     """The last mention of the fact's value is of the new one."""
     facts = tuple(Fact(f.kind, value) if f == fact else f for f in message.facts)
     at = last_place(message.content, fact.value)

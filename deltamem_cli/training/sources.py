@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from deltamem_cli.episodes import TRAIN, VALIDATION, Episode, Fact, Message, Question, generate_episode, phrasings
+from deltamem_cli.episodes import TRAIN, VALIDATION, Episode, Fact, Question, Utterance, generate_episode, phrasings
 from deltamem_cli.episodes.conversation import draw_conversation, question
 from deltamem_cli.episodes.spoken import by_name
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
@@ -64,8 +64,8 @@ def _encoded(encoder: Encoder, rng: random.Random, episode: Episode, shown: floa
 
 
 def _shown(
-    rng: random.Random, said: Sequence[Message], share: float, asked: Question | None = None
-) -> Sequence[Message]:
+    rng: random.Random, said: Sequence[Utterance], share: float, asked: Question | None = None
+) -> Sequence[Utterance]:
     """Turns that follow each other, to be shown again before a share of the questions; most tell what is asked for.
 
     None where they tell it with a value that has changed since.
@@ -85,7 +85,7 @@ def _shown(
 
 
 def plain_question(
-    encoder: Encoder, rng: random.Random, system: str, talk: Talk, shown: Sequence[Message] = ()
+    encoder: Encoder, rng: random.Random, system: str, talk: Talk, shown: Sequence[Utterance] = ()
 ) -> EncodedQuestion:
     """Ordinary talk, or ordinary text with no chat around it, in the frozen model's own words."""
     asked, answer = rng.choice(talk)

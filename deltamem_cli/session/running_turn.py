@@ -35,7 +35,7 @@ class Stop:
 
 
 @dataclass
-class Exchange:
+class RunningTurn:
     """Turn `number`. `messages` is what a replay of the turn feeds; complete when ask() or tell() has ended.
 
     progress: called with tokens done and to do while a long message is read.
