@@ -20,8 +20,8 @@ cmake --install "$build" --prefix "$build/native" --component deltamem >>"$build
 # their exception hook has nothing to call.
 runtimes=$(for name in libasan libubsan libstdc++; do "${CXX:-c++}" -print-file-name=$name.so; done | paste -sd' ')
 sanitized() {
-    # Python's own allocator hides overruns from ASan, and its leaks at exit are not ours. pytest must not capture, nor run in other processes: a
-    # report is written just before the process ends.
+    # Python's own allocator hides overruns from ASan, and its leaks at exit are not ours. pytest must not capture, nor run
+    # in other processes: a report is written just before the process ends.
     env LD_PRELOAD="$runtimes" PYTHONMALLOC=malloc PYTEST_ADDOPTS="--capture=no -n 0 ${PYTEST_ADDOPTS:-}" \
         DELTAMEM_NATIVE_DIR="$build/native" ASAN_OPTIONS="detect_leaks=0:${ASAN_OPTIONS:-}" \
         UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1:suppressions=$PWD/native/ubsan-known.txt:${UBSAN_OPTIONS:-}" "$@"

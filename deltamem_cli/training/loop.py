@@ -185,11 +185,11 @@ class Trainer:
             self.save()
 
     def over(self) -> bool:
-        """Between rounds: whether all is used up, or so much that another one is not worth its writing."""
-        return self.progress() >= 1.0 or (not self.settings.finish and self._hardly_left())
+        """Whether all steps or minutes are used up."""
+        return self.progress() >= 1.0
 
     def _hardly_left(self) -> bool:
-        """Whether most of the time that is left for mixed turns would go into writing a round of them."""
+        """Whether most of the time that is left for mixed turns would go into writing another round of them."""
         s = self.settings
         left = 60 * s.minutes * (1.0 - s.finish) - self.spent if s.minutes else math.inf
         return left < 2 * self._writing
@@ -232,11 +232,11 @@ class Trainer:
     def _round(self) -> Iterator[Callable[[], Loss]]:
         """The losses of one round: of turns written before, mixed anew in every step, or, at the end, of whole episodes."""
         s = self.settings
-        if self._finishing() or self._hardly_left():
+        if self._finishing():
             for _ in range(s.round_steps):
                 yield self._loss_end_to_end
             return
-        if self.step or not self.pool.written:
+        if not self.pool.written or (self.step and not self._hardly_left()):
             self._write(self.rng, s.round_episodes if self.step else s.start_episodes)
         self._clock()
         for _ in range(s.round_steps):

@@ -136,7 +136,7 @@ def shown_again(encoder: Encoder, episode: Episode) -> EncodedEpisode:
     return encoded
 
 
-def recall_checks(encoder: Encoder, seed: int = 777, cases: int = 24) -> dict[str, list[EncodedEpisode]]:
+def recall_checks(encoder: Encoder, seed: int = 777, cases: int = 12) -> dict[str, list[EncodedEpisode]]:
     """Validation episodes: phrasings of the validation part, values never trained on (unseen) or trained on (seen), and never
     trained on after all turns, which are shown again; facts of kinds.py alone (short), or as people speak."""
 
