@@ -102,6 +102,58 @@ def test_seats_that_are_fed_together_are_as_engines_of_their_own(
             np.testing.assert_allclose(seat.feed([5], write=False), after, rtol=0, atol=LOGITS)
 
 
+def count_decoded(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> list[int]:
+    """Becomes the sizes of all batches."""
+    sizes: list[int] = []
+    decoded = engine.native.llama.llama_decode
+
+    def counted(context: Any, batch: Any) -> Any:
+        sizes.append(batch.n_tokens)
+        return decoded(context, batch)
+
+    monkeypatch.setattr(engine.native.llama, "llama_decode", counted)
+    return sizes
+
+
+def test_the_head_of_one_seat_is_copied_to_another_that_begins_alike(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, message = TOKENS[3], TOKENS[0]
+    first, second, other = (Seat(engine) for _ in range(3))
+    sizes = count_decoded(monkeypatch, engine)
+    for seat in (first, second):
+        seat.set_state(start(engine.state_shape, 1))
+        seat.start(head)
+        assert seat.n_past == len(head)
+        np.testing.assert_array_equal(seat.state(), start(engine.state_shape, 1))
+    assert sizes == [len(head)], "computed once"
+    expected = first.feed(message)
+    np.testing.assert_allclose(second.feed(message), expected, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(second.state(), first.state(), rtol=0, atol=STATE)
+    sizes.clear()
+    other.start(head)  # read in another state, it is another one
+    first.start(message)
+    assert sizes == [len(head), len(message)]
+    assert np.abs(other.feed(message) - expected).max() > LOGITS
+
+
+def test_a_head_that_is_copied_replaces_what_the_seat_held(engine: Engine) -> None:
+    seat, other = Seat(engine), Seat(engine)
+    other.start(TOKENS[3])
+    expected = other.feed(TOKENS[1], write=False)
+    seat.feed(TOKENS[2], write=False)
+    seat.start(TOKENS[3])
+    np.testing.assert_allclose(seat.feed(TOKENS[1], write=False), expected, rtol=0, atol=LOGITS)
+
+
+def test_a_head_that_is_too_large_to_copy_is_computed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltamem_cli.engine.heads.MOST_BYTES", 100)
+    sizes = count_decoded(monkeypatch, engine)
+    for seat in (Seat(engine), Seat(engine)):
+        seat.start(TOKENS[3])
+    assert sizes == [len(TOKENS[3])] * 2
+
+
 def test_replies_drawn_together_are_those_drawn_alone(engine: Engine, model: Model, adapter: Path) -> None:
     """Each with options of its own, also such that look back at what was drawn."""
     samplings = [

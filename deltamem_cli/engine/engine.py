@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltamem_cli.bindings import COMPUTE, GRANULARITIES, AdapterInfo, NativeError
 from deltamem_cli.engine.context import Context
 from deltamem_cli.engine.errors import EngineError
+from deltamem_cli.engine.heads import KeptHead
 from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import EngineOptions
 from deltamem_cli.engine.threads import default_threads
@@ -52,6 +53,7 @@ class Engine:
         # sliding window may hold none of those that are left.
         self.n_past = [0] * options.seats
         self.seats: list[Any] = []  # those that were taken, in order
+        self.kept_head = KeptHead(llama) if options.seats > 1 else None  # one seat alone hardly begins twice
         self.alone = threading.RLock()  # around all that touches the context: llama.cpp has no locks of its own
         # takes the next tokens of a Feed through the model together with those of other threads; None: there are none
         self.decode_beside_others: Callable[[Any], None] | None = None

@@ -90,6 +90,26 @@ class Seat:
             self._llama.llama_memory_seq_rm(self.engine.kv, self.sequence, -1, -1)
             self.engine.n_past[self.sequence] = 0
 
+    def start(self, head: Sequence[int]) -> None:
+        """Empties the visible context and feeds `head`, which is read and not written.
+
+        It is copied instead where the head that was computed last was the same, read in the same state. Raises as feed().
+        """
+        self.clear_context()
+        kept = self.engine.kept_head
+        if not head or kept is None:
+            if head:
+                self.feed(head, write=False)
+            return
+        state = self.state().tobytes() if self.has_memory else b""
+        with self.engine.alone:
+            if kept.put(self.engine.context, self.sequence, head, state):
+                self.engine.n_past[self.sequence], self._feed = len(head), None
+                return
+        self.feed(head, write=False)
+        with self.engine.alone:
+            kept.keep(self.engine.context, self.sequence, head, state)
+
     @property
     def can_shift(self) -> bool:
         """Whether drop() can take tokens out before the end."""

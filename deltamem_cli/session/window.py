@@ -49,12 +49,10 @@ class Window:
         put into the first message, it stays there whichever message that is.
         """
         self.check_head(head)
-        self.seat.clear_context()
         self.stretches.clear()
         self.dropped.clear()
         self.head, self.opening, self._joined = list(head), list(opening), None
-        if head:
-            self.seat.feed(head, write=False)
+        self.seat.start(self.head)
 
     @property
     def n_past(self) -> int:
