@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from chat_support import PROMPT, Dmem, Terminal, environment, files, plain
 
+from deltamem_cli.models.entries import recommended
 from deltamem_cli.store import states, turns
 from deltamem_cli.store.database import Store
 
@@ -19,6 +20,7 @@ from deltamem_cli.store.database import Store
 def test_with_the_starter_what_was_said_survives_a_kill_and_goes_when_told_to(starter: Dmem) -> None:
     with starter.terminal("-p", "work", tokens=16) as chat:
         chat.expect("tiny model")
+        chat.expect(f"dmem model pull {recommended().name} --default")
         for text in ("My name is Xerxes.", "My cat is called Tom.", "My dog is called Rex."):
             chat.line(text)
         chat.line("/set max_tokens 1000")

@@ -56,7 +56,7 @@ def test_list_shows_what_is_here_what_could_be_and_what_fits(dmem: Run, pair: tu
     lines = {line[2:].split()[0]: line for line in out.splitlines()}
     assert lines["NAME"].split() == ["NAME", "SIZE", "FITS", "MEMORY", "WHERE"]
     assert lines["starter"].split()[1:3] == ["98.4", "MB"] and lines["starter"].endswith("packaged")
-    assert lines["qwen3-4b"].endswith("get it with: dmem model pull qwen3-4b") and "2.5 GB" in lines["qwen3-4b"]
+    assert "get it with: dmem model pull qwen3-4b" in lines["qwen3-4b"] and "2.5 GB" in lines["qwen3-4b"]
     assert lines["mine"].startswith("* mine") and lines["mine"].endswith(str(pair[0]))
     assert lines["mine"].split()[4:6] == ["yes", "no"]
     assert (
@@ -67,6 +67,15 @@ def test_list_shows_what_is_here_what_could_be_and_what_fits(dmem: Run, pair: tu
     assert len(facts["qwen2.5-coder-0.5b"]["sha256"]) == 64 and facts["qwen2.5-coder-1.5b"]["size"] == 1_117_320_768
     assert facts["qwen3-4b"]["path"] is None and facts["qwen3-4b"]["memory_needed"] > facts["qwen3-4b"]["size"]
     assert [name for name, one in facts.items() if one["default"]] == ["mine"]
+
+
+def test_one_model_is_recommended_and_it_remembers(dmem: Run) -> None:
+    (best,) = [one for one in listed(dmem).values() if one["recommended"]]
+    assert best["adapter"] and best["name"] != "starter"
+    (line,) = [line for line in dmem("model", "list")[1].splitlines() if "(recommended)" in line]
+    assert line.endswith(f"get it with: dmem model pull {best['name']} (recommended)")
+    config.set_entry("models", best["name"], {"repo": "somebody/else"})
+    assert not any(one["recommended"] for one in listed(dmem).values()), "another file under its name"
 
 
 def test_list_reads_no_hub_library_and_no_weights(home: Path, pair: tuple[Path, Path]) -> None:

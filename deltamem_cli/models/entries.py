@@ -132,8 +132,17 @@ def packaged_for(facts: Facts) -> Path | None:
 
 def remembering() -> str:
     """The names of our models that have an adapter, as a sentence has them."""
-    *first, last = [STARTER, *(entry.name for entry in _KNOWN if entry.adapter or entry.name in packaged_adapters())]
+    *first, last = [STARTER, *(entry.name for entry in _KNOWN if _remembers(entry))]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def recommended() -> Entry:
+    """The model for who wants more than the starter: the smallest of ours that remembers."""
+    return min((entry for entry in _KNOWN if _remembers(entry)), key=lambda entry: entry.size or 0)
+
+
+def _remembers(entry: Entry) -> bool:
+    return bool(entry.adapter) or entry.name in packaged_adapters()
 
 
 def _starter() -> Entry:

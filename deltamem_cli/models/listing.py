@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deltamem_cli import config, paths
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.models import ram
-from deltamem_cli.models.entries import STARTER, Entry, catalogue, packaged_adapters
+from deltamem_cli.models.entries import STARTER, Entry, catalogue, packaged_adapters, recommended
 from deltamem_cli.models.facts import Facts, parts, read_facts
 from deltamem_cli.models.resolving import entry_of, find_adapter
 
@@ -23,6 +23,7 @@ class Listed:
     fits: str | None  # yes, tight, no
     adapter: str | None  # its file, or the repository that a pull takes it from
     is_default: bool
+    is_recommended: bool = False
 
 
 def listing() -> list[Listed]:
@@ -44,7 +45,8 @@ def describe(entry: Entry, machine: ram.Memory | None, *, is_default: bool = Fal
             pass  # a damaged file is named where it is used; a list goes on
     needed = ram.needed(size, facts) if size and facts else None
     fits = machine.verdict(needed) if machine and needed else None
-    return Listed(entry, facts, size, needed, fits, _adapter(entry), is_default)
+    is_recommended = entry.name == recommended().name and entry.repo == recommended().repo
+    return Listed(entry, facts, size, needed, fits, _adapter(entry), is_default, is_recommended)
 
 
 def default_entry(entries: dict[str, Entry]) -> Entry | None:

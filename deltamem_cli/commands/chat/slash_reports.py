@@ -9,6 +9,7 @@ from deltamem_cli import paths
 from deltamem_cli.adapter.parts import parts
 from deltamem_cli.commands.chat import slash_set
 from deltamem_cli.errors import DeltamemError, UsageError
+from deltamem_cli.models.entries import recommended
 from deltamem_cli.session.wiping import wipe
 from deltamem_cli.terminal.output import beginning, count, moment, note, opening_words, printable, size
 from deltamem_cli.terminal.reply_view import tell
@@ -25,9 +26,10 @@ def greeting(talk: Talk) -> list[str]:
     starter = file.name == paths.STARTER_MODEL
     lines = [f"{printable(loaded.model.name)}, profile {session.profile.name}"]
     if starter:
+        better = recommended()
         lines.append(
             "This starter is a tiny model: it talks, but knows little and is often wrong. "
-            "A bigger one: dmem model pull qwen3-4b"
+            f"A better one ({size(better.size or 0)}): dmem model pull {better.name} --default"
         )
     if loaded.why_no_memory:
         lines.append(loaded.why_no_memory if not request.memory else f"Memory is off: {loaded.why_no_memory}")

@@ -66,7 +66,7 @@ def list_(as_json: JsonOption = False) -> None:
             size(one.size) if one.size else "?",
             one.fits or "?",
             "yes" if one.adapter else "no",
-            _where(one.entry),
+            _where(one.entry) + (" (recommended)" if one.is_recommended else ""),
         )
         for one in found
     ]
@@ -242,6 +242,7 @@ def _listed(one: Listed) -> dict[str, Any]:
         "fits": one.fits,
         "adapter": one.adapter,
         "default": one.is_default,
+        "recommended": one.is_recommended,
         "facts": asdict(one.facts) if one.facts else None,
     }
 
