@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_support import Dmem
 from conftest import MakeAdapter, MakeModel
 from raw_context import RawContext, rows
 from typer.testing import CliRunner
@@ -23,6 +25,9 @@ from deltamem_cli.bindings import COMPUTE, NativeError, native
 from deltamem_cli.commands import rpc_server
 from deltamem_cli.engine import EngineError, Model, remote
 from deltamem_cli.errors import DeltamemError
+from deltamem_cli.store import conversations, profiles, states, turns
+from deltamem_cli.store.database import Store
+from deltamem_cli.store.location import default_path
 
 LOGITS, STATE = 1e-4, 1e-5
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(0, 288, 40)]
@@ -230,3 +235,33 @@ with Model(Path(sys.argv[1]), gpu_layers=-1, rpc=sys.argv[3]) as model:
         said = turn.stderr.read()
     assert turn.returncode == 1
     assert said.count("\n") == 1 and "RPC server" in said and "what was complete is kept" in said, said
+
+
+def test_killed_at_any_moment_of_a_question_no_turn_is_lost_and_none_is_half_there(
+    tiny: Dmem, pytestconfig: pytest.Config
+) -> None:
+    """The moments are drawn from a fixed seed."""
+    moments, kept, failed = random.Random(5), 0, 0
+    for _ in range(int(pytestconfig.getoption("--kills")) // 4):
+        running = Server()
+        command = tiny.chat_arguments(
+            "-p", "work", "-ngl", "-1", "--rpc", running.address, "A story, please.", tokens=300
+        )
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.env) as turn:
+            timer = threading.Timer(moments.uniform(0.2, 2.0), running.kill)
+            timer.start()
+            _, said = turn.communicate()
+            timer.cancel()
+            timer.join()
+        running.kill()
+        kept, failed = kept + (turn.returncode == 0), failed + (turn.returncode == 1)
+        assert turn.returncode in (0, 1) and (turn.returncode == 0 or ("RPC" in said and "Traceback" not in said)), said
+        with Store.open(default_path()) as store:
+            assert store.check() == []
+            if not kept:
+                continue
+            conversation = conversations.latest(store, profiles.get(store, "work"))
+            assert conversation and turns.last_number(store, conversation.id) >= kept
+            found = states.latest(store, conversation.id)
+            assert found and found.turn == turns.last_number(store, conversation.id)
+    assert failed
