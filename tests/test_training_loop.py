@@ -111,6 +111,15 @@ def test_a_fresh_memory_begins_with_one_fact_and_nothing_shown_again(
     assert any(more for at, _, more in sizes[100:110]), "one that goes on from an adapter has all from the start"
 
 
+def test_a_step_says_what_its_conversations_told(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    run, events = trainer(base, encoder, tmp_path, 4, gradual=True), []
+    run.report = events.append
+    run.run()
+    first, second, *_ = [event for event in events if event["event"] == "step"]
+    assert first["facts"] == 1 and second["facts"] in (1, 2, 3)
+    assert first["shown"] is second["shown"] is False
+
+
 def test_what_a_round_writes_is_retold_before_it_is_mixed(base: Path, encoder: Encoder, tmp_path: Path) -> None:
     run = trainer(base, encoder, tmp_path, 1)
     run.retell = partial(retell, encoder, run.backbone, run.memory, count=2)

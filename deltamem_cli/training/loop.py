@@ -247,8 +247,10 @@ class Trainer:
     def _loss_mixed(self) -> Loss:
         # alike in all processes, or one would wait for the other
         rng = random.Random(f"{self.settings.seed} {self.step}")
-        batch = self.pool.draw(self.rng, self.settings.batch, *size_of_batch(rng, *self._stage()))
-        return mixed_loss(self.backbone, self.memory, batch, self._vocabulary(batch))
+        facts, far, shown = size_of_batch(rng, *self._stage())
+        batch = self.pool.draw(self.rng, self.settings.batch, facts, far, shown)
+        loss, parts = mixed_loss(self.backbone, self.memory, batch, self._vocabulary(batch))
+        return loss, {**parts, "facts": facts, "shown": shown}
 
     def _stage(self) -> tuple[int, bool]:
         """How many facts a conversation tells at most, and whether turns may be shown again or be much talk."""
