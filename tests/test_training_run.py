@@ -175,6 +175,36 @@ def test_going_on_from_an_adapter_may_change_what_its_writes_keep(base: Path, tm
         run_training(options, lambda event: None)
 
 
+@pytest.mark.parametrize(("layers", "begun"), [("0-2", True), ("1,3", False)])
+def test_going_on_from_an_adapter_may_change_its_layers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: str, begun: bool
+) -> None:
+    old = memory_for(Backbone(base))
+    assert old.config.layers == (1, 2, 3)
+    export_adapter(old, tmp_path / "old.gguf", "tiny", {})
+    told, asked = [{"role": "user", "content": "My boat is red."}], [{"content": "My boat?", "answer": "Red."}]
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"messages": told, "questions": asked}))
+    starts: list[bool] = []
+    start = Trainer.start
+
+    def counted(self: Trainer, known: Any = None) -> None:
+        starts.append(known is not None)
+        start(self, known)
+
+    monkeypatch.setattr(Trainer, "start", counted)
+    options = RunOptions(
+        base, tmp_path / "new.gguf", data=data, steps=1, batch=2, start_episodes=1, lr=0.0, layers=layers,
+        start_from=tmp_path / "old.gguf",
+    )  # fmt: skip
+    run_training(options, lambda event: None)
+    before, after = (read_adapter(tmp_path / name) for name in ("old.gguf", "new.gguf"))
+    assert after.config == replace(before.config, layers=(0, 1, 2) if begun else (1, 3))
+    assert starts == [True] * begun
+    name = "blk.1.deltamem_k.weight"
+    assert (after.tensors[name].float32 == before.tensors[name].float32).all()
+
+
 @pytest.mark.parametrize(("own_data", "kept"), [(True, 1), (False, 2)])
 def test_the_best_step_is_written_and_with_built_in_conversations_the_last(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_data: bool, kept: int
@@ -184,7 +214,7 @@ def test_the_best_step_is_written_and_with_built_in_conversations_the_last(
             self.report({"event": "validation", "step": step, "score": score})
 
     monkeypatch.setattr(Trainer, "run", run)
-    monkeypatch.setattr(Trainer, "start", lambda self: None)
+    monkeypatch.setattr(Trainer, "start", lambda self, known: None)
     monkeypatch.setattr("deltamem_cli.training.run.TALK_PAIRS", 2)
     data = tmp_path / "data.jsonl"
     data.write_text(

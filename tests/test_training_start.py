@@ -19,7 +19,7 @@ from deltamem_cli.synthetic import write_model
 from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, written_episodes
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
-from deltamem_cli.training.init import CLOSED, open_gates, start_from_data
+from deltamem_cli.training.init import CLOSED, NEW_SHARE, open_gates, start_from_data, take_over
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.tokens import GGUFTokenizer
 
@@ -115,6 +115,17 @@ def test_a_fact_told_again_replaces_more_of_what_its_key_held_when_gates_are_ope
 def test_gates_cannot_open_for_what_is_not_told() -> None:
     with pytest.raises(DeltamemError, match="leave it out"):
         open_gates(trained_memory(), [conversation(told=0)], 0.2)
+
+
+def test_layers_that_a_trained_memory_has_are_taken_over_and_the_others_begin_softly() -> None:
+    known = trained_memory()
+    memory = Memory(replace(known.config, layers=(1, 2)), {"q": 8, "o": HIDDEN})
+    before = {name: parameter.detach().clone() for name, parameter in memory.named_parameters()}
+    take_over(memory, known)
+    for name, parameter in memory.named_parameters():
+        torch.testing.assert_close(parameter[1], known.get_parameter(name)[1], msg=name)
+        softer = NEW_SHARE if name.startswith("delta.") else 1.0
+        torch.testing.assert_close(parameter[0], softer * before[name][0], msg=name)
 
 
 def test_an_opening_at_the_start_is_refused_where_nothing_is_told(tmp_path: Path) -> None:

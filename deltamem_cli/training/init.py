@@ -22,6 +22,7 @@ MIXED = 24  # canonical directions that the keys of a layer are drawn from
 SHARE_OF_STREAM = 0.15
 CLOSED = -5.5  # gate logit for other tokens than those of a told value
 BETA = 0.5  # mean gate of these
+NEW_SHARE = 0.5  # of what a layer's reads add at the start, where others know something already
 
 
 @dataclass
@@ -69,6 +70,20 @@ def start_from_data(
                 set_gate(memory, slot, x[picked], content[picked], BETA if beta is None else beta)
             if "o" in memory.delta:
                 memory.delta["o"][slot] = basis @ own.T
+
+
+@torch.no_grad()
+def take_over(memory: Memory, known: Memory) -> None:
+    """Gives the layers that `known` has its parameters; of the others, reads add less than they would alone."""
+    for name, own in memory.named_parameters():
+        theirs = known.get_parameter(name)
+        for layer, slot in known.slot.items():
+            if layer in memory.slot:
+                own[memory.slot[layer]] = theirs[slot]
+    for delta in memory.delta.values():
+        for layer, slot in memory.slot.items():
+            if layer not in known.slot:
+                delta[slot] *= NEW_SHARE
 
 
 def find_pairs(backbone: Backbone, memory: Memory, written: Sequence[Written], tokens: Sequence[Tensor]) -> Pairs:

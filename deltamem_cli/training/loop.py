@@ -19,7 +19,7 @@ from deltamem_cli.training.backbone import Backbone
 from deltamem_cli.training.batch import Written, ask, read_answers, run_writes, written_episodes
 from deltamem_cli.training.checkpoint import read_checkpoint
 from deltamem_cli.training.encode import EncodedEpisode, EncodedQuestion, Encoder
-from deltamem_cli.training.init import open_gates, start_from_data
+from deltamem_cli.training.init import open_gates, start_from_data, take_over
 from deltamem_cli.training.kept import forget_others, keep, read_back
 from deltamem_cli.training.losses import Loss, end_to_end_loss, mixed_loss
 from deltamem_cli.training.memory import Memory
@@ -83,8 +83,11 @@ class Trainer:
         memory: Memory = self.mean.module
         return memory
 
-    def start(self) -> None:
-        """Draws the first parameters from data: from the first process's conversations, for all of them."""
+    def start(self, known: Memory | None = None) -> None:
+        """Draws the first parameters from data: from the first process's conversations, for all of them.
+
+        known: a trained memory of some of the layers, which stay as they are in it.
+        """
         self.report({"event": "start"})
         s = self.settings
         rng = random.Random(f"{s.seed} start {self._rank}")
@@ -102,6 +105,8 @@ class Trainer:
             if not self._rank:
                 self.report({"event": "writing", "part": "start", "done": 0, "of": 1})
                 start_from_data(self.memory, self.backbone, written, s.seed, s.beta)
+                if known is not None:
+                    take_over(self.memory, known)
         self._share()
 
     def open_gates(self, beta: float) -> None:

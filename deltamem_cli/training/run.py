@@ -25,6 +25,7 @@ from deltamem_cli.training.checkpoint import read_checkpoint
 from deltamem_cli.training.encode import EncodedEpisode, Encoder
 from deltamem_cli.training.estimate import estimate, seconds_per_token
 from deltamem_cli.training.export import export_adapter, memory_from_adapter
+from deltamem_cli.training.init import take_over
 from deltamem_cli.training.loop import Trainer
 from deltamem_cli.training.memory import Memory
 from deltamem_cli.training.own_words import own_talk
@@ -96,8 +97,10 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     # bf16 where products are faster in it; the memory itself stays float32
     backbone = Backbone(options.base, _dtype(device), device)
     torch.manual_seed(options.seed)
-    memory = _memory(options, backbone, start).to(device)
-    settings, made_of = _settings(options), _made_of(options, accelerator.num_processes)
+    memory, known = _memory(options, backbone, start)
+    memory = memory.to(device)
+    from_data = start is None or known is not None
+    settings, made_of = _settings(options, from_data), _made_of(options, accelerator.num_processes)
     if options.resume:  # before minutes go into the talk
         read_checkpoint(checkpoint, settings, memory.config, made_of)
     # a directory is not what inference reads, and llama.cpp cannot read it
@@ -164,8 +167,8 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
         if trainer.over():
             raise DeltamemError(f"The run in {folder} is complete; to continue, give it more --steps or --minutes")
         best = max((h["score"] for h in trainer.history), default=-1.0)
-    elif options.start_from is None:
-        trainer.start()
+    elif from_data:
+        trainer.start(known)
     elif options.beta is not None:
         trainer.open_gates(options.beta)
     if not options.resume:  # a run that is killed in its first round keeps its start, which takes minutes
@@ -174,25 +177,35 @@ def run_training(options: RunOptions, report: Callable[[dict[str, Any]], None]) 
     return options.output
 
 
-def _settings(options: RunOptions) -> Settings:
+def _settings(options: RunOptions, from_data: bool) -> Settings:
     start = options.start_episodes
     return Settings(
         steps=options.steps or (DEFAULT_STEPS if options.minutes is None else None),
         minutes=options.minutes, seed=options.seed, beta=options.beta, gradual=options.start_from is None, batch=options.batch, lr=options.lr,
-        finish=options.finish, start_episodes=start if options.start_from is None else max(1, start // 2),
+        finish=options.finish, start_episodes=start if from_data else max(1, start // 2),
     )  # fmt: skip
 
 
-def _memory(options: RunOptions, backbone: Backbone, start: Adapter | None) -> Memory:
-    """A fresh memory, or that of an adapter to go on from, whose settings then count, but for the rule of its writes."""
+def _memory(options: RunOptions, backbone: Backbone, start: Adapter | None) -> tuple[Memory, Memory | None]:
+    """A fresh memory, or that of an adapter to go on from, whose settings then count, but for the rule of its writes and
+    its layers; and what is known of the memory where other layers of it are to start from data.
+    """
     if start is None:
-        return Memory(adapter_config(options, backbone), backbone.widths)
+        return Memory(adapter_config(options, backbone), backbone.widths), None
     shape, c = backbone.shape, start.config
     if (c.architecture, c.embedding_length, c.block_count) != (shape.architecture, shape.hidden, shape.n_layer):
         raise DeltamemError(
             f"{options.start_from} is an adapter for another model than {options.base}; give --from an adapter of this one"
         )
-    return memory_from_adapter(_checked(replace(c, state_update=options.update or c.state_update)), start.tensors)
+    known = memory_from_adapter(_checked(replace(c, state_update=options.update or c.state_update)), start.tensors)
+    layers = parse_layers(options.layers, shape.n_layer) if options.layers else c.layers
+    if layers == c.layers:
+        return known, None
+    memory = Memory(replace(known.config, layers=layers), backbone.widths)
+    if set(layers) - set(c.layers):
+        return memory, known
+    take_over(memory, known)
+    return memory, None
 
 
 def _made_of(options: RunOptions, processes: int) -> dict[str, Any]:

@@ -49,7 +49,12 @@ def train(
         int, typer.Option("--state-heads", metavar="N", min=1, max=64, help="States per layer; 4 is MSW.")
     ] = 1,
     heads: Annotated[str, typer.Option("--heads", metavar="qkvo", help="Projections to correct.")] = "qo",
-    layers: Annotated[str, typer.Option("--layers", metavar="A-B,…", help="Layers to give a memory.")] = "",
+    layers: Annotated[
+        str,
+        typer.Option(
+            "--layers", metavar="A-B,…", help="Layers to give a memory.  [default: all; with --from, unchanged]"
+        ),
+    ] = "",
     granularity: Annotated[str, typer.Option("--granularity", metavar="KIND", help=f"Write per {CHOICE}.")] = "token",
     update: Annotated[
         str | None, typer.Option("--update", metavar="RULE", help=f"What a write keeps: {RULES}.  [default: standard]")
@@ -74,7 +79,9 @@ def train(
     start_from: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="ADAPTER", help="Start from this adapter, with its settings except --update and --beta."
+            "--from",
+            metavar="ADAPTER",
+            help="Start from this adapter, with its settings except --layers, --update and --beta.",
         ),
     ] = None,
     license: Annotated[str | None, typer.Option("--license", metavar="ID", help="License to record in FILE.")] = None,
