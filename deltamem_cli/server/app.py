@@ -32,23 +32,31 @@ def build(service: Service) -> Starlette:
 
 async def _problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
-    return problem_response(request, problem)
+    return problem_response(request.scope["path"], problem)
 
 
 async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DeltamemError)
-    return problem_response(request, of_error(error))
+    return problem_response(request.scope["path"], of_error(error))
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    sentence = {404: f"There is nothing at {request.url.path[:200]}.", 405: f"{request.method} is not allowed here."}
-    return problem_response(request, Problem(error.status_code, sentence.get(error.status_code, str(error.detail))))
+    path, headers = request.scope["path"], error.headers or {}
+    allowed = headers.get("Allow", "another method")
+    sentence = {
+        404: f"There is nothing at {path[:200]}: see /openapi.json for what there is.",
+        405: f"{request.method[:20]} is not allowed at {path[:200]}: use {allowed}.",
+    }
+    problem = Problem(error.status_code, sentence.get(error.status_code, str(error.detail)))
+    response = problem_response(path, problem)
+    response.headers.update(headers)
+    return response
 
 
 async def _nested(request: Request, error: Exception) -> Response:
-    return problem_response(request, invalid("The request is nested too deeply."))
+    return problem_response(request.scope["path"], invalid("The request is nested too deeply."))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return problem_response(request, Problem(500, f"Unexpected error ({type(error).__name__})."))
+    return problem_response(request.scope["path"], Problem(500, f"Unexpected error ({type(error).__name__})."))

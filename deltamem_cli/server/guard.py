@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -60,15 +59,16 @@ class Guard:
         origin = ", ".join(headers.getlist("origin")) if "origin" in headers else None
         try:
             self._check_host(headers)
-            elsewhere = self._from_elsewhere(origin, headers["host"])
-            if elsewhere and scope["method"] == "OPTIONS":
-                await self._preflight(headers, origin or "")(scope, receive, send)
-                return
+            if self._from_elsewhere(origin, headers["host"]):
+                if scope["method"] == "OPTIONS":
+                    await self._preflight(headers, origin or "")(scope, receive, send)
+                    return
+                send = _allowing(origin or "", send)  # from here on the page may also read what went wrong
             scope.setdefault("state", {})["profile"] = self._profile(scope, headers)
         except Problem as problem:
-            await problem_response(Request(scope), problem)(scope, receive, send)
+            await problem_response(scope["path"], problem)(scope, receive, send)
             return
-        await self._app(scope, receive, _allowing(origin or "", send) if elsewhere else send)
+        await self._app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -113,7 +113,8 @@ class Guard:
         if found is None:
             if scope["method"] == "GET" and _OPEN.fullmatch(scope["path"]):
                 return None
-            raise Problem(401, "An API key is needed: send it as Authorization: Bearer KEY.", code="invalid_api_key")
+            what = "This API key is not one of the server's" if given else "An API key is needed"
+            raise Problem(401, f"{what}: send one as Authorization: Bearer KEY.", code="invalid_api_key")
         return found[0]
 
 

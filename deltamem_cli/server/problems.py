@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from deltamem_cli.engine import Cancelled, EngineError
@@ -58,10 +57,13 @@ def error_document(problem: Problem) -> dict[str, Any]:
     return {"error": said}
 
 
-def problem_response(request: Request, problem: Problem) -> Response:
-    """The answer to a request that can't be done, as the interface at its path spells it out."""
+def problem_response(path: str, problem: Problem) -> Response:
+    """The answer to a request that can't be done, as the interface at `path` spells it out.
+
+    path: of the ASGI scope. A URL would be made with the Host header, which may be one that makes none.
+    """
     document = error_document(problem)
-    if request.url.path.startswith("/api/"):  # Ollama's
+    if path == "/api" or path.startswith("/api/"):  # Ollama's
         document = {"error": problem.sentence}
     more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
     return JSONResponse(document, problem.status, headers=more.get(problem.status))

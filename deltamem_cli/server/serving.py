@@ -11,48 +11,17 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from deltamem_cli.server.connection import Connection
 from deltamem_cli.server.conversations.places import Places
-from deltamem_cli.server.guard import SAME_USER, Guard
+from deltamem_cli.server.guard import Guard
 
-MOST_CONNECTIONS = 512  # more are told that the server is busy
-_HEAD_SECONDS = 30.0  # for a request's first line and headers
+_MOST_CONNECTIONS = 512  # more are told that the server is busy
 _QUIET = 2.0  # seconds without a request, to do what would keep one waiting
 _LARGEST_HEAD = 64 * 1024  # bytes
 _FILES, _FILES_PER_SEAT = 64, 12  # kept free for model and databases
-_BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 5\r\nConnection: close\r\n"
-    b"Content-Length: 20\r\n\r\nService Unavailable\n"
-)
-
-
-class _Protocol(H11Protocol):
-    """Closes a connection that takes too long to say what it wants. Tells who comes by the Unix socket.
-
-    That is asked of the socket itself: the address of a peer that is gone already is unknown, however it came.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        if transport.get_extra_info("socket").family not in (socket.AF_INET, socket.AF_INET6):
-            self.app_state: dict[str, Any] = {**self.app_state, SAME_USER: True}
-        if len(self.connections) > (self.limit_concurrency or MOST_CONNECTIONS):
-            # also one that says nothing takes an open file, of which databases need some
-            transport.write(_BUSY)
-            transport.close()
-        self._patience = self.loop.call_later(_HEAD_SECONDS, self._give_up)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
-        super().connection_lost(exc)
-
-    def _give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -65,7 +34,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 guard,
-                http=_Protocol,
+                http=Connection,
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -111,14 +80,14 @@ class Server(uvicorn.Server):
 def _room_for_connections(seats: int) -> int:
     """How many may be open at once, with as many open files as the system lets this process have."""
     if sys.platform == "win32":
-        return MOST_CONNECTIONS
+        return _MOST_CONNECTIONS
     import resource
 
     kept, (soft, hard) = _FILES + _FILES_PER_SEAT * seats, resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + kept
+    wanted = _MOST_CONNECTIONS + kept
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with suppress(OSError, ValueError):  # macOS has a lower limit than it tells
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, soft - kept))
+    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(_MOST_CONNECTIONS, soft - kept))

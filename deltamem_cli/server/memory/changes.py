@@ -254,13 +254,14 @@ async def _save_body(request: Request, path: Path) -> None:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > LARGEST_FILE:
-                    raise Problem(413, f"The file is larger than {LARGEST_FILE // 1_000_000} MB.")
+                    most = LARGEST_FILE // 1_000_000
+                    raise Problem(413, f"The file is larger than {most} MB: import it with dmem memory import.")
                 file.write(chunk)
 
     try:
         await asyncio.wait_for(saved(), _FILE_SECONDS)
     except asyncio.TimeoutError:
-        raise Problem(408, f"The file did not come within {_FILE_SECONDS:.0f} seconds.") from None
+        raise Problem(408, f"The file did not come within {_FILE_SECONDS:.0f} seconds: send it at once.") from None
     except ClientDisconnect:
         raise Problem(499, "The client left.") from None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from deltamem_cli.server.ollama import models
-from deltamem_cli.server.problems import Problem
 
 FOLDER = Path(__file__).parent
 _TYPES = {"style.css": "text/css", "script.js": "text/javascript"}
@@ -35,7 +35,7 @@ async def file(request: Request) -> Response:
     """A file of the page."""
     name = request.path_params["name"]
     if name not in _TYPES:
-        raise Problem(404, f"There is nothing at {request.url.path[:200]}.")
+        raise HTTPException(404)
     return FileResponse(FOLDER / name, media_type=_TYPES[name], headers=_HEADERS)
 
 

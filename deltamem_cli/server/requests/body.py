@@ -26,15 +26,15 @@ async def read_json(request: Request) -> dict[str, Any]:
     try:
         data = await asyncio.wait_for(_read(request), _BODY_SECONDS)
     except asyncio.TimeoutError:
-        raise Problem(408, f"The request did not come within {_BODY_SECONDS:.0f} seconds.") from None
+        raise Problem(408, f"The body did not come within {_BODY_SECONDS:.0f} seconds: send it at once.") from None
     except ClientDisconnect:
         raise Problem(499, "The client left.") from None
     try:
         body = _parsed(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise invalid("The body is not UTF-8.") from None
+        raise invalid("The body is not UTF-8: send JSON in UTF-8.") from None
     except (ValueError, RecursionError) as error:
-        raise invalid(f"The body is not JSON ({str(error)[:100]}).") from None
+        raise invalid(f"The body is not JSON ({str(error)[:100]}): send a JSON object.") from None
     if not isinstance(body, dict):
         raise invalid("The body must be a JSON object.")
     return body
@@ -65,4 +65,4 @@ async def _read(request: Request) -> bytearray:
 
 
 def _too_large() -> Problem:
-    return Problem(413, f"The body is larger than {LARGEST_BODY // 1_000_000} MB.")
+    return Problem(413, f"The body is larger than {LARGEST_BODY // 1_000_000} MB: send less at once.")

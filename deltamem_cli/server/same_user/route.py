@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -54,7 +55,7 @@ _KINDS: Mapping[str, type] = {
 async def ask(http: HttpRequest) -> Response:
     """POST: {text, configured, request}, as meeting.py sends them. Answers with lines of JSON."""
     if not getattr(http.state, SAME_USER, False):
-        raise Problem(404, f"There is nothing at {ASK}.")
+        raise HTTPException(404)
     shared, body = service(http), await read_json(http)
     text, request = _said(body)
     if body.get("configured") != configured():
