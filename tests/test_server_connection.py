@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -37,6 +37,25 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"%d" % min(size, 9)})
 
 
+class Thinker:
+    """Takes a while to answer, and notes when the client has left before."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.left = threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        leaving = asyncio.create_task(receive())
+        done, _ = await asyncio.wait([leaving], timeout=self._seconds)
+        leaving.cancel()
+        if done:
+            self.left.set()
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"here"})
+
+
 class Serving:
     """An application behind Connection, in a thread."""
 
@@ -51,10 +70,11 @@ class Serving:
             lifespan="off",
             log_config=None,
             limit_concurrency=4,
+            timeout_keep_alive=60,
             h11_max_incomplete_event_size=2048,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._socket])))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._socket])), daemon=True)
         self._thread.start()
 
     def connect(self) -> socket.socket:
@@ -62,14 +82,22 @@ class Serving:
 
     def stop(self) -> None:
         self._server.should_exit = self._server.force_exit = True
-        self._thread.join()
+        self._thread.join(20)
+
+
+@contextmanager
+def started(app: Any) -> Iterator[Serving]:
+    made = Serving(app)
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture
 def serving() -> Iterator[Serving]:
-    started = Serving(echo)
-    yield started
-    started.stop()
+    with started(echo) as made:
+        yield made
 
 
 def rest(client: socket.socket) -> str:
@@ -133,3 +161,36 @@ def test_who_is_one_too_many_is_told_and_the_others_are_answered(serving: Servin
         client.sendall((GET.format(path="/") + "Connection: close\r\n\r\n").encode())
         assert "200 OK" in rest(client)
         client.close()
+
+
+def ask_and_say_no_more(serving: Serving, version: str = "1.1") -> socket.socket:
+    client = serving.connect()
+    client.sendall(f"POST / HTTP/{version}\r\nHost: here\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    client.shutdown(socket.SHUT_WR)
+    return client
+
+
+def test_who_closes_its_own_half_alone_is_answered() -> None:
+    thinker = Thinker(0.5)
+    with started(thinker) as serving, closing(ask_and_say_no_more(serving)) as client:
+        *interim, head, body = rest(client).split("\r\n\r\n")
+    assert interim and set(interim) == {"HTTP/1.1 100 Continue"}
+    assert head.startswith("HTTP/1.1 200 OK") and body == "here"
+    assert not thinker.left.is_set()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_who_closes_both_halves_has_left(at_once: bool) -> None:
+    thinker = Thinker(60)
+    with started(thinker) as serving:
+        with closing(ask_and_say_no_more(serving)) as client:
+            if not at_once:
+                assert client.recv(12) == b"HTTP/1.1 100"
+        assert thinker.left.wait(10)
+
+
+def test_an_older_client_that_says_no_more_has_left() -> None:
+    thinker = Thinker(60)
+    with started(thinker) as serving, closing(ask_and_say_no_more(serving, "1.0")) as client:
+        assert rest(client) == ""
+        assert thinker.left.wait(10)

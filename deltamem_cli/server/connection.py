@@ -15,6 +15,7 @@ from deltamem_cli.server.guard import SAME_USER
 from deltamem_cli.server.problems import Problem, invalid, problem_response
 
 _HEAD_SECONDS = 30.0  # for a request's first line and headers
+_PROBE_SECONDS, _LONGEST_PROBE_SECONDS = 0.1, 5.0  # from one to the next, each twice as long
 _TOO_LARGE = 431  # h11's hint for a head beyond its limit
 
 
@@ -40,6 +41,29 @@ class Connection(H11Protocol):
         """Of asyncio."""
         self._patience.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        """Of asyncio: the client says no more. True keeps the connection open for the answer.
+
+        A client that waits for it (as `nc -N` does) looks like one that has left until it is sent something: the system of
+        one that has left refuses that, so interim responses, which any client of HTTP/1.1 skips, tell the two apart. Once
+        the answer has begun, who says no more has left, as nobody closes one half that late.
+        """
+        if not self._is_answering or self.cycle.response_started or self.cycle.more_body:
+            return False
+        if self.scope["http_version"] != "1.1":  # it has no interim responses
+            return False
+        self.cycle.keep_alive = False
+        self.loop.call_later(_PROBE_SECONDS, self._probe, _PROBE_SECONDS)
+        return True
+
+    def _probe(self, seconds: float) -> None:
+        if not self._is_answering or self.cycle.response_started or self.transport.is_closing():
+            return
+        interim = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+        self.transport.write(self.conn.send(interim) or b"")
+        seconds = min(2 * seconds, _LONGEST_PROBE_SECONDS)
+        self.loop.call_later(seconds, self._probe, seconds)
 
     def on_response_complete(self) -> None:
         """Of uvicorn; the next request's time begins."""
