@@ -27,10 +27,11 @@ from deltamem_cli.server.conversations.places import Places
 from deltamem_cli.server.guard import Guard, Rules
 from deltamem_cli.server.memory.routes import OPERATIONS
 from deltamem_cli.server.requests.service import Service
-from deltamem_cli.session import looking
+from deltamem_cli.session import looking, typed_lines
+from deltamem_cli.session import wiping as session_wiping
 from deltamem_cli.session.loading import load
 from deltamem_cli.session.request import Request
-from deltamem_cli.store import conversations, locks, states
+from deltamem_cli.store import conversations, locks, states, wiping
 from deltamem_cli.store.database import Store
 
 Dmem = Callable[..., str]
@@ -123,6 +124,8 @@ def keyed(home: Path, tiny_model: Any, tiny_adapter: Any) -> Iterator[Client]:
         ("memory forget 2 --dry-run --threads 1 --ctx-size 256", "forget", {"turns": [2], "dry_run": True}),
         ("memory forget 3 --dry-run", "forget", {"turns": [3], "dry_run": True}),
         ("memory reset --transcript --dry-run", "reset", {"transcript": True, "dry_run": True}),
+        ("memory copy --to work --at 2 --dry-run", "copy", {"to": "work", "at": 2, "dry_run": True}),
+        ("memory copy --to NEW --state-only --dry-run", "copy", {"to": "NEW", "state_only": True, "dry_run": True}),
         ("log show", "show", {}),
         ("log show --turn 2", "show", {"turn": 2}),
     ],
@@ -319,7 +322,7 @@ def test_a_key_sees_and_changes_its_own_profile_alone(keyed: Client, operation: 
         )
         his = done.json()["metadata"]["conversation"]
     before = stored.raw_bytes(keyed.database)
-    wanted = {"before": 0, "after": 1, "turns": [1], "question": "x", "text": "x", "title": "x"}
+    wanted = {"before": 0, "after": 1, "turns": [1], "question": "x", "text": "x", "title": "x", "to": "NEW"}
     fields = {field.name: wanted[field.name] for field in operation.fields if field.required and field.name in wanted}
     for which in ({"conversation": his}, {"conversation": his[:9]}, {"profile": "bob"}):
         if not set(which) <= {field.name for field in operation.fields}:
@@ -347,6 +350,65 @@ def test_a_key_remembers_nothing_in_a_conversation_of_another_profile(keyed: Cli
     his = keyed.post("remember", key="all", profile="bob", text="walrus")["conversation"]
     hers = keyed.post("remember", key="ana", conversation=his, text="hers")
     assert (hers["profile"], hers["conversation"] != his) == ("ana", True)
+
+
+def test_a_copy_goes_its_own_way_in_the_profile_that_is_named(client: Client) -> None:
+    id_, said = client.chat("talk", 3)
+    with Store.open(client.database) as store:
+        branched = states.before(store, id_, 3)
+    assert branched
+    done = client.post("copy", conversation=id_, to="work", at=2)
+    copied = done.pop("conversation")
+    assert done == {"from": id_, "turns": 2, "profile": "work", "dry_run": False}
+    assert client.state(copied) == branched.state.tobytes()
+    client.say(copied, *said[:4], "another", **{"X-Dmem-Profile": "work"})
+    assert [len(client.get("show", conversation=one)["turns"]) for one in (id_, copied)] == [3, 3]
+    assert client.get("show", conversation=id_)["turns"][-1]["messages"][0]["text"] == "walrus 3"
+    assert client.post("copy", conversation=id_, to="NEW")["profile"] == "default"
+    alone = client.post("copy", conversation=id_, to="new.one", state_only=True)
+    assert (alone["turns"], client.state(alone["conversation"])) == (0, client.state(id_))
+
+
+def test_what_can_not_be_copied_is_refused_and_makes_no_profile(client: Client) -> None:
+    id_, _ = client.chat("talk", 1)
+    assert client.post("copy", 404, to="work", at=2)["error"]["code"] == "not_found"
+    assert client.post("copy", 404, to="work", profile="nobody")["error"]["param"] == "profile"
+    for to in ("a/b", "", "new"):
+        error = client.post("copy", 400, to=to)["error"]
+        assert (error["code"], error["param"]) == ("invalid_name", "to")
+    client.post("reset", conversation=id_, transcript=True)
+    assert "nothing to copy" in client.post("copy", 400, conversation=id_, to="work")["error"]["message"]
+    assert client.get("list")["profiles"] == ["default"]
+
+
+def test_a_key_copies_into_its_own_profile_alone(keyed: Client) -> None:
+    keyed.post("remember", key="ana", text="hers")
+    refused = keyed.post("copy", 404, key="ana", to="bob")["error"]
+    assert (refused["param"], refused["message"]) == ("to", "There is no profile bob here.")
+    for to in ("ana", "NEW"):
+        assert keyed.post("copy", key="ana", to=to)["profile"] == "ana"
+    assert keyed.get("list", key="all")["profiles"] == ["ana"]
+
+
+def test_scrub_wipes_what_could_not_be_wiped_and_says_so_where_it_can_not(
+    client: Client, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_, _ = client.chat("talk", 1)
+    monkeypatch.setattr(wiping.wipe, "__kwdefaults__", {"patience": 0.05})
+    monkeypatch.setattr(session_wiping.wipe, "__kwdefaults__", {"patience": 0.05})
+    (home / "history").mkdir()  # typed lines can't be erased
+    with Store.open(client.database) as reader, reader.reading():
+        conversations.get(reader, id_)
+        assert "another program is reading" in client.post("reset", transcript=True)["warning"]
+        refused = client.post("scrub", 409)["error"]
+        assert refused["code"] == "not_wiped" and "another program is reading" in refused["message"]
+        assert b"walrus" in stored.raw_bytes(client.database)
+    (home / "history").rmdir()
+    typed_lines.add("a walrus", id_, 1)
+    assert client.post("scrub") == {"wiped": True}
+    assert b"walrus" not in stored.raw_bytes(client.database)
+    assert "walrus" not in (home / "history").read_text()
+    assert client.post("scrub", 400, all=True)["error"]["message"] == "There is no field all here: leave it out."
 
 
 def test_without_an_adapter_what_needs_a_memory_says_so(home: Path, tiny_model: Any) -> None:

@@ -78,7 +78,8 @@ async def read(request: Request, fields: Sequence[Field], *, in_query: bool) -> 
         told = {name: value for name, value in (await read_json(request)).items() if value is not None}
     for name in told:
         if name not in known:
-            raise invalid(f"There is no field {name[:40]} here: use {', '.join(known)}.", name[:40])
+            usable = f"use {', '.join(known)}" if known else "leave it out"
+            raise invalid(f"There is no field {name[:40]} here: {usable}.", name[:40])
     for field in fields:
         if field.required and field.name not in told:
             raise invalid(f"{field.name} is missing: {field.help[:1].lower()}{field.help[1:]}", field.name)

@@ -21,12 +21,12 @@ from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.server.requests import options
 from deltamem_cli.server.requests.answers import stop_when_left
 from deltamem_cli.server.requests.service import service
-from deltamem_cli.session import documents, forgetting
+from deltamem_cli.session import documents, forgetting, typed_lines
 from deltamem_cli.session.forgetting import Forgotten
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.thinking import parted
 from deltamem_cli.session.wiping import wipe
-from deltamem_cli.store import bundle, conversations, locks, portable, profiles, states, turns
+from deltamem_cli.store import bundle, conversations, locks, portable, profiles, states, turns, wiping
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import StoreError
 from deltamem_cli.store.records import Conversation, Profile
@@ -223,6 +223,55 @@ async def remember(request: Request, said: Said) -> Document:
             }
 
         return await places.run(work)
+
+
+async def copy(request: Request, said: Said) -> Document:
+    """Branch a conversation: copy it up to a turn; the copy and the original then go separate ways."""
+    source, dry_run = await _meant(request, said), said["dry_run"]
+    to_new = said["to"] == profiles.NEW
+    name = source.profile if to_new else stored.allowed(request, said["to"], "to")
+    places = service(request).places
+
+    def work(store: Store) -> Document:
+        taken = bundle.read(store, source, at=said["at"])
+        if said["state_only"]:
+            taken = bundle.state_only(taken)
+        try:
+            bundle.check_holds(taken)  # before the profile is made
+        except StoreError as error:
+            raise invalid(f"{error}.", "conversation") from None
+        made = None if dry_run else bundle.write(store, profiles.ensure(store, name), taken).id
+        return {
+            "from": source.id,
+            "turns": len(taken.turns),
+            "profile": name,
+            "conversation": made,
+            "dry_run": dry_run,
+        }
+
+    if dry_run:
+        return await stored.look(request, work)
+
+    def copying() -> Document:
+        with Store.open(places.database) as store:
+            return work(store)
+
+    return await places.run(copying)
+
+
+async def scrub(request: Request, said: Said) -> Document:
+    """Wipe what deleted turns left in the database files, which undo, reset and forget also do themselves."""
+    places = service(request).places
+
+    def work() -> Document:
+        with Store.open(places.database) as store:
+            try:
+                wiping.wipe(store, typed_lines.erase)
+            except StoreError as error:
+                raise Problem(409, f"{error}.", code="not_wiped") from None
+        return {"wiped": True}
+
+    return await places.run(work)
 
 
 async def import_(request: Request, said: Said) -> Document:

@@ -211,6 +211,19 @@ OPERATIONS = (
         "POST",
     ),
     Operation(
+        "copy",
+        _changing(changes.copy),
+        (
+            *_WHICH,
+            Field("to", "string", "Target profile, or NEW for the same one.", required=True),
+            Field("at", "integer", "Branch after this turn. Default: the last.", least=1),
+            Field("state_only", "boolean", "Copy the memory without the turns.", False),
+            _DRY_RUN,
+        ),
+        "POST",
+    ),
+    Operation("scrub", _changing(changes.scrub), (), "POST"),
+    Operation(
         "probe",
         _changing(changes.probe),
         (

@@ -13,18 +13,26 @@ from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.store import conversations, profiles
 from deltamem_cli.store.database import Store
-from deltamem_cli.store.errors import NotFound, StoreError
+from deltamem_cli.store.errors import InvalidName, NotFound, StoreError
 from deltamem_cli.store.records import Conversation, Profile
 
 T = TypeVar("T")
 
 
 def profile_name(request: Request, said: Mapping[str, Any]) -> str:
-    """The profile that a request names, else the key's own, else the server's. Raises Problem and InvalidName."""
+    """The profile that a request names, else the key's own, else the server's. Raises Problem."""
+    return allowed(request, said.get("profile") or bound_profile(request) or service(request).profile, "profile")
+
+
+def allowed(request: Request, name: str, field: str) -> str:
+    """The profile's name, if there can be one of that name and the request's key may have it. Raises Problem."""
     bound = bound_profile(request)
-    name = profiles.check_name(said.get("profile") or bound or service(request).profile)
+    try:
+        name = profiles.check_name(name)
+    except InvalidName as error:
+        raise Problem(400, f"{error}.", code="invalid_name", param=field) from None
     if bound is not None and name != bound:
-        raise Problem(404, f"There is no profile {name} here.", code="not_found", param="profile")
+        raise Problem(404, f"There is no profile {name} here.", code="not_found", param=field)
     return name
 
 
