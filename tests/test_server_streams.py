@@ -16,7 +16,7 @@ from deltamem_cli.server.openai import chat, completions, responses
 from deltamem_cli.server.openai.response_items import Items
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.session.thinking import Thought
-from deltamem_cli.session.tools import Call
+from deltamem_cli.session.tools.calls import Call
 
 
 class Broken:

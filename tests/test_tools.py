@@ -5,15 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from server_support import TOOLS_TEMPLATE
 
-from deltamem_cli.engine import ChatTemplate
 from deltamem_cli.server.problems import Problem
 from deltamem_cli.server.requests.tools import offered
-from deltamem_cli.session import tools
 from deltamem_cli.session.reply import Reply
-from deltamem_cli.session.tools import Call, Reader
-from deltamem_cli.synthetic.vocabulary import CHAT_TEMPLATE
+from deltamem_cli.session.tools.calls import Call, call, reply
+from deltamem_cli.session.tools.form import HERMES
+from deltamem_cli.session.tools.reading import Reader, neutral
 
 REPLY = 'I look.\n\n<tool_call>\n{"name": "a", "arguments": {"x":1}}\n</tool_call> <tool_call>{"name":"b"}</tool_call>'
 CALLS = [Call("a", '{"x": 1}'), Call("b", "{}")]
@@ -49,15 +47,10 @@ def test_a_call_that_nobody_closed_is_one() -> None:
 
 
 def test_a_reply_and_what_a_client_makes_of_it_are_spelled_alike() -> None:
-    assert tools.canonical(REPLY) == tools.reply("I look.", [tools.call("a", {"x": 1}), tools.call("b", "{}")])
-    assert tools.canonical(tools.canonical(REPLY)) == tools.canonical(REPLY)
-    assert tools.canonical(" no <tool_ calls \n") == " no <tool_ calls \n"
-
-
-@pytest.mark.parametrize(("source", "fits"), [(TOOLS_TEMPLATE, True), (CHAT_TEMPLATE, False)])
-def test_a_template_has_tools_if_it_writes_calls_and_results_as_we_do(source: str, fits: bool) -> None:
-    template = ChatTemplate(source, "it")
-    assert tools.are_shown(lambda messages, tools: template.render(messages, reply=True, tools=tools)) is fits
+    alike = neutral(REPLY, HERMES)
+    assert alike == reply("I look.", [call("a", {"x": 1}), call("b", "{}")])
+    assert neutral(alike, HERMES) == alike
+    assert neutral(" no <tool_ calls \n", HERMES) == " no <tool_ calls \n"
 
 
 def test_tools_that_define_the_same_name_keep_their_own_definitions() -> None:
@@ -87,7 +80,7 @@ def test_what_can_t_be_offered_is_refused_by_name(body: dict[str, object], param
     assert raised.value.param == param
 
 
-@pytest.mark.parametrize(("spelled", "text"), [((), ""), (tools.MARKS, "<tool_call>")])
+@pytest.mark.parametrize(("spelled", "text"), [((), ""), (("<tool_call>",), "<tool_call>")])
 def test_a_mark_that_is_a_control_token_is_text_where_tools_are_offered(spelled: tuple[str, ...], text: str) -> None:
     model = SimpleNamespace(piece=lambda token: b"", text=lambda tokens, special: "<tool_call>")
     seat = SimpleNamespace(model=model, has_memory=False)

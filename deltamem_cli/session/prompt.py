@@ -13,10 +13,13 @@ from typing import Any
 
 from deltamem_cli.engine import ChatTemplate, EngineError, Model
 from deltamem_cli.session import marks as marking
-from deltamem_cli.session import tools as tool_calls
 from deltamem_cli.session.form import Form, Said, form_of
 from deltamem_cli.session.marks import REPLY_1, USER_1, Marks
 from deltamem_cli.session.thinking import KNOWN, THINK, Mark, control
+from deltamem_cli.session.tools import form as tool_forms
+from deltamem_cli.session.tools import reading
+from deltamem_cli.session.tools.calls import OPEN, as_json, results_in
+from deltamem_cli.session.tools.form import ToolForm
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ class Prompt:
         self.tools = tools
         if think is not None and not self.used.can_switch_thinking:
             raise EngineError(f"{self.used.title} can't switch thinking on or off: leave it as it is.")
-        if tools is not None and not tool_calls.are_shown(
-            lambda messages, tools: model.render(messages, template=template, think=think, tools=tools)
-        ):
+        if tools is not None and self.tool_form is None:
             raise EngineError(f"{self.used.title} has no tools of a form that is known here: leave them out.")
 
     def changed(self, **changes: Any) -> Prompt:
@@ -93,10 +94,20 @@ class Prompt:
             found += [mark] if spelled == mark else [spelled, mark]
         return found
 
-    @property
+    @cached_property
+    def tool_form(self) -> ToolForm | None:
+        """How the template writes calls of tools; None where it does not, or in a form that is not known."""
+        form = tool_forms.form_of(self._render_calls, self.marks, self._thoughts)
+        return form if form and self._frames(1, form) else None
+
+    @cached_property
     def spelled(self) -> Sequence[str]:
         """What belongs to a reply's text also where the vocabulary has control tokens for it."""
-        return tool_calls.MARKS if self.tools else ()
+        if not self.tools or self.tool_form is None:
+            return ()
+        form = self.tool_form
+        text = "".join([reading.PYTHON, form.open, form.middle, form.between or "", form.close])
+        return [self.model.text([t], special=True) for t in self._tokens(text) if not self.model.piece(t)]
 
     def head(self) -> list[int]:
         """It begins with the vocabulary's own first token, once, if the template or the vocabulary wants it."""
@@ -114,7 +125,11 @@ class Prompt:
         return self._tokens(self.marks.user_open) if self.marks.joined else []
 
     def user(self, text: str) -> Piece:
-        """A user's message and the start of the reply."""
+        """A user's message, or results of calls, and the start of the reply."""
+        told = results_in(text) if self.tools is not None else []
+        frames = self._frames(len(told), self.tool_form) if told and self.tool_form else None
+        if frames:
+            return self._results(told, frames)
         return self._piece(self.marks.user_open, self._shown(text), self.marks.reply_open)
 
     def begin(self) -> list[int]:
@@ -124,6 +139,13 @@ class Prompt:
     def said(self, text: str) -> Piece:
         """A user's message that nobody answers."""
         return self._piece(self.marks.user_open, self._shown(text), self.marks.user_close)
+
+    def reply(self, text: str) -> list[int]:
+        """A reply that was given, of which calls are as they are the same for all templates."""
+        if OPEN not in text or self.tool_form is None:
+            return self.model.tokenize(text)
+        parts = reading.written(text, self.tool_form)
+        return [t for part, is_form in parts for t in self.model.tokenize(part, special=is_form)]
 
     def close(self) -> list[int]:
         """What ends a reply."""
@@ -143,6 +165,35 @@ class Prompt:
         return self.model.render(
             messages, reply=reply, template=self.template, think=self.think, tools=self.tools or ()
         )
+
+    def _render_calls(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        if self._form.parts:
+            messages = [
+                {**each, "content": [{"type": "text", "text": each["content"]}] if each["content"] else ""}
+                for each in messages
+            ]
+        return self.model.render(messages, template=self.template, think=self.think, tools=tools)
+
+    def _frames(self, n_results: int, form: ToolForm) -> list[str] | None:
+        """What stands before, between and behind so many results of calls."""
+        n_calls = n_results if form.between else 1
+        try:
+            whole = self._render_calls(tool_forms.messages(n_calls, n_results), self.tools or [tool_forms.PROBE])
+        except EngineError:  # it has its own idea of how many there may be
+            return None
+        return tool_forms.told(whole, self.marks, n_calls, n_results)
+
+    def _results(self, told: Sequence[str], frames: Sequence[str]) -> Piece:
+        quoted = frames[0].endswith('"') and frames[1].startswith('"')  # the template makes JSON of a result
+        texts = [as_json(text)[1:-1] for text in told] if quoted else list(told)
+        opening, closing = self._tokens(frames[0]), self._tokens(frames[-1])
+        parts = [frames[0], *(part for pair in zip(texts, frames[1:], strict=True) for part in pair)]
+        if all(self._tokens(text) == self.model.tokenize(text) for text in texts):
+            tokens = self._tokens("".join(parts))
+        else:  # as in _piece()
+            tokens = [t for i, part in enumerate(parts) for t in self.model.tokenize(part, special=i % 2 == 0)]
+        end = len(tokens) - len(closing)
+        return Piece(tokens, (min(len(opening), end), end))
 
     def _shown(self, text: str) -> str:
         """As the template puts it: some trim a message, or take words out of it."""

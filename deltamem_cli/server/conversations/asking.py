@@ -18,7 +18,8 @@ from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.settings import TurnStats
 from deltamem_cli.session.thinking import Thought, parted
-from deltamem_cli.session.tools import Call, Reader
+from deltamem_cli.session.tools.calls import Call
+from deltamem_cli.session.tools.reading import Reader, neutral
 from deltamem_cli.store import turns
 
 MOST_NEW = 1_000_000  # characters: reading them takes minutes, in which a seat is nobody else's
@@ -90,7 +91,7 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[str | Call]:
         """The reply as it grows, what is thought as Thoughts, and Calls where tools are offered. Raises Problem."""
-        reader = Reader() if self._question.tools else None
+        reader = Reader(self._places.tool_form) if self._question.tools else None
         try:
             while self._first is not None:
                 piece, self._first = self._first, None
@@ -133,6 +134,7 @@ class Answer:
 
     async def _held(self) -> Finished:
         places, question, address = self._places, self._question, self._question.address
+        question = replace(question, history=await places.run(self._neutral_history))
         if address is not None:
             conversation, profile = await places.run(lambda: places.find(address, question.profile))
             after = question.after
@@ -150,6 +152,11 @@ class Answer:
                     return await self._in(place, Plan(feed=question.history.exchanges))
         async with places.nobody(question.history, self._ticket) as place:
             return await self._in(place, plan(question.history, place.said, "mirror") or Plan(show=[]))
+
+    def _neutral_history(self) -> History:
+        """In a thread: with calls that the client sends as the text of a reply as calls."""
+        history, form = self._question.history, self._places.tool_form
+        return replace(history, exchanges=tuple((asked, neutral(said, form)) for asked, said in history.exchanges))
 
     async def _in(self, place: Place, todo: Plan) -> Finished:
         size = len(self._question.history.question) + sum(len(text) for exchange in todo.feed for text in exchange)
@@ -179,7 +186,7 @@ class Answer:
             session.show(todo.show)
         chat, undo = todo.chat, todo.undo
         for asked, answered in todo.feed:
-            for _ in session.ask(asked, reply=session.engine.model.tokenize(answered), undo=undo):
+            for _ in session.ask(asked, reply=session.prompt.reply(answered), undo=undo):
                 pass
             if not session.settings.read_only:  # then there is nothing stored of it
                 chat = place.note(chat, undo).chat

@@ -9,22 +9,25 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltamem_cli.engine import Seat
+from deltamem_cli.engine import EngineError, Seat
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server.conversations.addressing import Address
 from deltamem_cli.server.conversations.batching import Batcher
 from deltamem_cli.server.conversations.history import History, Said
 from deltamem_cli.server.problems import Problem
-from deltamem_cli.session import tools
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.loading import Loaded
 from deltamem_cli.session.opening import begin
-from deltamem_cli.session.request import Request, settle
+from deltamem_cli.session.prompt import Prompt
+from deltamem_cli.session.request import Request, chosen_template, settle
 from deltamem_cli.session.settings import Settings
+from deltamem_cli.session.tools.form import HERMES, ToolForm
+from deltamem_cli.session.tools.reading import neutral
 from deltamem_cli.session.wiping import BEFOREHAND, wipe
 from deltamem_cli.store import bundle, conversations, locks, profiles, turns
 from deltamem_cli.store.database import Store
@@ -50,6 +53,7 @@ class Place:
     options: Mapping[str, Any]  # of Sampling, and max_tokens
     system: str | None
     think: bool | None
+    form: ToolForm  # of calls in its replies
     said: list[Said] = field(default_factory=list)
     version: tuple[object, ...] = ()  # of what is stored, as far as this knows
     stale: bool = False  # it holds what is not stored, so nobody else may have it
@@ -68,7 +72,7 @@ class Place:
         turn = turns.get(self.store, self.session.conversation.id, self.session.n_turns)
         self.version = turns.version(self.store, turn.conversation)
         self.said = [said for said in self.said if undo is None or said.number < undo]
-        self.said.append(_said(turn, chat or turn.number))
+        self.said.append(_said(turn, self.form, chat or turn.number))
         return self.said[-1]
 
 
@@ -173,6 +177,15 @@ class Places:
         """A copy that ends with turn `at`; in a thread. Raises NotFound."""
         with Store.open(self.database) as store:
             return bundle.branch(store, conversation, profile, at=at)
+
+    @cached_property
+    def tool_form(self) -> ToolForm:
+        """How the model's template has calls; in a thread, when it is first asked for."""
+        try:
+            found = Prompt(self.loaded.engine.model, None, chosen_template(self.request)).tool_form
+        except EngineError:  # a template that shows no messages: said to who asks something
+            found = None
+        return found or HERMES
 
     def stop_all(self) -> None:
         """Every reply that is being drawn ends now and is committed as interrupted; nothing new begins."""
@@ -297,7 +310,9 @@ class Places:
             locks.hold(store, conversation.id, brief=True)
             request = replace(self.request, profile=profile.name)
             place = self._seated(conversation.id, seat, store, request, profile, conversation)
-            place.said = [_said(turn) for turn in turns.all_of(store, conversation.id) if turn.kind == "chat"]
+            place.said = [
+                _said(turn, place.form) for turn in turns.all_of(store, conversation.id) if turn.kind == "chat"
+            ]
             place.version = turns.version(store, conversation.id)
             return place
         except BaseException:
@@ -316,7 +331,7 @@ class Places:
         session = begin(store, request, replace(self.loaded, seat=seat), profile, conversation, start=False)
         options = {**self.loaded.options, **settle(request, profile).options}
         prompt = session.prompt
-        return Place(key, seat, store, session, session.settings, options, prompt.system, prompt.think)
+        return Place(key, seat, store, session, session.settings, options, prompt.system, prompt.think, self.tool_form)
 
 
 def derived(store: Store, address: Address, profile: str) -> tuple[str, Conversation | None]:
@@ -354,10 +369,10 @@ def _new(profile: Profile, id_: str) -> Conversation:
     return replace(conversations.new(profile), id=id_)
 
 
-def _said(turn: Turn, chat: int | None = None) -> Said:
+def _said(turn: Turn, form: ToolForm, chat: int | None = None) -> Said:
     texts = {message.role: message.text for message in turn.messages if message.role != THINKING}
     answer = texts.get("assistant")
-    return Said(turn.number, texts.get("user"), answer and tools.canonical(answer), chat)
+    return Said(turn.number, texts.get("user"), answer and neutral(answer, form), chat)
 
 
 def _common(place: Place, history: History) -> int:

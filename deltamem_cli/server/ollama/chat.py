@@ -22,7 +22,7 @@ from deltamem_cli.server.requests.body import read_json
 from deltamem_cli.server.requests.messages import history_of
 from deltamem_cli.server.requests.service import service
 from deltamem_cli.session.thinking import Thought
-from deltamem_cli.session.tools import Call
+from deltamem_cli.session.tools.calls import Call
 from deltamem_cli.store.ids import now
 
 Piece = str | Call

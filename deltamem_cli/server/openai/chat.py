@@ -19,7 +19,7 @@ from deltamem_cli.server.requests.body import read_json
 from deltamem_cli.server.requests.messages import history_of
 from deltamem_cli.server.requests.service import model_names, service
 from deltamem_cli.session.thinking import Thought
-from deltamem_cli.session.tools import Call
+from deltamem_cli.session.tools.calls import Call
 from deltamem_cli.store.ids import new_id
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deltamem_cli.session.thinking import Thought
-from deltamem_cli.session.tools import Call
+from deltamem_cli.session.tools.calls import Call
 from deltamem_cli.store.ids import new_id
 
 Item = dict[str, Any]

@@ -25,7 +25,7 @@ from deltamem_cli.server.requests.body import read_json
 from deltamem_cli.server.requests.messages import history_of
 from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.session.thinking import Thought
-from deltamem_cli.session.tools import Reader
+from deltamem_cli.session.tools.reading import pieces
 from deltamem_cli.store import conversations, turns
 from deltamem_cli.store.database import Store
 from deltamem_cli.store.errors import NotFound
@@ -229,12 +229,12 @@ async def stored(request: Request) -> Response:
         "metadata": {"conversation": turn.conversation, "turn": str(turn.number)},
         "conversation": {"id": turn.conversation},
     }
-    items, reader = Items(), Reader()
+    items, form = Items(), await shared.places.run(lambda: shared.places.tool_form)
     for message in turn.messages:
         if message.role == THINKING:
             list(items.add(Thought(message.text)))
         elif message.role == "assistant":
-            for piece in [*reader.add(message.text), *reader.finish()]:
+            for piece in pieces(message.text, form):
                 list(items.add(piece))
     list(items.finish())
     usage = _usage(turn.context.get("n_past", 0), turn.prompt_tokens, turn.reply_tokens, 0)

@@ -20,7 +20,7 @@ from deltamem_cli.server.requests.service import bound_profile, service
 from deltamem_cli.server.requests.tools import offered
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.thinking import parted
-from deltamem_cli.session.tools import Call
+from deltamem_cli.session.tools.calls import Call
 from deltamem_cli.store import profiles
 
 _YES = ("1", "true", "yes")

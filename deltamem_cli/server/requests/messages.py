@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from deltamem_cli.server.conversations.history import History
 from deltamem_cli.server.problems import invalid
-from deltamem_cli.session import tools
-from deltamem_cli.session.tools import Call
+from deltamem_cli.session.tools import calls as tools
+from deltamem_cli.session.tools.calls import Call
 
 
 def text_of(content: object, where: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from deltamem_cli.server.problems import invalid
 from deltamem_cli.server.requests.options import schema_grammar
-from deltamem_cli.session.tools import CLOSE, OPEN
+from deltamem_cli.session.tools.calls import CLOSE, OPEN
 
 _MOST = 128
 
