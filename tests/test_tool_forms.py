@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from server_support import TOOLS_TEMPLATE
 from tool_templates import ELEMENTS, LLAMA, MISTRAL, NAMED
 
-from deltamem_cli.engine import ChatTemplate, EngineError
+from deltamem_cli.engine import ChatTemplate, EngineError, LazyGrammar, Sampling
+from deltamem_cli.engine.sampling import Sampler
 from deltamem_cli.session.prompt import Prompt
 from deltamem_cli.session.tools.calls import Call, reply, results
+from deltamem_cli.session.tools.grammar import of_calls, once_begun
 from deltamem_cli.session.tools.reading import Reader, neutral
 from deltamem_cli.synthetic.vocabulary import CHAT_TEMPLATE
 
@@ -33,8 +37,8 @@ def prompt(tiny_model: Any, loaded: Any) -> MakePrompt:
     return make
 
 
-def named(template: str) -> str:
-    return NAMES.get(template, "other")
+def named(value: Any) -> str | None:
+    return NAMES.get(value) if isinstance(value, str) else None
 
 
 def read(made: Prompt, text: str, size: int) -> tuple[str, list[Call]]:
@@ -111,9 +115,7 @@ def test_calls_are_written_as_they_are_read(prompt: MakePrompt, source: str) -> 
 
 
 @pytest.mark.parametrize("result", ["sunny", 'a "b" <|im_end|>'])
-@pytest.mark.parametrize(
-    ("source", "n"), [(source, n) for source in SEVERAL for n in (1, 2)] + [(LLAMA, 1)], ids=lambda v: NAMES.get(v, v)
-)
+@pytest.mark.parametrize(("source", "n"), [(source, n) for source in SEVERAL for n in (1, 2)] + [(LLAMA, 1)], ids=named)
 def test_what_is_fed_of_calls_and_their_results_is_what_the_template_writes(
     prompt: MakePrompt, source: str, n: int, result: str
 ) -> None:
@@ -151,3 +153,88 @@ def test_what_a_tool_says_is_no_order_to_the_model(prompt: MakePrompt, source: s
     content = piece.tokens[slice(*piece.content)]
     assert made.model.text(content) == "a <|im_end|>"
     assert control[0] not in content
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}, "at": {"$ref": "#/$defs/at"}},
+            "required": ["city", "at"],
+            "$defs": {"at": {"const": 5}},
+        },
+    },
+}
+
+
+def drawn(made: Prompt, grammar: str | LazyGrammar, wishes: str = "") -> str:
+    """What is drawn by one who wishes for these characters, as far as the grammar lets it, and then for the end."""
+    model = made.model
+    wanted = [*model.tokenize(wishes), *model.tokenize("<|im_end|>", special=True)]
+    logits = np.zeros(model.n_vocab, np.float32)
+    tokens: list[int] = []
+    sampler = Sampler(model, Sampling(temperature=0), lambda: logits, grammar)
+    try:
+        while len(tokens) < 300:
+            logits[:] = 0
+            logits[wanted[min(len(tokens), len(wanted) - 1)]] = 1
+            token = sampler.sample()
+            if model.is_end(token):
+                return model.text(tokens)
+            tokens.append(token)
+    finally:
+        sampler.close()
+    raise AssertionError(model.text(tokens))
+
+
+@pytest.mark.parametrize("source", [LLAMA, *SEVERAL], ids=named)
+def test_a_call_that_must_be_made_is_in_the_form_of_the_template(prompt: MakePrompt, source: str) -> None:
+    made = prompt(source)
+    assert made.tool_form
+    text = drawn(made, of_calls(made.tool_form, [WEATHER]), "Hello.")
+    said, (call,) = read(made, text, 1000)
+    assert (said, call.name) == ("", "weather")
+    assert call.arguments in ('{"city": "Rome", "at": 5}', '{"city": "Oslo", "at": 5}')
+
+
+def test_a_lazy_grammar_holds_from_its_token_on(prompt: MakePrompt) -> None:
+    made = prompt(LLAMA)
+    (token,) = made.model.tokenize("t")
+    lazy = LazyGrammar('root ::= "tool"', token)
+    assert drawn(made, lazy, "a call") == "a call"
+    assert drawn(made, lazy, "a tiger") == "a tool"
+    assert drawn(made, LazyGrammar('root ::= "t', token), "a tiger") == "a tiger", "one that can't be read is left out"
+
+
+@pytest.mark.parametrize(
+    ("source", "mark", "piece", "begins"),
+    [
+        (TOOLS_TEMPLATE, "<tool_call>", b"<tool_call>", '"<tool_call>\\n{\\"name\\": \\""'),
+        (MISTRAL, "[TOOL_CALLS]", b"", '"[TOOL_CALLS][{\\"name\\": \\""'),
+        (NAMED, "[TOOL_CALLS]", b"", '"[TOOL_CALLS]"'),
+        (NAMED, "[TOOL_CALLS]", b" [TOOL_CALLS]", None),
+        (NAMED, "[", b"[", None),
+        (LLAMA, "{", b"{", None),
+    ],
+    ids=named,
+)
+def test_a_call_is_held_once_begun_where_a_token_tells_that(
+    prompt: MakePrompt, source: str, mark: str, piece: bytes, begins: str | None
+) -> None:
+    form = prompt(source).tool_form
+    assert form
+    model: Any = SimpleNamespace(
+        tokenize=lambda text, special: [7, 8], text=lambda tokens, special: mark, piece=lambda token: piece
+    )
+    for several in (True, False):
+        found = once_begun(form, [WEATHER], model, several=several)
+        if begins is None:
+            assert found is None
+            continue
+        assert found and found.trigger == 7
+        root = found.gbnf.splitlines()[0]
+        assert root.startswith(f"root ::= {begins} call") and ("call)*" in root) is several
+    bad = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "https://elsewhere"}}}
+    assert once_begun(form, [bad], model, several=True) is None

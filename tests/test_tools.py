@@ -11,6 +11,7 @@ from deltamem_cli.server.requests.tools import offered
 from deltamem_cli.session.reply import Reply
 from deltamem_cli.session.tools.calls import Call, call, reply
 from deltamem_cli.session.tools.form import HERMES
+from deltamem_cli.session.tools.grammar import of_calls
 from deltamem_cli.session.tools.reading import Reader, neutral
 
 REPLY = 'I look.\n\n<tool_call>\n{"name": "a", "arguments": {"x":1}}\n</tool_call> <tool_call>{"name":"b"}</tool_call>'
@@ -58,10 +59,11 @@ def test_tools_that_define_the_same_name_keep_their_own_definitions() -> None:
         parameters = {"properties": {"x": {"$ref": "#/$defs/X"}}, "required": ["x"], "$defs": {"X": {"const": value}}}
         return {"type": "function", "function": {"name": name, "parameters": {"type": "object", **parameters}}}
 
-    grammar = offered({"tools": [tool("a", "one"), tool("b", "two")], "tool_choice": "required"}).grammar
-    assert grammar
+    grammar = of_calls(HERMES, offered({"tools": [tool("a", "one"), tool("b", "two")]}).tools)
     assert "one" in grammar
     assert "two" in grammar
+    rules = [line.partition(" ::=")[0] for line in grammar.splitlines()]
+    assert len(set(rules)) == len(rules)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.fingerprint import fingerprint
 from deltamem_cli.engine.model import Model
 from deltamem_cli.engine.options import EngineOptions
-from deltamem_cli.engine.sampling import Sampling
+from deltamem_cli.engine.sampling import LazyGrammar, Sampling
 from deltamem_cli.engine.seat import Seat
 from deltamem_cli.engine.template import ChatTemplate
 from deltamem_cli.engine.trying import try_out
@@ -17,6 +17,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineOptions",
+    "LazyGrammar",
     "Model",
     "Sampling",
     "Seat",

@@ -87,6 +87,14 @@ def recommended(metadata: Callable[[str], Any]) -> dict[str, float | int]:
     return found
 
 
+@dataclass(frozen=True)
+class LazyGrammar:
+    """A grammar that holds from the first time on that the token `trigger` is drawn, with which its texts begin."""
+
+    gbnf: str
+    trigger: int
+
+
 class Sampler:
     """One chain of llama.cpp's samplers; it remembers the tokens that it accepted.
 
@@ -98,12 +106,12 @@ class Sampler:
         model: Model,
         sampling: Sampling,
         logits: Callable[[], NDArray[np.float32] | None],
-        grammar: str | None = None,
+        grammar: str | LazyGrammar | None = None,
     ) -> None:
-        """Raises EngineError for a grammar that llama.cpp can't read."""
+        """Raises EngineError for a grammar that llama.cpp can't read; a lazy one is left out then."""
         self.llama, n_vocab = model.native.llama, model.n_vocab
         self._logits = logits
-        first = [] if grammar is None else [_keeping_to(model, grammar)]
+        first = [] if grammar is None else _keeping_to(model, grammar)
         # struct llama_token_data as rows of id, logit and p. Plain numbers: numpy copies records many times slower.
         self._every = np.zeros((n_vocab, 3), np.int32)
         self._every[:, 0] = np.arange(n_vocab)
@@ -134,12 +142,22 @@ class Sampler:
             self.chain = None
 
 
-def _keeping_to(model: Model, grammar: str) -> Any:
-    data = grammar.encode()
-    sampler = None if b"\0" in data else model.native.llama.llama_sampler_init_grammar(model.vocab, data, b"root")
-    if not sampler:
-        raise EngineError("The grammar can't be read: give GBNF with a rule called root.")
-    return sampler
+def _keeping_to(model: Model, grammar: str | LazyGrammar) -> list[Any]:
+    llama, sampler = model.native.llama, None
+    lazy = grammar if isinstance(grammar, LazyGrammar) else None
+    data = (lazy.gbnf if lazy else str(grammar)).encode()
+    if b"\0" in data:
+        pass
+    elif lazy:
+        tokens = (llama.llama_token * 1)(lazy.trigger)
+        sampler = llama.llama_sampler_init_grammar_lazy_patterns(model.vocab, data, b"root", None, 0, tokens, 1)
+    else:
+        sampler = llama.llama_sampler_init_grammar(model.vocab, data, b"root")
+    if sampler:
+        return [sampler]
+    if lazy:  # a reply that may not even need it must not fail for it
+        return []
+    raise EngineError("The grammar can't be read: give GBNF with a rule called root.")
 
 
 def _samplers(llama: Any, sampling: Sampling, n_vocab: int) -> list[Any]:

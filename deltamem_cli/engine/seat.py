@@ -15,7 +15,7 @@ from deltamem_cli.engine.batch import Feed, decode
 from deltamem_cli.engine.engine import Engine
 from deltamem_cli.engine.errors import EngineError
 from deltamem_cli.engine.model import Model
-from deltamem_cli.engine.sampling import Sampler, Sampling
+from deltamem_cli.engine.sampling import LazyGrammar, Sampler, Sampling
 
 
 class Seat:
@@ -233,7 +233,7 @@ class Seat:
         """[n_vocab] of the last token fed; None before anything was, and after a feed() that failed."""
         return self._feed.last_logits if self._feed and self.engine.context else None
 
-    def sampler(self, sampling: Sampling, grammar: str | None = None) -> Sampler:
+    def sampler(self, sampling: Sampling, grammar: str | LazyGrammar | None = None) -> Sampler:
         """Draws tokens from the logits of the last feed(); close it after use. grammar: GBNF that they keep to.
 
         Raises EngineError for a grammar that llama.cpp can't read.

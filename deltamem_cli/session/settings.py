@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from deltamem_cli.engine import Sampling
+from deltamem_cli.engine import LazyGrammar, Sampling
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Settings:
     log: bool = True  # False: texts are not committed, states are
     remember_thinking: bool = False  # what a model thinks is written into the memory, too
     stop: tuple[str, ...] = ()  # an answer ends before the first of these
-    grammar: str | None = None  # in GBNF: what a reply must keep to
+    grammar: str | LazyGrammar | None = None  # in GBNF: what a reply must keep to
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from deltamem_cli.engine import EngineError, Sampling, Seat
+from deltamem_cli.engine import EngineError, LazyGrammar, Sampling, Seat
 
 # A message longer than the window leaves it in pieces of this part of the window.
 _PIECES = 4
@@ -131,7 +131,7 @@ class Window:
         write: bool,
         take: Callable[[int], int],
         max_tokens: int | None,
-        grammar: str | None = None,
+        grammar: str | LazyGrammar | None = None,
     ) -> Iterator[int]:
         """Draws tokens until the model ends its turn; each is in the window when it is yielded.
 

@@ -7,18 +7,19 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deltamem_cli.engine import Cancelled
+from deltamem_cli.engine import Cancelled, LazyGrammar
 from deltamem_cli.errors import DeltamemError
 from deltamem_cli.server.conversations.addressing import Address
 from deltamem_cli.server.conversations.history import History, Plan, plan
 from deltamem_cli.server.conversations.places import Place, Places, Ticket
-from deltamem_cli.server.problems import Problem, of_error
+from deltamem_cli.server.problems import Problem, invalid, of_error
 from deltamem_cli.session import documents
 from deltamem_cli.session.chat import ChatSession
 from deltamem_cli.session.request import replies
 from deltamem_cli.session.settings import TurnStats
 from deltamem_cli.session.thinking import Thought, parted
 from deltamem_cli.session.tools.calls import Call
+from deltamem_cli.session.tools.grammar import of_calls, once_begun
 from deltamem_cli.session.tools.reading import Reader, neutral
 from deltamem_cli.store import turns
 
@@ -31,7 +32,7 @@ class Question:
 
     settings: of Settings, in place of its own. Where read_only is among them nothing of the turn is kept. grammar: GBNF.
     think: whether the model is to think; None: as the conversation has it. tools: as Prompt takes them. after: the turn
-    that is gone on from; where others follow it, a branch goes on from there.
+    that is gone on from; where others follow it, a branch goes on from there. forced: tools of which one must be called.
     """
 
     history: History
@@ -44,6 +45,8 @@ class Question:
     think: bool | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     after: int | None = None
+    forced: Sequence[Mapping[str, Any]] = ()
+    one_call: bool = False  # of a tool, and no second one
 
     @property
     def read_only(self) -> bool:
@@ -178,8 +181,8 @@ class Answer:
         session.settings = replace(
             place.settings,
             **replies({**place.options, **question.options}),
-            stop=question.stop,
-            grammar=question.grammar,
+            stop=self._stop_words(),
+            grammar=question.grammar or self._call_grammar(),
             **({} if place.is_anonymous else question.settings),
         )
         if todo.show is not None:
@@ -236,6 +239,23 @@ class Answer:
         }
         if any(getattr(session.prompt, name) != value for name, value in wanted.items()):
             session.set_prompt(session.prompt.changed(**wanted))
+
+    def _stop_words(self) -> tuple[str, ...]:
+        question, end = self._question, self._places.tool_form.end
+        return (*question.stop, end) if question.tools and question.one_call and end else question.stop
+
+    def _call_grammar(self) -> str | LazyGrammar | None:
+        """What holds a call that must be made, or one that the model begins. Raises Problem."""
+        question, form = self._question, self._places.tool_form
+        if not question.tools:
+            return None
+        if not question.forced:
+            model = self._places.loaded.engine.model
+            return once_begun(form, question.tools, model, several=not question.one_call)
+        try:
+            return of_calls(form, question.forced)
+        except ValueError as error:
+            raise invalid(f"A tool's schema can't be followed ({str(error)[:200]}).", "tools") from None
 
     def _tell(self, pieces: Sequence[str]) -> None:
         for piece in pieces:

@@ -70,12 +70,14 @@ def ask(
             wanted,
             address,
             options,
-            (*stop, *offer.stop),
-            grammar or offer.grammar,
+            stop,
+            grammar,
             {"read_only": read_only},
             think=thinking(body),
             tools=offer.tools if offer.tools or history.has_calls else None,
             after=after,
+            forced=offer.forced,
+            one_call=offer.one_call,
         ),
     )
 

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deltamem_cli.server.problems import invalid
-from deltamem_cli.server.requests.options import schema_grammar
-from deltamem_cli.session.tools.calls import CLOSE, OPEN
 
 _MOST = 128
 
 
 @dataclass(frozen=True)
 class Offer:
-    """tools: as OpenAI's chat completions have them. grammar: GBNF of the call that must be made, if one must.
-
-    stop: words before which the reply ends, so that no second call follows the first.
-    """
+    """tools: as OpenAI's chat completions have them. forced: those of which one must be called, if one must."""
 
     tools: Sequence[Mapping[str, Any]] = ()
-    grammar: str | None = None
-    stop: tuple[str, ...] = ()
+    forced: Sequence[Mapping[str, Any]] = ()
+    one_call: bool = False
 
 
 def offered(body: Mapping[str, Any]) -> Offer:
@@ -34,10 +27,9 @@ def offered(body: Mapping[str, Any]) -> Offer:
     wanted = _wanted(choice, {tool["function"]["name"] for tool in tools})
     if choice == "none" or not tools:
         return Offer()
-    one_call = (CLOSE,) if body.get("parallel_tool_calls") is False else ()
-    forced = [tool["function"] for tool in tools if wanted is None or tool["function"]["name"] == wanted]
+    forced = [tool for tool in tools if wanted is None or tool["function"]["name"] == wanted]
     must = wanted is not None or choice == "required"
-    return Offer(tools, _grammar(forced) if must else None, one_call)
+    return Offer(tools, forced if must else (), body.get("parallel_tool_calls") is False)
 
 
 def _list(tools: object) -> Sequence[Any]:
@@ -72,32 +64,3 @@ def _wanted(choice: object, names: set[str]) -> str | None:
     if not isinstance(name, str) or name not in names:
         raise invalid("tool_choice must be auto, none, required or one of the tools.", "tool_choice")
     return name
-
-
-def _grammar(functions: Sequence[Mapping[str, Any]]) -> str:
-    """Of a call of one of them."""
-    definitions: dict[str, Any] = {}
-    calls = []
-    for i, function in enumerate(functions):
-        parameters = dict(function["parameters"])
-        for place in ("$defs", "definitions"):
-            own = parameters.pop(place, None) or {}
-            definitions |= {f"f{i}-{name}": _moved(each, f"f{i}-") for name, each in own.items()}
-        definitions[f"f{i}"] = _moved(parameters, f"f{i}-")
-        properties = {"name": {"const": function["name"]}, "arguments": {"$ref": f"#/$defs/f{i}"}}
-        calls.append({"type": "object", "properties": properties, "required": list(properties)})
-    schema = {"$defs": definitions, **(calls[0] if len(calls) == 1 else {"oneOf": calls})}
-    inside = re.sub(r"(?m)^root ::=", "call ::=", schema_grammar(schema, "tools"))
-    return f"root ::= {json.dumps(OPEN + chr(10))} call {json.dumps(chr(10) + CLOSE)}\n{inside}"
-
-
-def _moved(schema: Any, prefix: str) -> Any:
-    """A schema that became a part of a larger one, where what it refers to has a longer name."""
-    if isinstance(schema, list):
-        return [_moved(each, prefix) for each in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    moved = {key: _moved(value, prefix) for key, value in schema.items()}
-    if isinstance(schema.get("$ref"), str):
-        moved["$ref"] = re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", schema["$ref"])
-    return moved
