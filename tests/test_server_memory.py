@@ -213,6 +213,56 @@ def test_forgetting_the_last_turn_replays_what_was_said_while_it_waited(client: 
     assert [turn["turn"] for turn in client.get("show")["turns"]] == [1, 3]
 
 
+def test_turns_that_are_others_than_expected_are_neither_undone_nor_forgotten(client: Client) -> None:
+    id_, said = client.chat("talk", 3)
+    seen = [turn["created"] for turn in client.get("history")["turns"]]
+    client.post("undo")
+    client.say("talk", *said[:4], "another")
+    before = client.state(id_)
+    for dry_run in (True, False):
+        for word, fields in (
+            ("undo", {"expect": seen[2:]}),
+            ("undo", {"turns": 2, "expect": seen[1:]}),
+            ("undo", {"expect": seen[1:2]}),
+            ("undo", {"turns": 2, "expect": seen[1:2]}),
+            ("forget", {"turns": [3], "expect": seen[2:]}),
+            ("forget", {"turns": [1, 3], "expect": seen[::2]}),
+            ("forget", {"turns": [2], "expect": seen}),
+            ("forget", {"turns": [9], "expect": ["x"]}),
+        ):
+            error = client.post(word, 409, dry_run=dry_run, **fields)["error"]
+            assert (error["code"], error["param"]) == ("turns_changed", "expect"), (word, fields)
+    assert (client.state(id_), len(client.get("show")["turns"])) == (before, 3)
+    assert client.post("forget", turns=[2, 1], expect=seen[1::-1])["forgotten"] == [1, 2]
+    now = [turn["created"] for turn in client.get("history")["turns"]]
+    assert client.post("undo", expect=now)["undone"] == [3]
+
+
+@pytest.mark.parametrize(
+    "n_turns, word, fields, code",
+    [
+        (2, "undo", {}, 409),
+        (2, "forget", {"turns": [2]}, 409),
+        (3, "forget", {"turns": [2]}, 409),
+        (3, "forget", {"turns": [1]}, 200),
+    ],
+)
+def test_a_change_that_waited_does_not_hit_a_newer_turn_of_that_number(
+    client: Client, n_turns: int, word: str, fields: dict[str, Any], code: int
+) -> None:
+    id_, said = client.chat("talk", n_turns)
+    seen = [turn["created"] for turn in client.get("history")["turns"]]
+    expect = [seen[number - 1] for number in fields.get("turns", [2])]
+    with ThreadPoolExecutor() as pool:  # the second message is edited, so that another turn takes its number
+        speaking = pool.submit(client.say, "talk", *said[:2], "edited " * 1000)
+        while not any(place.busy for place in client.places.warm):
+            time.sleep(0.001)
+        client.post(word, code, conversation=id_, expect=expect, **fields)
+        speaking.result(120)
+    questions = [turn["messages"][0]["text"][:6] for turn in client.get("show")["turns"]]
+    assert questions == (["edited"] if code == 200 else ["walrus", "edited"])
+
+
 def test_reset_clears_the_memory_and_keeps_the_transcript_unless_told(client: Client) -> None:
     id_, said = client.chat("talk", 2)
     assert client.post("reset", conversation=id_)["states"] == 2
@@ -431,6 +481,9 @@ def test_without_an_adapter_what_needs_a_memory_says_so(home: Path, tiny_model: 
         ("forget", {"turns": ["1"]}, "turns: 1 is not a whole number"),
         ("forget", {}, "turns is missing"),
         ("reset", {"all": True, "conversation": "x"}, "all and conversation can't be used together"),
+        ("undo", {"expect": []}, "expect is an empty list"),
+        ("undo", {"expect": [1]}, "expect must be a list of texts"),
+        ("undo", {"expect": "2026"}, "expect must be a list of texts"),
         ("undo", {"profile": "no/such"}, "can't be a profile's name"),
         ("probe", {"question": " "}, "The question is empty"),
     ],

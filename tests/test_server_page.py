@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -202,6 +203,33 @@ def test_undo_and_forget_take_turns_out_of_page_and_memory(server: str, user: Us
     assert user.shown("#history .words") == ["Four.", "Two."]
     assert questions(place) == ["Two.", "Four."]
     assert not user.errors
+
+
+@pytest.mark.parametrize("control", ["#undo", "button[aria-label='Forget turn 2']"])
+def test_a_turn_that_became_another_one_while_the_page_asked_stays(
+    server: str, user: User, place: Path, control: str
+) -> None:
+    user.open(server)
+    for text in ("One.", "Two."):
+        user.say(text)
+    user.page.click(control)
+    with Store.open(place / "memory.db") as store:
+        (row,) = store.rows("SELECT id FROM conversations")
+    for path, body in (
+        ("/v1/memory/undo", {"conversation": row["id"]}),
+        ("/v1/chat/completions", {"conversation": row["id"], "messages": [{"role": "user", "content": "Other."}]}),
+    ):
+        urllib.request.urlopen(urllib.request.Request(server.rstrip("/") + path, json.dumps(body).encode())).read()
+    user.page.click("#dialog-yes")
+    user.page.wait_for_selector("text=has gone on meanwhile")
+    user.settled()
+    assert questions(place) == ["One.", "Other."]
+    assert user.shown("#history .words") == ["Other.", "One."], "and the page shows what is there now"
+    user.page.click(control)
+    user.page.click("#dialog-yes")
+    user.page.wait_for_selector("button[aria-label='Forget turn 2']", state="detached")
+    user.settled()
+    assert questions(place) == ["One."]
 
 
 def test_a_temporary_chat_is_kept_nowhere(server: str, user: User, place: Path) -> None:

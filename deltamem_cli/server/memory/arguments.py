@@ -18,6 +18,7 @@ _KINDS: Mapping[str, tuple[type, str]] = {
     "integer": (int, "a whole number"),
     "boolean": (bool, "true or false"),
     "array": (list, "a list of whole numbers"),
+    "texts": (list, "a list of texts"),
     "object": (dict, "an object"),
 }
 
@@ -27,7 +28,7 @@ class Field:
     """default: what it is where the request does not say. least: of a number, or of each in a list (array)."""
 
     name: str
-    kind: Literal["string", "integer", "boolean", "array", "object"]
+    kind: Literal["string", "integer", "boolean", "array", "texts", "object"]
     help: str
     default: Any = None
     required: bool = False
@@ -40,6 +41,8 @@ class Field:
             schema: dict[str, Any] = dict(number)
         elif self.kind == "array":
             schema = {"type": "array", "items": number, "minItems": 1}
+        elif self.kind == "texts":
+            schema = {"type": "array", "items": {"type": "string"}, "minItems": 1}
         else:
             schema = {"type": self.kind}
         return schema if self.default is None else {**schema, "default": self.default}
@@ -49,9 +52,12 @@ class Field:
         kind, words = _KINDS[self.kind]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise invalid(f"{self.name} must be {words}.", self.name)
-        numbers: list[Any] = [value] if self.kind == "integer" else value if isinstance(value, list) else []
-        if self.kind == "array" and not numbers:
+        each: list[Any] = value if isinstance(value, list) else [value]
+        if not each:
             raise invalid(f"{self.name} is an empty list.", self.name)
+        if self.kind == "texts" and not all(isinstance(text, str) for text in each):
+            raise invalid(f"{self.name} must be {words}.", self.name)
+        numbers = each if self.kind in ("integer", "array") else []
         for number in numbers:
             if isinstance(number, bool) or not isinstance(number, int) or not self.least <= number <= _LARGEST:
                 raise invalid(f"{self.name}: {str(number)[:20]} is not a whole number from {self.least} on.", self.name)

@@ -50,6 +50,7 @@ async def undo(request: Request, said: Said) -> Document:
 
     def work(store: Store) -> Document:
         numbers = [turn.number for turn in turns.all_of(store, found.id, messages=False)]
+        _check_seen(store, found.id, numbers[-count:], said["expect"])
         if count > len(numbers):
             raise invalid(f"Can't undo {count} turns: conversation {found.id} has {len(numbers)}.", "turns")
         if not dry_run:
@@ -106,21 +107,22 @@ async def rename(request: Request, said: Said) -> Document:
 async def forget(request: Request, said: Said) -> Document:
     """Forget turns as if they had never been said: their text goes, and the later turns are replayed without them."""
     numbers, dry_run = sorted(set(said["turns"])), said["dry_run"]
+
+    def plan(store: Store, id_: str) -> forgetting.Plan:
+        _check_seen(store, id_, said["turns"], said["expect"])
+        return forgetting.plan(store, id_, numbers)
+
     found, profile, planned = await stored.read(
         request,
         said,
-        lambda store, found: (
-            found,
-            profiles.get(store, found.profile),
-            forgetting.plan(store, found.id, numbers),
-        ),
+        lambda store, found: (found, profiles.get(store, found.profile), plan(store, found.id)),
     )
 
     def describe(result: Forgotten) -> Document:
         return documents.forgotten(found.id, result, dry_run=dry_run)
 
     def without_model(store: Store) -> Document:
-        if forgetting.plan(store, found.id, numbers).later:
+        if plan(store, found.id).later:
             raise _MoreWasSaid
         return describe(forgetting.forget(store, found.id, None, numbers, dry_run=dry_run))
 
@@ -133,6 +135,7 @@ async def forget(request: Request, said: Said) -> Document:
         session = place.session
 
         def work() -> Document:
+            plan(place.store, found.id)  # while this waited, a turn may have come to be another one
             document = describe(
                 forgetting.forget(
                     place.store,
@@ -313,6 +316,21 @@ async def _save_body(request: Request, path: Path) -> None:
         raise Problem(408, f"The file did not come within {_FILE_SECONDS:.0f} seconds: send it at once.") from None
     except ClientDisconnect:
         raise Problem(499, "The client left.") from None
+
+
+def _check_seen(store: Store, conversation: str, numbers: Sequence[int], expect: Sequence[str] | None) -> None:
+    """Raises Problem where the turns of these numbers are not those that the request expects, by when they were made."""
+    if expect is None:
+        return
+    created = {turn.number: turn.created for turn in turns.all_of(store, conversation, messages=False)}
+    if [created.get(number) for number in numbers] != list(expect):
+        raise Problem(
+            409,
+            f"Conversation {conversation} has gone on meanwhile, and its turns are not the expected ones, so nothing was "
+            "changed: look at its history again.",
+            code="turns_changed",
+            param="expect",
+        )
 
 
 async def _meant(request: Request, said: Said) -> Conversation:

@@ -165,6 +165,11 @@ _CONVERSATION = Field(
 )
 _PROFILE = Field("profile", "string", "Default: the API key's, else the server's.")
 _WHICH = (_CONVERSATION, _PROFILE)
+_EXPECT = Field(
+    "expect",
+    "texts",
+    "When the turns that are meant were created, as history tells it, in their order: 409 if they are others by now.",
+)
 _DRY_RUN = Field("dry_run", "boolean", "Only say what would be done.", False)
 _LAYER = Field("layer", "integer", "Only this layer's numbers.")
 _COLUMNS = Field("columns", "integer", "Layers beside each other in a picture.", 6, least=1)
@@ -190,13 +195,13 @@ OPERATIONS = (
     Operation(
         "undo",
         _changing(changes.undo),
-        (*_WHICH, Field("turns", "integer", "How many.", 1, least=1), _DRY_RUN),
+        (*_WHICH, Field("turns", "integer", "How many.", 1, least=1), _EXPECT, _DRY_RUN),
         "POST",
     ),
     Operation(
         "forget",
         _changing(changes.forget),
-        (*_WHICH, Field("turns", "array", "Numbers of the turns.", required=True, least=1), _DRY_RUN),
+        (*_WHICH, Field("turns", "array", "Numbers of the turns.", required=True, least=1), _EXPECT, _DRY_RUN),
         "POST",
     ),
     Operation(

@@ -17,6 +17,7 @@ from deltamem_cli.server.conversations import addressing
 from deltamem_cli.server.conversations.addressing import Address
 from deltamem_cli.server.conversations.asking import Answer
 from deltamem_cli.server.memory import changes
+from deltamem_cli.server.memory.stored import read as read_conversation
 from deltamem_cli.server.openai.response_items import Items
 from deltamem_cli.server.problems import Problem, invalid
 from deltamem_cli.server.requests import options
@@ -248,8 +249,11 @@ async def deleted(request: Request) -> Response:
     try:
         if not found:
             raise NotFound(name)
-        said = {"conversation": found[1], "profile": None, "turns": [int(found[2])], "dry_run": False}
-        await changes.forget(request, said)
+        number = int(found[2])
+        said = {"conversation": found[1], "profile": None, "turns": [number], "dry_run": False}
+        # not one that takes the number while this waits
+        turn = await read_conversation(request, said, lambda store, one: turns.get(store, one.id, number))
+        await changes.forget(request, {**said, "expect": [turn.created]})
     except (NotFound, Problem) as error:
         if isinstance(error, Problem) and error.code != "not_found":
             raise

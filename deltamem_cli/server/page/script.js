@@ -9,7 +9,7 @@ let key = sessionStorage.getItem("dmem-key");
 let model = ""; // as the server calls it
 let profile = ""; // of what is listed, and of new conversations
 let current = null; // {id, name, profile, title}: id is null until the first turn is kept; null in a temporary chat
-let turns = []; // {turn, kind, question, answer, thought, interrupted, kept}: what is shown
+let turns = []; // {turn, created, kind, question, answer, thought, interrupted, kept}: what is shown
 let running = null; // AbortController of the reply that is being drawn
 let busy = false; // something is being changed
 let shownTurn = null; // the turn whose difference is drawn; null: the memory as it is
@@ -230,7 +230,7 @@ async function reload() {
 function turnOf(one) {
   const text = (role) => one.messages.find((message) => message.role === role)?.text;
   const [question, answer, thought] = ["user", "assistant", "thinking"].map(text);
-  return { turn: one.turn, kind: one.kind, question, answer, thought, interrupted: one.interrupted, kept: true };
+  return { turn: one.turn, created: one.created, kind: one.kind, question, answer, thought, interrupted: one.interrupted, kept: true };
 }
 
 // The chat
@@ -324,7 +324,7 @@ async function send() {
   const mine = visit;
   const control = (running = new AbortController());
   head();
-  const turn = { turn: null, kind: "chat", question: text, answer: "", thought: "", interrupted: false, kept: !temporary && !readOnly };
+  const turn = { turn: null, created: null, kind: "chat", question: text, answer: "", thought: "", interrupted: false, kept: !temporary && !readOnly };
   const done = await trying(async () => {
     if (!temporary && current.id) await catchUp();
     if (mine !== visit) return false;
@@ -360,7 +360,8 @@ async function send() {
 async function catchUp() {
   const found = await read("history", { conversation: current.id });
   const kept = turns.filter((turn) => turn.kept);
-  const same = found.turns.length === kept.length && found.turns.every((one, i) => one.turn === kept[i].turn);
+  const is = (one, known) => one.turn === known.turn && one.created === (known.created ?? one.created);
+  const same = found.turns.length === kept.length && found.turns.every((one, i) => is(one, kept[i]));
   if (!same) await reload();
 }
 
@@ -451,6 +452,10 @@ async function remembered() {
   const note = temporary ? "A temporary chat reads and writes no memory." : current.id ? "" : "Nothing is remembered yet.";
   const found = note ? { turns: [] } : await read("history", { conversation: current.id });
   if (mine !== visit) return;
+  for (const one of found.turns) {
+    const shown = turns.find((turn) => turn.turn === one.turn);
+    if (shown) shown.created ??= one.created;
+  }
   const written = found.turns.filter((turn) => turn.norm !== null);
   if (!found.turns.some((turn) => turn.turn === shownTurn)) shownTurn = null;
   $("memory-note").textContent = note || (written.length ? "" : "Nothing is remembered yet.");
@@ -463,7 +468,7 @@ async function remembered() {
 }
 
 function past(turn, most) {
-  const question = turns.find((one) => one.turn === turn.turn)?.question ?? `(${turn.kind})`;
+  const question = turns.find((one) => one.created === turn.created)?.question ?? `(${turn.kind})`;
   const name = `turn ${turn.turn}`;
   const row = make("div", { className: "row" }, make("span", { text: `${turn.turn}` }));
   if (turn.norm !== null) {
@@ -473,7 +478,7 @@ function past(turn, most) {
       make("button", { type: "button", text: "Change", ariaLabel: `Show what ${name} changed`, onclick: () => trying(() => look(turn.turn)) }),
     );
   } else row.append(make("span", { className: "pale", text: "wrote nothing" }));
-  row.append(make("button", { type: "button", text: "Forget", ariaLabel: `Forget ${name}`, onclick: () => forget(turn.turn, question) }));
+  row.append(make("button", { type: "button", text: "Forget", ariaLabel: `Forget ${name}`, onclick: () => forget(turn, question) }));
   return make("li", {}, make("div", { className: "words", text: question, title: question.slice(0, 500) }), row);
 }
 
@@ -537,22 +542,18 @@ async function undo() {
   if (!last) return;
   const text = `“${(last.question ?? "").slice(0, 200)}” and its answer are deleted, and the memory is exactly what it was before.`;
   if (!(await ask({ title: `Undo turn ${last.turn}?`, text, yes: "Undo" }))) return;
-  const done = await changing("Undoing", async () => {
-    const now = (await read("history", { conversation: current.id })).turns.at(-1)?.turn;
-    if (now !== last.turn) throw new Problem("The conversation has gone on meanwhile, so nothing was undone: look at it again.");
-    return change("undo", { conversation: current.id });
-  });
+  const done = await changing("Undoing", () => change("undo", { conversation: current.id, expect: [last.created ?? ""] }));
   if (done && !$("question").value && last.kind === "chat") $("question").value = last.question ?? "";
   grow();
   $("question").focus();
 }
 
-async function forget(turn, question) {
+async function forget({ turn, created }, question) {
   const later = turns.filter((one) => one.kept && one.turn > turn).length;
   const replay = later ? ` ${count(later, "later turn")} will be replayed without it, which takes a while.` : "";
   const text = `“${question.slice(0, 200)}” is deleted, as if it had never been said.${replay}`;
   if (!(await ask({ title: `Forget turn ${turn}?`, text, yes: "Forget" }))) return;
-  await changing("Forgetting", () => change("forget", { conversation: current.id, turns: [turn] }));
+  await changing("Forgetting", () => change("forget", { conversation: current.id, turns: [turn], expect: [created] }));
   $("undo").focus();
 }
 
