@@ -8,11 +8,22 @@ from typing import Any
 
 import pytest
 
-from deltamem_cli.episodes import HELD_OUT, TRAIN, VALIDATION, Episode, Fact, Utterance, generate_episode, spoken
+from deltamem_cli.episodes import (
+    HELD_OUT,
+    TRAIN,
+    VALIDATION,
+    Episode,
+    Fact,
+    Utterance,
+    generate_episode,
+    requests,
+    spoken,
+)
 from deltamem_cli.episodes import phrasings as p
 from deltamem_cli.episodes.conversation import draw_conversation, draw_kinds, other_values, told_prompt
 from deltamem_cli.episodes.episode import talk_prompt
 from deltamem_cli.episodes.kinds import KINDS, Kind, kinds_of
+from deltamem_cli.episodes.requests import REQUESTS, WORDS, draw_request
 from deltamem_cli.episodes.split import phrasings_of
 from deltamem_cli.episodes.spoken import Everyday, Short
 from deltamem_cli.episodes.values import values, vocabulary
@@ -62,6 +73,7 @@ def test_no_phrasing_is_in_two_parts() -> None:
     for lists in (p.WRAPPED, p.CORRECTED, p.ASKED_WRAPPED):
         assert disjoint([set(p.of_part(lists, part)) for part in PARTS])
     assert disjoint([set(phrasings_of(p.TOPICS, part)) for part in PARTS])
+    assert disjoint([set(phrasings_of(REQUESTS, part)) for part in PARTS])
     assert disjoint([other_texts(part) for part in PARTS])
 
 
@@ -72,6 +84,22 @@ def test_the_models_own_talk_is_asked_for_in_words_of_its_part() -> None:
         said = talk_prompt(rng)
         assert said not in {question for question, _ in p.talk(HELD_OUT)}
         assert not any(said == t.replace("{t}", v) for t in p.TOPICS for v in held_out)
+
+
+def test_ordinary_requests_are_in_words_of_their_part_with_nothing_left_open() -> None:
+    rng = random.Random(4)
+    assert len(set(REQUESTS)) == len(REQUESTS)
+    drawn = {part: {draw_request(rng, part) for _ in range(1500)} for part in (TRAIN, HELD_OUT)}
+    assert len(drawn[TRAIN]) > 600 and not drawn[TRAIN] & drawn[HELD_OUT]
+    assert not any("{" in said or " a a" in said for part in drawn.values() for said in part)
+    words = {word for name in WORDS for word in requests.words(name, HELD_OUT)}
+    assert not {word for word in words if any(f" {word}." in said or f" {word}?" in said for said in drawn[TRAIN])}
+
+
+def test_a_good_part_of_ordinary_talk_is_short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltamem_cli.episodes.episode.draw_request", lambda rng, part: "a request")
+    rng = random.Random(5)
+    assert 90 < [talk_prompt(rng) for _ in range(300)].count("a request") < 180
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from deltamem_cli.episodes import phrasings
 from deltamem_cli.episodes.kinds import Kind, kinds_of
+from deltamem_cli.episodes.requests import draw_request
 from deltamem_cli.episodes.split import TRAIN, phrasings_of
 from deltamem_cli.episodes.values import values
 
 TOLD, UPDATED, UNKNOWN = "told", "updated", "unknown"
+REQUEST_SHARE, TALK_SHARE = 0.45, 0.15  # of ordinary prompts; the others are about a topic
 
 
 class Fact(NamedTuple):
@@ -78,7 +80,10 @@ def _ask(rng: random.Random, kind: Kind, part: str) -> str:
 
 def talk_prompt(rng: random.Random, part: str = TRAIN) -> str:
     """Something ordinary to say that tells no fact, to be answered by whoever it is said to."""
-    if rng.random() < 0.25:
+    which = rng.random()
+    if which < REQUEST_SHARE:
+        return draw_request(rng, part)
+    if which < REQUEST_SHARE + TALK_SHARE:
         return rng.choice(phrasings.talk(part))[0]
     topic = rng.choice(values(rng.choice(phrasings.TOPIC_VOCABULARIES), part))
     return rng.choice(phrasings_of(phrasings.TOPICS, part)).replace("{t}", topic)
