@@ -69,6 +69,9 @@ def operator_new(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PROJECTION = 32 * 4  # bytes of a token's or a span's q, k, v and gates
 
 
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer has an operator new of its own"
+)
 @pytest.mark.parametrize(
     ("compute", "size"),
     [
