@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deltamem_cli.text import STEERING
+
 SEED = 16
 MEMORY = 200 * 2**20  # beyond the largest of the files
 _AT_ONCE = 100  # files on the disk
@@ -54,4 +56,5 @@ def trial(
 
 
 def is_sentence(text: str) -> bool:
-    return bool(text) and text.isprintable() and len(text) < 1000
+    """One line, with nothing that steers a terminal; joiners and the like may stand in it."""
+    return bool(text) and not STEERING.search(text) and len(text) < 1000

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from trial import is_sentence
+
 from deltamem_cli.errors import DeltamemError
 
 SECONDS = 10.0  # of the processor: a busy machine is no hang
@@ -202,7 +204,7 @@ def database() -> Reader:
 
 
 def _check(said: str) -> None:
-    assert said and said.isprintable() and len(said) < 1000, said
+    assert is_sentence(said), said
 
 
 def main(kind: str, *arguments: str) -> None:
